@@ -1,0 +1,14 @@
+#!/bin/sh
+# Resolve pyproject.toml into hashed requirement files, newest first: run it to update, review the diff, commit.
+# Addresses of package indexes never go in: a file with only names, versions and hashes installs from any mirror.
+set -eu
+cd "$(dirname "$0")/.."
+compile() {
+    out=$1; shift
+    .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+        --no-emit-find-links --no-annotate --custom-compile-command "requirements/compile.sh" "$@" \
+        --output-file "requirements/$out.txt" pyproject.toml
+}
+compile operator --extra operator
+compile gateway --extra gateway
+compile dev --extra operator --extra gateway --group dev
