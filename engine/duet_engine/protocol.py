@@ -28,7 +28,7 @@ DEMAND_PATH = "/duet/demand"
 PLAN_PATH = "/duet/plan"
 
 DISPATCH_FIELD = "duet"
-"""Field of a request's JSON body that carries a `Dispatch`. Gateways strip the client's own; engines trust only them."""
+"""Field of a request's JSON body that carries a `Dispatch`. Gateways strip the client's own."""
 REFUSAL_HEADER = "x-duet-refused"
 """Response header with a `RefusalReason`: this worker did nothing for the request, another may take it at once."""
 ROUTE_HEADER = "x-duet-route"
@@ -326,7 +326,7 @@ class Refusal(Message):
 
 
 class Histogram(Message):
-    """Monotonic counts per bucket: `counts[i]` observations in (`bounds[i-1]`, `bounds[i]`]; the last count is overflow.
+    """Monotonic counts per bucket: `counts[i]` observations in (`bounds[i-1]`, `bounds[i]`]; the last is overflow.
 
     Documents of one instance are subtracted count by count; those of several instances with equal bounds are added.
     """
