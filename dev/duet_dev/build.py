@@ -1,0 +1,171 @@
+"""Build the cluster's Go binaries once, from the pinned modules in `dev/tools`, into the cache.
+
+Invariant: a binary lies at its final path only when it is whole. Its folder is named after a digest of the module's
+go.mod and go.sum and of the build flags, so a changed pin is another folder and an unchanged one is never rebuilt.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import signal
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from duet_dev.errors import DevError
+from duet_dev.paths import TOOLS, cache_root
+from duet_dev.progress import JobProgress, announced, say
+from duet_dev.toolchain import find_go, required_version
+
+COMMON_FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly")
+VERSION_PACKAGE = "k8s.io/component-base/version"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One binary: which module folder under `dev/tools` pins it and which package it is."""
+
+    name: str
+    module: str
+    package: str
+
+
+def _kubernetes(name: str) -> Tool:
+    return Tool(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}")
+
+
+ETCD = Tool("etcd", "etcd", "go.etcd.io/etcd/server/v3")
+API_SERVER = _kubernetes("kube-apiserver")
+CONTROLLER_MANAGER = _kubernetes("kube-controller-manager")
+SCHEDULER = _kubernetes("kube-scheduler")
+KUBECTL = _kubernetes("kubectl")
+HELM = Tool("helm", "helm", "helm.sh/helm/v4/cmd/helm")
+
+ALL_TOOLS = (ETCD, API_SERVER, KUBECTL, CONTROLLER_MANAGER, SCHEDULER, HELM)
+PARTS: Mapping[str, tuple[Tool, ...]] = {
+    "all": ALL_TOOLS,
+    "apiserver": (ETCD, API_SERVER, KUBECTL),
+    "controllers": (ETCD, API_SERVER, KUBECTL, CONTROLLER_MANAGER),
+}
+
+
+def binary_path(tool: Tool) -> Path:
+    """Where the tool's binary lies, or will lie once it is built."""
+    module = TOOLS / tool.module
+    digest = module_digest(module, flags=(*COMMON_FLAGS, linker_flags(module), platform.machine()))
+    return cache_root() / "bin" / f"{tool.module}-{digest}" / tool.name
+
+
+def missing(tools: Iterable[Tool]) -> list[Tool]:
+    return [tool for tool in tools if not binary_path(tool).is_file()]
+
+
+def module_digest(module: Path, *, flags: Iterable[str]) -> str:
+    """Short digest of what decides a module's binaries."""
+    content = hashlib.sha256()
+    for name in ("go.mod", "go.sum"):
+        content.update((module / name).read_bytes() + b"\0")
+    content.update("\0".join(flags).encode())
+    return content.hexdigest()[:12]
+
+
+def linker_flags(module: Path) -> str:
+    """Strip, and stamp Kubernetes' version: without it `kubeVersion` in a Helm chart is never satisfied."""
+    found = re.search(r"^\s*k8s\.io/kubernetes v((\d+)\.(\d+)\.\S+)", (module / "go.mod").read_text(), re.MULTILINE)
+    if not found:
+        return "-s -w"
+    version, major, minor = found.groups()
+    stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    return " ".join(["-s -w", *(f"-X {VERSION_PACKAGE}.{name}={value}" for name, value in stamps.items())])
+
+
+def build(tools: Iterable[Tool] = ALL_TOOLS) -> None:
+    """Build what is missing; returns at once when nothing is."""
+    wanted = list(tools)
+    if not missing(wanted):
+        return
+    with _build_lock():
+        # What another build made while this one waited for the lock is not built again.
+        todo = missing(wanted)
+        if not todo:
+            return
+        modules = {tool.module: TOOLS / tool.module for tool in todo}
+        go = find_go(required_version(modules.values()))
+        for tool in todo:
+            _build_one(go, tool)
+
+
+@contextmanager
+def _build_lock() -> Iterator[None]:
+    folder = cache_root() / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another build is running; waiting for it to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Under the lock any partial output is of a build that was killed.
+        for partial in folder.glob("*/.partial-*"):
+            partial.unlink()
+        yield
+
+
+def _build_one(go: Path, tool: Tool) -> None:
+    module, target = TOOLS / tool.module, binary_path(tool)
+    flags = [*COMMON_FLAGS, "-ldflags", linker_flags(module)]
+    packages = _packages_to_compile(go, tool, flags)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".partial-{tool.name}")
+    command = [str(go), "build", "-v", "-p", str(_cores()), *flags, "-o", str(partial), tool.package]
+    with JobProgress(f"building {tool.name}", total=packages) as progress:
+        for line in _go_lines(command, cwd=module):
+            if line.startswith("go: "):
+                progress.describe(line.removeprefix("go: "))
+            else:
+                progress.advance(line)
+    partial.replace(target)
+
+
+def _packages_to_compile(go: Path, tool: Tool, flags: list[str]) -> int:
+    """How many packages the build cache lacks; downloads the modules on the way."""
+    template = '{{if ne .StaleReason "not installed but available in build cache"}}{{.ImportPath}}{{end}}'
+    command = [str(go), "list", "-deps", "-f", template, *flags, tool.package]
+    with announced(f"fetching what {tool.name} is made of"):
+        lines = [line for line in _go_lines(command, cwd=TOOLS / tool.module) if not line.startswith("go: ")]
+    return len([line for line in lines if line])
+
+
+def _go_lines(command: list[str], *, cwd: Path) -> Iterator[str]:
+    """What a `go` command prints, line by line; ends it when the reader stops, raises when it fails."""
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "TERM", "--", *command],
+        cwd=cwd,
+        env={**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    recent: list[str] = []
+    try:
+        for raw in process.stdout:
+            line = raw.rstrip()
+            recent = [*recent[-20:], line]
+            yield line
+        if process.wait():
+            raise DevError(f"`{' '.join(command[:2])}` failed:\n" + "\n".join(recent))
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+        process.stdout.close()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
