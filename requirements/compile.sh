@@ -12,3 +12,8 @@ compile() {
 compile operator --extra operator
 compile gateway --extra gateway
 compile dev --extra operator --extra gateway --group dev
+# The installer of dev.txt, alone: the first thing that an empty environment gets.
+{
+    echo "# What installs requirements/dev.txt; made by requirements/compile.sh"
+    sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^ /p}' requirements/dev.txt
+} > requirements/bootstrap.txt

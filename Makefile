@@ -1,0 +1,43 @@
+# Every target does its own set-up: Python packages into .venv, Go binaries into $(DUET_CACHE), default ~/.cache/duet.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+python := .venv/bin/python
+
+TRACE ?=
+SPEED ?=
+MINUTES ?=
+demo_options := $(if $(TRACE),--trace $(TRACE)) $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+.PHONY: help setup binaries demo test test-fast lint format crds clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup:  ## .venv with everything that Python needs
+	@dev/setup.sh
+
+binaries: setup  ## the Kubernetes control plane, kubectl and Helm, built once (five minutes)
+	@$(python) -m duet_dev build
+
+demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=file SPEED=n MINUTES=n)
+	@$(python) -m duet_dev.demo $(demo_options)
+
+test: binaries  ## all tests
+	@DUET_REQUIRE_CLUSTER=1 $(python) -m pytest
+
+test-fast: setup  ## the tests of the daily round: at most three minutes
+	@$(python) -m pytest -m "not cluster and not slow"
+
+lint: setup  ## style, types and import contracts
+	@ruff check . && ruff format --check . && mypy && lint-imports
+
+format: setup  ## rewrite to the project's style
+	@ruff check --fix . ; ruff format .
+
+crds: setup  ## regenerate crds/ and the chart's copy from the models
+	@$(python) -m duet_operator.api.crd > crds/duetserve.io_duetdeployments.yaml
+	@cp crds/duetserve.io_duetdeployments.yaml charts/duet/crds/
+
+clean:  ## remove .venv and reports; the cache of binaries stays
+	@rm -rf .venv demo-report
