@@ -1,0 +1,84 @@
+"""The gateway in front of the pools, and further sources of signals."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from duet_operator.api.base import ApiModel, DnsLabel, NotSupportedYet, ObjectName, PatchObject, Rule
+
+
+class ServiceSpec(ApiModel):
+    """The Service in front of the gateway."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    """Type of the Service. Default ClusterIP: reachable inside the cluster. Live."""
+    annotations: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]] = Field(
+        default_factory=dict, max_length=64
+    )
+    """Annotations of the Service, for load balancers and DNS. Default: none. Live."""
+
+
+class SecretName(ApiModel):
+    """A Secret in the same namespace."""
+
+    secret_name: ObjectName
+    """Name of the Secret, mounted into gateway pods and reloaded on change; the operator never reads it. Required."""
+
+
+class HoldSpec(ApiModel):
+    """How requests wait at the gateway while no worker may take them."""
+
+    max_requests: int = Field(default=1000, ge=0, le=1_000_000)
+    """Most requests that wait at one gateway pod. Default 1000. Beyond it requests get 429 with Retry-After. Live."""
+    max_bytes: int = Field(default=268_435_456, ge=0, le=1_099_511_627_776)
+    """Most bytes of waiting requests at one gateway pod. Default 268435456 (256 MiB). Live."""
+    timeout_seconds: int = Field(default=300, ge=1, le=3600)
+    """Longest wait of a request, in seconds. Default 300; it should exceed a cold start. After it the request gets
+    503 with Retry-After. Live."""
+
+
+class GatewaySpec(ApiModel):
+    """The gateway that routes requests to workers."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            expression="self.enabled || !has(self.tls)",
+            message="{path}.tls needs the gateway; set {path}.enabled to true or remove tls",
+            field=".tls",
+        ),
+        Rule(
+            expression="self.enabled || !has(self.apiKeys)",
+            message="{path}.apiKeys needs the gateway; set {path}.enabled to true or remove apiKeys",
+            field=".apiKeys",
+        ),
+    )
+
+    enabled: bool = True
+    """Whether Duet runs its own gateway. Default true. Without it any router may send requests to the pools, and
+    there is no deflection, so prefill.minReplicas must be 1 or more. A change starts or removes gateway pods."""
+    replicas: int = Field(default=2, ge=1, le=100)
+    """Gateway pods. Default 2. Up to twice as many run while the gateway itself is the bottleneck. Live."""
+    service: ServiceSpec = ServiceSpec()
+    """The Service that clients call, named as the object, port 80. Default: ClusterIP. Live."""
+    tls: NotSupportedYet[SecretName | None] = None
+    """Secret of type kubernetes.io/tls, with which the gateway serves HTTPS. Default: plain HTTP. A change rolls
+    gateway pods."""
+    api_keys: NotSupportedYet[SecretName | None] = None
+    """Secret with hashed API keys and the classes they belong to. Default: no keys are asked for. A change rolls
+    gateway pods; a change inside the Secret is live."""
+    hold: NotSupportedYet[HoldSpec] = HoldSpec()
+    """How requests wait at the gateway while no worker may take them. Default: 1000 requests, 256 MiB, 300 seconds.
+    Live."""
+    template: PatchObject | None = None
+    """Strategic merge patch for the gateway's pod template (a PodTemplateSpec; the container is named gateway).
+    Default: none. A change rolls gateway pods."""
+
+
+class SignalsSpec(ApiModel):
+    """Further sources of signals."""
+
+    prometheus: DnsLabel | None = None
+    """Name of a Prometheus endpoint in the operator's settings; never an address, so that objects can't make the
+    operator call arbitrary ones. Default: none. Live."""

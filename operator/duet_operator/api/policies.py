@@ -1,0 +1,43 @@
+"""Where prefill work runs: deflection, SM multiplexing and routing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from duet_operator.api.base import ApiModel, NotSupportedYet, not_supported_yet
+
+
+class DeflectionSpec(ApiModel):
+    """Prefill on decode workers. All of it is live."""
+
+    mode: Annotated[Literal["Auto", "Paper", "Off"], not_supported_yet({"Paper": "Auto"})] = "Auto"
+    """When a prompt is prefilled on a decode worker. Default Auto: only when the prefill path endangers its TTFT
+    objective. Paper: by the rule of Kairos, for comparison. Off: never; prefill.minReplicas must be 1 or more then.
+    Quote "Off": a bare Off is a boolean in YAML. Live."""
+    alpha_percent: NotSupportedYet[int] = Field(default=130, ge=100, le=1000)
+    """How much slower than the decode path the prefill path must be predicted to be, in percent. Default 130: 1.3
+    times as slow. A larger one deflects less. Live."""
+    beta_percent: NotSupportedYet[Annotated[int, Field(ge=1, le=100)] | None] = None
+    """Part of the ITL objective that a deflected chunk may use up, in percent. Default: measured from the error of
+    the step predictions, starting at 85. A smaller one protects running requests more. Live."""
+
+
+class MultiplexingSpec(ApiModel):
+    """Prefill and decode at once on disjoint SMs of one GPU. All of it is live."""
+
+    mode: Literal["Auto", "On", "Off"] = "Auto"
+    """Whether a worker may split its SMs between prefill and decode. Default Auto: where the self-test at start
+    passed on this GPU. On: a worker whose self-test fails stays unready. Off: mixed batches only. Quote "On" and
+    "Off": bare they are booleans in YAML. Live."""
+    max_look_ahead: int = Field(default=8, ge=1, le=64)
+    """Most decode steps inside one prefill step. Default 8. More saves launches and delays new requests. Live."""
+
+
+class RoutingSpec(ApiModel):
+    """How the gateway chooses workers."""
+
+    policy: Literal["Auto", "GateAndRoute", "LeastTTFT", "RoundRobin"] = "Auto"
+    """How the gateway chooses among workers. Default Auto: the least predicted TTFT, with a gate when demand exceeds
+    capacity. The others are for comparison. Live."""
