@@ -1,0 +1,106 @@
+"""How far a cluster is kept apart from this machine, best first.
+
+Invariant: inside a private network namespace every pod and service address is local to it, so no packet of a
+cluster can leave; where none can be made, everything stays on loopback addresses and what then fails is said.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from duet_dev.config import SERVICE_NETWORK
+from duet_dev.errors import DevError
+
+POD_NETWORK = "10.244.0.0/16"
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """Namespaces to make (`unshare`) and to enter (`nsenter`); none means loopback addresses of this machine."""
+
+    name: str
+    unshare: tuple[str, ...]
+    nsenter: tuple[str, ...]
+    pod_network: str = "10.244.0.0/18"
+    mounts: bool = True
+    warning: str = ""
+
+    def wrapped(self, command: Sequence[str]) -> list[str]:
+        """The command in namespaces of its own. The shell stays its parent: as process 1 it reaps orphans."""
+        if not self.unshare:
+            return list(command)
+        routes = "".join(f"ip route add local {net} dev lo; " for net in (POD_NETWORK, SERVICE_NETWORK))
+        script = f'ip link set lo up; {routes}"$@"; exit $?'
+        return ["unshare", *self.unshare, "--", "sh", "-ec", script, "sh", *command]
+
+    def entered(self, pid: int, command: Sequence[str]) -> list[str]:
+        """The command in the namespaces of a process of the cluster, in the same working folder."""
+        if not self.nsenter:
+            return list(command)
+        return ["nsenter", f"--target={pid}", *self.nsenter, f"--wdns={Path.cwd()}", "--", *command]
+
+
+USER = ("--user", "--map-root-user")
+PROCESSES = ("--pid", "--mount-proc", "--fork", "--kill-child=KILL")
+ENTER_USER = ("--user", "--preserve-credentials")
+
+VARIANTS = (
+    Isolation(
+        "user+network+process",
+        unshare=(*USER, "--net", *PROCESSES),
+        nsenter=(*ENTER_USER, "--net", "--pid", "--mount"),
+    ),
+    Isolation(
+        "user+network",
+        unshare=(*USER, "--net", "--mount"),
+        nsenter=(*ENTER_USER, "--net", "--mount"),
+    ),
+    Isolation(
+        "network+process",
+        unshare=("--net", *PROCESSES),
+        nsenter=("--net", "--pid", "--mount"),
+    ),
+)
+HOST = Isolation("host", unshare=(), nsenter=())
+LOOPBACK = Isolation(
+    "loopback",
+    unshare=(),
+    nsenter=(),
+    pod_network="127.64.0.0/18",
+    mounts=False,
+    warning=(
+        "user and network namespaces are forbidden here, so pods get 127.64.x addresses: Services route to "
+        "nothing (EndpointSlices refuse loopback addresses), pod volumes aren't mounted, only one such cluster "
+        "runs at a time; allow it with `sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=1000`"
+        " (and, with AppArmor, `kernel.apparmor_restrict_unprivileged_userns=0`) or run as root"
+    ),
+)
+
+BY_NAME = {isolation.name: isolation for isolation in (*VARIANTS, HOST, LOOPBACK)}
+
+
+@functools.cache
+def best() -> Isolation:
+    """The best that this machine allows."""
+    for command, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+        if not shutil.which(command):
+            raise DevError(f"`{command}` is missing: apt-get install {package}")
+    for variant in VARIANTS:
+        if ("--user" in variant.unshare or os.geteuid() == 0) and _works(variant):
+            return variant
+    return LOOPBACK
+
+
+def _works(variant: Isolation) -> bool:
+    probe = subprocess.run(
+        variant.wrapped(["true"]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=20,
+    )
+    return probe.returncode == 0
