@@ -145,5 +145,5 @@ ObjectName = Annotated[
 PatchObject = dict[str, Any]
 """A part of another Kubernetes type, kept as it is; that type's own validation applies when it's used."""
 
-Quantities = Annotated[dict[Annotated[str, Field(max_length=64)], int], Field(max_length=64)]
+Quantities = Annotated[dict[str, int], Field(max_length=64)]
 """Named whole numbers; each name ends with its unit."""

@@ -14,9 +14,7 @@ class ServiceSpec(ApiModel):
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     """Type of the Service. Default ClusterIP: reachable inside the cluster. Live."""
-    annotations: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]] = Field(
-        default_factory=dict, max_length=64
-    )
+    annotations: dict[str, Annotated[str, Field(max_length=4096)]] = Field(default_factory=dict, max_length=64)
     """Annotations of the Service, for load balancers and DNS. Default: none. Live."""
 
 

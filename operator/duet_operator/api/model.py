@@ -96,6 +96,17 @@ class ModelSource(ApiModel):
 class ModelSpec(ApiModel):
     """Which model is served."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            expression="!has(self.revision) || !has(self.source) || has(self.source.huggingFace)",
+            message=(
+                "{path}.revision is one of the Hugging Face hub, which {path}.source doesn't use;"
+                " remove revision or take the weights from the hub"
+            ),
+            field=".revision",
+        ),
+    )
+
     id: ModelName
     """Model to serve: a Hugging Face id or a path inside the engine's container. Required. Also the key under which
     its shape is looked up until a first engine reports it. A change rolls pods."""
