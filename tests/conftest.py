@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+
 from duet_dev import build
 from duet_dev.cluster import Cluster, tools_for
 from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, WITH_CONTROLLERS, ClusterConfig

@@ -7,6 +7,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+
 from duet_dev.cluster import Cluster
 
 pytestmark = pytest.mark.apiserver
