@@ -1,0 +1,364 @@
+"""The cluster as the operator uses it: a small port, and its implementation over the Kubernetes API.
+
+Invariant: this is the only module that imports a Kubernetes client; everything else speaks manifests as plain
+dictionaries. Every write passes `gate` first and is counted, and no write ever names `spec.replicas` of a Deployment
+that exists, but `patch_scale`.
+"""
+
+# mypy: disallow-untyped-calls=False
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from duet_operator.api.v1alpha1 import API_VERSION, PLURAL
+from duet_operator.api.v1alpha1 import KIND as DUET_KIND
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+Manifest = dict[str, Any]
+
+FIELD_MANAGER = "duet-operator"
+CHUNK_SIZE = 500
+CONNECTIONS = 64
+MAXIMUM_RETRY_AFTER_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A namespaced kind of object and where the API serves it."""
+
+    api_version: str
+    name: str
+    plural: str
+
+    @property
+    def group(self) -> str:
+        """API group, empty for the core group."""
+        return self.api_version.rpartition("/")[0]
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path of an object or of a collection."""
+        root = "/apis/" if self.group else "/api/"
+        parts = [root + self.api_version]
+        if namespace is not None:
+            parts += ["namespaces", quote(namespace, safe="")]
+        parts += [part for part in (self.plural, quote(name, safe="") if name else None, subresource) if part]
+        return "/".join(parts)
+
+
+DUET = Kind(API_VERSION, DUET_KIND, PLURAL)
+DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+POD = Kind("v1", "Pod", "pods")
+SERVICE = Kind("v1", "Service", "services")
+SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
+CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+ROLE_BINDING = Kind("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
+EVENT = Kind("events.k8s.io/v1", "Event", "events")
+
+KINDS = {
+    (kind.api_version, kind.name): kind
+    for kind in (
+        DUET,
+        DEPLOYMENT,
+        POD,
+        SERVICE,
+        SERVICE_ACCOUNT,
+        CONFIG_MAP,
+        ROLE_BINDING,
+        NETWORK_POLICY,
+        DISRUPTION_BUDGET,
+        LEASE,
+        EVENT,
+    )
+}
+
+
+def kind_of(manifest: Manifest) -> Kind:
+    """The kind that a manifest says it is."""
+    try:
+        return KINDS[manifest["apiVersion"], manifest["kind"]]
+    except KeyError as error:
+        raise ValueError(f"the operator doesn't handle objects of kind {error.args[0]!r}") from None
+
+
+class ClusterError(Exception):
+    """A request that the API server refused or didn't answer. `status` is 0 where it didn't answer."""
+
+    def __init__(self, action: str, *, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{action}: {reason or status}: {message}" if message else f"{action}: {reason or status}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class NotFoundError(ClusterError):
+    """The object isn't there."""
+
+
+class ConflictError(ClusterError):
+    """The object is there already, or has changed meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All objects of a kind at one resource version."""
+
+    items: tuple[Manifest, ...]
+    resource_version: str
+
+
+class Cluster(Protocol):
+    """What the operator needs from a cluster. Every method raises ClusterError where it can't do its work."""
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
+        """The object, None where there is none."""
+        ...
+
+    async def list(self, kind: Kind, *, namespace: str | None = None, label_selector: str = "") -> Listing:
+        """All objects of a namespace, or of the cluster, that carry the labels; read in chunks."""
+        ...
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """A new object; ConflictError where there is one of the name."""
+        ...
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """The whole object anew; ConflictError where it isn't at the manifest's resourceVersion any more."""
+        ...
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Server-side apply: own the fields of the manifest, give up others that were owned, leave all others alone."""
+        ...
+
+    async def patch(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
+        """Merge patch; a resourceVersion in its metadata makes it conditional."""
+        ...
+
+    async def patch_scale(self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int) -> None:
+        """Set the number of replicas; ConflictError unless it is `expected` (None: whatever it is)."""
+        ...
+
+    async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
+        """Merge patch of the status subresource."""
+        ...
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+        """Delete the object, only that of `uid` if given; nothing happens where it's gone."""
+        ...
+
+
+class KubernetesCluster:
+    """The port over a real API server, by the official asynchronous client."""
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        *,
+        timeout_seconds: float = 10.0,
+        gate: Callable[[], None] = lambda: None,
+        on_write: Callable[[str, str], None] = lambda _verb, _kind: None,
+    ) -> None:
+        self._api = api
+        self._timeout_seconds = timeout_seconds
+        self._gate = gate
+        self._on_write = on_write
+
+    def gated(self, gate: Callable[[], None]) -> KubernetesCluster:
+        """The same cluster by the same connections, where `gate` may refuse each write by an exception."""
+        return KubernetesCluster(self._api, timeout_seconds=self._timeout_seconds, gate=gate, on_write=self._on_write)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._api.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
+        try:
+            return await self._request("GET", kind.path(namespace, name))
+        except NotFoundError:
+            return None
+
+    async def list(self, kind: Kind, *, namespace: str | None = None, label_selector: str = "") -> Listing:
+        items: list[Manifest] = []
+        async for page in self._pages(kind, namespace=namespace, label_selector=label_selector):
+            for item in page.get("items") or ():
+                # Items of a list leave out what the list says once.
+                items.append({"apiVersion": kind.api_version, "kind": kind.name, **item})
+        return Listing(tuple(items), page["metadata"]["resourceVersion"])
+
+    async def _pages(self, kind: Kind, *, namespace: str | None, label_selector: str) -> AsyncIterator[Manifest]:
+        token = ""
+        while True:
+            query = {"limit": str(CHUNK_SIZE), "labelSelector": label_selector, "continue": token}
+            page = await self._request("GET", kind.path(namespace), query=query)
+            yield page
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        kind = kind_of(manifest)
+        path = kind.path(manifest["metadata"]["namespace"])
+        return await self._write("create", kind, "POST", path, manifest, fieldManager=FIELD_MANAGER)
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        kind = kind_of(manifest)
+        path = kind.path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        return await self._write("update", kind, "PUT", path, manifest, fieldManager=FIELD_MANAGER)
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        kind = kind_of(manifest)
+        path = kind.path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        return await self._write(
+            "apply",
+            kind,
+            "PATCH",
+            path,
+            manifest,
+            content_type="application/apply-patch+yaml",
+            fieldManager=FIELD_MANAGER,
+            force="true",
+        )
+
+    async def patch(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
+        path = kind.path(namespace, name)
+        return await self._write("patch", kind, "PATCH", path, changes, fieldManager=FIELD_MANAGER)
+
+    async def patch_scale(self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int) -> None:
+        path = kind.path(namespace, name, "scale")
+        changes: Manifest = {"spec": {"replicas": replicas}}
+        if expected is not None:
+            scale = await self._request("GET", path)
+            present = scale["spec"].get("replicas", 0)
+            if present != expected:
+                message = f"it has {present} replicas where {expected} were expected"
+                raise ConflictError(
+                    f"scale {kind.name} {namespace}/{name}", status=409, reason="Conflict", message=message
+                )
+            changes["metadata"] = {"resourceVersion": scale["metadata"]["resourceVersion"]}
+        await self._write("scale", kind, "PATCH", path, changes, fieldManager=FIELD_MANAGER)
+
+    async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
+        path = kind.path(namespace, name, "status")
+        return await self._write("patch_status", kind, "PATCH", path, {"status": changes}, fieldManager=FIELD_MANAGER)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+        options: Manifest = {"propagationPolicy": "Background"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        try:
+            await self._write("delete", kind, "DELETE", kind.path(namespace, name), options)
+        except NotFoundError:
+            return
+
+    async def _write(
+        self,
+        verb: str,
+        kind: Kind,
+        method: str,
+        path: str,
+        body: Manifest,
+        *,
+        content_type: str = "application/merge-patch+json",
+        **query: str,
+    ) -> Manifest:
+        self._gate()
+        self._on_write(verb, kind.name)
+        return await self._request(
+            method, path, body=body, query=query, content_type=content_type if method == "PATCH" else "application/json"
+        )
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Manifest | None = None,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        """One request, sent once more when the server is too busy and says for how long."""
+        for last_try in (False, True):
+            try:
+                response = await self._send(method, path, body=body, query=query, content_type=content_type)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                reason = "Timeout" if isinstance(error, TimeoutError) else "Unreachable"
+                raise ClusterError(f"{method} {path}", status=0, reason=reason, message=str(error)) from error
+            if response.status != HTTPStatus.TOO_MANY_REQUESTS or last_try:
+                break
+            await asyncio.sleep(_retry_after_seconds(response.headers.get("Retry-After")))
+            if method != "GET":
+                self._gate()
+        return _content(f"{method} {path}", response.status, await response.read())
+
+    async def _send(
+        self, method: str, path: str, *, body: Manifest | None, query: dict[str, str] | None, content_type: str
+    ) -> client.rest.RESTResponse:
+        """One try; the whole answer is read within the timeout."""
+        parameters = await self._api.param_serialize(
+            method,
+            path,
+            query_params=[(key, value) for key, value in (query or {}).items() if value],
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            auth_settings=["BearerToken"],
+        )
+        _, url, headers, _, _ = parameters
+        response: client.rest.RESTResponse = await self._api.rest_client.request(
+            method, url, headers=headers, body=body, _request_timeout=self._timeout_seconds
+        )
+        await response.read()
+        return response
+
+
+def _retry_after_seconds(header: str | None) -> float:
+    try:
+        return min(max(float(header or 1.0), 0.0), MAXIMUM_RETRY_AFTER_SECONDS)
+    except ValueError:
+        return 1.0
+
+
+def _content(action: str, status: int, data: bytes) -> Manifest:
+    """The document in a response, or the error that it says."""
+    try:
+        content = json.loads(data) if data else {}
+    except ValueError:
+        content = {}
+    if status < HTTPStatus.BAD_REQUEST:
+        return dict(content)
+    reason = content.get("reason") or HTTPStatus(status).phrase
+    message = content.get("message") or data[:300].decode(errors="replace")
+    error = {HTTPStatus.NOT_FOUND: NotFoundError, HTTPStatus.CONFLICT: ConflictError}.get(
+        HTTPStatus(status), ClusterError
+    )
+    raise error(action, status=status, reason=reason, message=message)
+
+
+async def connect(
+    *, timeout_seconds: float = 10.0, on_write: Callable[[str, str], None] = lambda _verb, _kind: None
+) -> KubernetesCluster:
+    """The cluster that this process belongs to: by its service account in a pod, else by the kubeconfig file."""
+    configuration = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration, persist_config=False)
+    configuration.connection_pool_maxsize = CONNECTIONS
+    api = client.ApiClient(configuration=configuration)
+    return KubernetesCluster(api, timeout_seconds=timeout_seconds, on_write=on_write)

@@ -1,0 +1,110 @@
+"""The write gate: at most one operator acts at a time, by a Lease.
+
+Invariant: `check` passes only within `deadline_seconds` after the start of the last renewal that the API server
+confirmed, and another operator takes the Lease over only `lease_seconds` after it last saw it change. As the first is
+two thirds of the second, both never write at once, whatever is partitioned, paused or slow; wall clocks don't matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseLostError(Exception):
+    """This process doesn't hold the Lease (any more), so it may not write."""
+
+
+class LeaseStore(Protocol):
+    """Where the Lease lies. `write` must fail unless it creates the Lease or replaces the one that was read."""
+
+    async def read(self) -> dict[str, Any] | None: ...
+    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> None: ...
+
+
+class LeaseGate:
+    """Holds the Lease for this process, or waits for it."""
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        *,
+        identity: str,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._deadline: float | None = None
+        self._seen: tuple[str, float] = ("", clock())
+        self.held = asyncio.Event()
+
+    def check(self) -> None:
+        """Raise LeaseLostError unless this process may write now."""
+        if self._deadline is None or self._clock() >= self._deadline:
+            raise LeaseLostError(f"{self._identity} doesn't hold the Lease, so nothing is written")
+
+    async def run(self) -> None:
+        """Acquire the Lease, then renew it until it's lost; LeaseLostError is the only way out."""
+        while True:
+            await self.renew()
+            if self._deadline is not None:
+                self.check()
+            await asyncio.sleep(self._lease_seconds / 6)
+
+    async def renew(self) -> None:
+        """Try once. Any error is "not renewed"."""
+        started = self._clock()
+        try:
+            async with asyncio.timeout(self._lease_seconds / 3):
+                renewed = await self._take(started)
+        except Exception as error:
+            logger.warning("the Lease wasn't renewed: %s", error or type(error).__name__)
+            return
+        if renewed:
+            self._deadline = started + self._lease_seconds * 2 / 3
+            self.held.set()
+
+    async def _take(self, now: float) -> bool:
+        lease = await self._store.read()
+        present = (lease or {}).get("spec") or {}
+        holder = present.get("holderIdentity") or ""
+        if lease is not None and holder not in ("", self._identity):
+            version = lease["metadata"]["resourceVersion"]
+            if version != self._seen[0]:
+                self._seen = (version, now)
+            if self._deadline is not None or now - self._seen[1] < (present.get("leaseDurationSeconds") or 0):
+                return False
+        mine = holder == self._identity
+        written = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": round(self._lease_seconds),
+            "acquireTime": present.get("acquireTime", written) if mine else written,
+            "renewTime": written,
+            "leaseTransitions": present.get("leaseTransitions", 0) + (not mine),
+        }
+        await self._store.write(spec, over=lease)
+        return True
+
+    async def release(self) -> None:
+        """Let another operator in at once; called when nothing will be written any more."""
+        if self._deadline is None:
+            return
+        self._deadline = None
+        try:
+            lease = await self._store.read()
+            if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+                await self._store.write({**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}, over=lease)
+        except Exception as error:
+            logger.warning("the Lease wasn't released, it runs out by itself: %s", error)

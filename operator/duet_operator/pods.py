@@ -1,0 +1,155 @@
+"""A pod as the operator sees it, read from its manifest.
+
+Invariant: pure; nothing but what decisions need is kept, so that ten thousand pods stay cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROLE_LABEL = "duetserve.io/role"
+REVISION_LABEL = "duetserve.io/revision"
+DRAIN_ANNOTATION = "duetserve.io/drain"
+"""Set to "true" by hand: finish this pod's requests, then delete it so that a new one takes its place."""
+DRAIN_STARTED_ANNOTATION = "duetserve.io/drain-started"
+"""Set by the operator on a pod that it drains: since when, so that a restarted operator goes on."""
+DRAIN_GIVEN_UP_ANNOTATION = "duetserve.io/drain-given-up"
+"""Set by the operator on a pod whose drain timed out: since when, so that another victim is tried first."""
+DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
+
+_KEPT_ANNOTATIONS = (
+    DRAIN_ANNOTATION,
+    DRAIN_STARTED_ANNOTATION,
+    DRAIN_GIVEN_UP_ANNOTATION,
+    DELETION_COST_ANNOTATION,
+)
+_FAILED_WAITS = frozenset(
+    {
+        "CrashLoopBackOff",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "RunContainerError",
+    }
+)
+_READINESS_GRACE_SECONDS = 3.0
+"""A Ready condition that last changed so soon after the pod's start was never True."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """One pod. Times are seconds since the epoch by the cluster's clocks."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str = field(default="", compare=False)
+    role: str = ""
+    revision: str = ""
+    node: str = ""
+    address: str = ""
+    created_seconds: float = 0.0
+    ready: bool = False
+    ready_changed_seconds: float | None = None
+    """When the Ready condition last changed."""
+    has_been_ready: bool = False
+    """It is Ready, or was: it may hold requests."""
+    terminating: bool = False
+    phase: str = "Pending"
+    trouble: str | None = None
+    """Why it can't become ready by itself, such as Unschedulable or CrashLoopBackOff; None if nothing is wrong."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        """It counts as one of its Deployment's replicas."""
+        return not self.terminating and self.phase not in ("Succeeded", "Failed")
+
+    @property
+    def draining_since_seconds(self) -> float | None:
+        """Since when the operator has been draining it."""
+        return read_time(self.annotations.get(DRAIN_STARTED_ANNOTATION))
+
+    @property
+    def given_up_seconds(self) -> float | None:
+        """When a drain of it was last given up."""
+        return read_time(self.annotations.get(DRAIN_GIVEN_UP_ANNOTATION))
+
+    @property
+    def drain_requested(self) -> bool:
+        """Someone asked by hand for its drain."""
+        return self.annotations.get(DRAIN_ANNOTATION, "false").lower() not in ("", "false")
+
+    def endpoint(self, port_name: str, default_port: int) -> str:
+        """`host:port` of one of its named ports."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.ports.get(port_name, default_port)}"
+
+
+def read_time(text: str | None) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time, None for none and for what isn't one."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def read_pod(body: Mapping[str, Any]) -> Pod:
+    """The pod of a manifest as the API server gives it."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    ready = conditions.get("Ready", {})
+    ready_changed = read_time(ready.get("lastTransitionTime"))
+    started = read_time(status.get("startTime"))
+    is_ready = ready.get("status") == "True"
+    changed_late = (
+        ready_changed is not None and started is not None and ready_changed - started > _READINESS_GRACE_SECONDS
+    )
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        resource_version=metadata.get("resourceVersion", ""),
+        role=labels.get(ROLE_LABEL, ""),
+        revision=labels.get(REVISION_LABEL, ""),
+        node=spec.get("nodeName", ""),
+        address=status.get("podIP", ""),
+        created_seconds=read_time(metadata.get("creationTimestamp")) or 0.0,
+        ready=is_ready,
+        ready_changed_seconds=ready_changed,
+        has_been_ready=is_ready or changed_late,
+        terminating="deletionTimestamp" in metadata,
+        phase=status.get("phase", "Pending"),
+        trouble=_trouble(conditions, status),
+        annotations={name: annotations[name] for name in _KEPT_ANNOTATIONS if name in annotations},
+        ports={
+            port["name"]: port["containerPort"]
+            for container in spec.get("containers") or ()
+            for port in container.get("ports") or ()
+            if "name" in port
+        },
+    )
+
+
+def _trouble(conditions: Mapping[str, Mapping[str, Any]], status: Mapping[str, Any]) -> str | None:
+    """What keeps the pod from starting, as the scheduler or the kubelet says it."""
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return scheduled.get("reason") or "Unschedulable"
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        reason = ((container.get("state") or {}).get("waiting") or {}).get("reason")
+        if reason in _FAILED_WAITS:
+            return str(reason)
+    return None
