@@ -1,0 +1,160 @@
+"""Demand and attainment over windows, from the documents that gateways give.
+
+Invariant: no clock and no I/O, times come in with each call. A window that nothing was measured over gives None. An
+instance that was already running when it was first seen contributes from then on; one that started meanwhile, from its
+start; one that is gone, until its last document leaves the window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from duet_operator.planner.types import Attainment, Demand
+from duet_operator.signals.totals import Totals, mean, quantile, total, totals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from duet_engine.protocol import GatewayDemand
+
+SHORT_WINDOW_SECONDS = 300.0
+LONG_WINDOW_SECONDS = 3600.0
+COARSE_SPACING_SECONDS = 60.0
+"""Beyond the fine window samples are kept so far apart, without their histograms."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    time_seconds: float
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was counted over a window, and how long the window really was."""
+
+    totals: Totals
+    seconds: float
+
+
+class DemandHistory:
+    """The counters of one object's gateways over the last hour: fine for the demand window, coarse before."""
+
+    def __init__(self, *, window_seconds: float) -> None:
+        self._window_seconds = window_seconds
+        self._samples: dict[str, deque[_Sample]] = {}
+        self._began: float | None = None
+        self._waiting: tuple[int, int] = (0, 0)
+
+    def add(self, documents: Iterable[GatewayDemand], *, now_seconds: float) -> None:
+        """What the gateways that answered say now."""
+        documents = tuple(documents)
+        for document in documents:
+            self._add(document, now_seconds)
+        if documents:
+            self._began = now_seconds if self._began is None else self._began
+            self._waiting = (
+                sum(document.waiting_requests for document in documents),
+                sum(document.waiting_tokens for document in documents),
+            )
+        self._forget(now_seconds)
+
+    def demand(self, *, now_seconds: float) -> Demand | None:
+        """What users asked for over the demand window; None before there is a window."""
+        measured = self._measure(self._window_seconds, now_seconds)
+        if measured is None:
+            return None
+        counted, seconds = measured.totals, measured.seconds
+        return Demand(
+            window_seconds=seconds,
+            requests_per_second=counted.arrivals / seconds,
+            input_tokens_per_second=counted.input_tokens / seconds,
+            cached_tokens_per_second=counted.cached_tokens / seconds,
+            output_tokens_per_second=counted.output_tokens / seconds,
+            mean_input_tokens=counted.input_tokens / counted.arrivals if counted.arrivals else 0.0,
+            mean_output_tokens=mean(counted.output_lengths) or 0.0,
+            p95_input_tokens=quantile(counted.input_lengths, 0.95) or 0.0,
+            deflected_requests_per_second=counted.deflected_requests / seconds,
+            deflected_tokens_per_second=counted.deflected_tokens / seconds,
+            rejected_requests_per_second=counted.rejected / seconds,
+            waiting_requests=self._waiting[0],
+            waiting_tokens=self._waiting[1],
+        )
+
+    def attainment(self, *, now_seconds: float) -> Attainment | None:
+        """How well the objectives were met over the demand window."""
+        measured = self._measure(self._window_seconds, now_seconds)
+        if measured is None:
+            return None
+        counted = measured.totals
+        return Attainment(
+            window_seconds=measured.seconds,
+            completed_requests=counted.judged,
+            met_both_share=counted.met_both / counted.judged if counted.judged else None,
+            ttft_p95_seconds=quantile(counted.ttft_seconds, 0.95),
+            itl_p95_seconds=quantile(counted.itl_seconds, 0.95),
+            capacity_misses=counted.capacity_misses,
+        )
+
+    def burn_rate(self, *, window_seconds: float, goal: float, now_seconds: float) -> float | None:
+        """How fast the error budget burns: 1 uses it up exactly. None where no request ended or there is no budget."""
+        measured = self._measure(window_seconds, now_seconds)
+        if measured is None or not measured.totals.judged or goal >= 1.0:
+            return None
+        missed = 1.0 - measured.totals.met_both / measured.totals.judged
+        return missed / (1.0 - goal)
+
+    # --- inside ---
+
+    def _add(self, document: GatewayDemand, now: float) -> None:
+        sample = _Sample(now, totals(document))
+        samples = self._samples.get(document.instance_id)
+        if samples is None:
+            samples = self._samples[document.instance_id] = deque()
+            age = max(document.written_at_seconds - document.started_at_seconds, 0.0)
+            if self._began is not None and now - age >= self._began:
+                samples.append(_Sample(now - age, Totals()))
+        if samples and samples[-1].time_seconds >= now:
+            samples.pop()
+        samples.append(sample)
+
+    def _forget(self, now: float) -> None:
+        for instance, samples in tuple(self._samples.items()):
+            self._samples[instance] = kept = _thinned(samples, now=now, fine_seconds=2 * self._window_seconds)
+            if not kept or now - kept[-1].time_seconds > LONG_WINDOW_SECONDS:
+                del self._samples[instance]
+
+    def _measure(self, window_seconds: float, now: float) -> _Measured | None:
+        """All instances over one window, which begins at the oldest sample that was needed."""
+        parts = [part for samples in self._samples.values() if (part := _difference(samples, now - window_seconds))]
+        begin = min((begin for begin, _ in parts), default=now)
+        return _Measured(total(counted for _, counted in parts), now - begin) if begin < now else None
+
+
+def _difference(samples: deque[_Sample], start: float) -> tuple[float, Totals] | None:
+    """What one instance counted from about `start` on, and from when exactly; None without two samples to compare."""
+    if len(samples) < 2 or samples[-1].time_seconds <= start:
+        return None
+    first = samples[0]
+    for sample in samples:
+        if sample.time_seconds > start:
+            break
+        first = sample
+    return first.time_seconds, samples[-1].totals.since(first.totals)
+
+
+def _thinned(samples: deque[_Sample], *, now: float, fine_seconds: float) -> deque[_Sample]:
+    """Samples of the last hour; older than `fine_seconds` only one a minute, and one before the hour as its base."""
+    kept: deque[_Sample] = deque()
+    for sample in samples:
+        age = now - sample.time_seconds
+        if age > fine_seconds:
+            if kept and sample.time_seconds - kept[-1].time_seconds < COARSE_SPACING_SECONDS:
+                continue
+            sample = _Sample(sample.time_seconds, sample.totals.without_histograms())
+        kept.append(sample)
+    while len(kept) > 1 and now - kept[1].time_seconds > LONG_WINDOW_SECONDS:
+        kept.popleft()
+    return kept
