@@ -69,9 +69,10 @@ class Totals:
         return Totals(**{name: getattr(self, name) for name in _COUNTERS})
 
     def _combine(self, other: Totals, operation: Callable[[int, int], int]) -> Totals:
-        counters = {name: operation(getattr(self, name), getattr(other, name)) for name in _COUNTERS}
-        histograms = {name: _combined(getattr(self, name), getattr(other, name), operation) for name in _HISTOGRAMS}
-        return Totals(**counters, **histograms)
+        values: dict[str, Any] = {name: operation(getattr(self, name), getattr(other, name)) for name in _COUNTERS}
+        for name in _HISTOGRAMS:
+            values[name] = _combined(getattr(self, name), getattr(other, name), operation)
+        return Totals(**values)
 
 
 _HISTOGRAMS = ("ttft_seconds", "itl_seconds", "input_lengths", "output_lengths")
