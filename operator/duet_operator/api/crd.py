@@ -79,9 +79,11 @@ def _version(refuse_unsupported: bool) -> dict[str, Any]:
 
 def _schema(refuse_unsupported: bool) -> Schema:
     schema = structural_schema(DuetDeployment, refuse_unsupported=refuse_unsupported)
-    schema["properties"]["status"] = without_defaults(schema["properties"]["status"])
-    schema["required"] = ["spec"]
-    return schema
+    properties = schema["properties"]
+    # A CRD may say no more of these three than their types
+    generic = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+    own = {"spec": properties["spec"], "status": without_defaults(properties["status"])}
+    return schema | {"properties": generic | own, "required": ["spec"]}
 
 
 def to_yaml() -> str:

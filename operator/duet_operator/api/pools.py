@@ -67,10 +67,11 @@ class GpuSpec(ApiModel):
     mig_profile: NotSupportedYet[
         Annotated[str, Field(max_length=32, pattern=r"^([1-7]c\.)?[1-7]g\.[1-9][0-9]{0,2}gb([+.-][a-z.]+)?$")] | None
     ] = None
-    """MIG slice that a worker runs on, such as 3g.40gb; only with sharing MIG. Sets the resource name. A change rolls
-    pods."""
+    """MIG slice that a worker runs on, such as 3g.40gb; only with sharing MIG. Default: none. Sets the resource name.
+    A change rolls pods."""
     mps_percent: NotSupportedYet[Annotated[int, Field(ge=1, le=100)] | None] = None
-    """Share of the SMs that a worker may use, in percent; only with sharing MPS. A change rolls pods."""
+    """Share of the SMs that a worker may use, in percent; required with sharing MPS and only there. Default: none. A
+    change rolls pods."""
     mps_memory: NotSupportedYet[Quantity | None] = None
     """GPU memory that a worker may pin, such as 20Gi; only with sharing MPS. Default: the device plugin's equal
     share. A change rolls pods."""

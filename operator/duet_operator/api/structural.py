@@ -31,19 +31,15 @@ class NotStructuralError(TypeError):
 
 
 def structural_schema(model: type[BaseModel], *, refuse_unsupported: bool = True) -> Schema:
-    """The schema of a whole object, `metadata` reduced to what a CRD may say of it.
+    """The schema of a model and of all that it holds.
 
     Args:
-        model: The object's model.
+        model: The model.
         refuse_unsupported: Whether fields that nothing serves yet get their refusing rules. Without them they are plain
             fields with defaults, as they will be once they are served.
     """
     source = model.model_json_schema(by_alias=True, mode="validation")
-    schema = _Converter(source.get("$defs", {}), refuse_unsupported).convert(source, path="")
-    schema["properties"]["metadata"] = {"type": "object"}
-    for generic in ("apiVersion", "kind"):
-        schema["properties"][generic] = {"type": "string"}
-    return schema
+    return _Converter(source.get("$defs", {}), refuse_unsupported).convert(source, path="")
 
 
 def without_defaults(schema: Schema) -> Schema:
