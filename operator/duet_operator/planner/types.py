@@ -1,7 +1,7 @@
 """What goes into a plan and what comes out.
 
-Invariant: every value is immutable and in base units (seconds, tokens, requests, tokens per second). Absent measurements
-are None, never zero: a planner must not take an outage for an idle hour.
+Invariant: every value is immutable and in base units (seconds, tokens, requests, tokens per second). Absent
+measurements are None, never zero: a planner must not take an outage for an idle hour.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from duet_engine.perf.linear import LinearStepModel
+from duet_engine.protocol import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,19 +69,43 @@ class PoolState:
     replacing: int = 0
     """Waiting for the GPU of its own predecessor: not lost capacity."""
     pending_too_long: int = 0
-    """Unschedulable, refused by quota or crash-looping past the deadline: no capacity, and more of it isn't asked for."""
+    """Unschedulable, refused by quota or crash-looping past the deadline: no capacity, and no more is asked for."""
     queued_prefill_tokens: int = 0
     running_requests: int = 0
     kv_used_tokens: int = 0
     headroom_tokens_per_second: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Replicas of both pools, or GPUs or costs of one replica of each."""
+
+    prefill: int
+    decode: int
+
+    def of(self, role: Role) -> int:
+        """The count of that role's pool."""
+        return self.prefill if role is Role.PREFILL else self.decode
+
+    def distance(self, other: Counts) -> int:
+        """Replicas that would start or leave between the two."""
+        return abs(self.prefill - other.prefill) + abs(self.decode - other.decode)
+
+    def at_least(self, other: Counts) -> Counts:
+        """The greater count of each pool."""
+        return Counts(max(self.prefill, other.prefill), max(self.decode, other.decode))
+
+    def at_most(self, other: Counts) -> Counts:
+        """The smaller count of each pool."""
+        return Counts(min(self.prefill, other.prefill), min(self.decode, other.decode))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """Everything that was seen in one pass.
 
-    `demand` is None when no gateway answered in time; `complete` is False when some Ready gateway didn't: then demand is
-    a lower bound, and nothing may be lowered.
+    `demand` is None when no gateway answered in time; `complete` is False when some Ready gateway didn't: then demand
+    is a lower bound, and nothing may be lowered.
     """
 
     now_seconds: float
@@ -93,6 +118,15 @@ class Observation:
     rollout_in_progress: bool = False
     deflection_active: bool = False
     """A live decode worker reports that it takes deflected prompts."""
+
+    @property
+    def present(self) -> Counts:
+        """The counts that were last asked for."""
+        return Counts(self.prefill.replicas, self.decode.replicas)
+
+    def pool(self, role: Role) -> PoolState:
+        """The pool of that role."""
+        return self.prefill if role is Role.PREFILL else self.decode
 
 
 class StepModel(Protocol):
@@ -136,6 +170,8 @@ class PoolBounds:
     max_replicas: int
     gpus_per_replica: int = 1
     price_per_hour_milli: int | None = None
+    manual_replicas: int | None = None
+    """What the user holds the pool at in Manual mode; None keeps the present count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +187,10 @@ class PlanSpec:
     stabilization_seconds: float
     cold_start_guess_seconds: float
     max_gpus: int | None = None
+
+    def pool(self, role: Role) -> PoolBounds:
+        """The bounds of that role's pool."""
+        return self.prefill if role is Role.PREFILL else self.decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""The slow factor on demand that measured attainment earns: the step model's error, learned from results.
+
+Invariant: stays within [0.8, 2] and moves by at most a tenth in one cold start, because what it asks for shows only
+after one. It rises only on misses that capacity would have prevented, and only while every worker that was asked for
+serves: misses of a pool that is still starting teach nothing about the model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from duet_operator.planner.memory import HIGHEST_CORRECTION, LOWEST_CORRECTION
+
+if TYPE_CHECKING:
+    from duet_operator.planner.types import Attainment, Observation, PlanSpec, PoolState
+
+FEWEST_REQUESTS = 30
+GREATEST_CHANGE_PER_HORIZON = 0.1
+EASY_LATENCY_SHARE = 0.5
+"""Latencies under this share of their objectives say that there is more capacity than the objectives need."""
+
+
+def corrected(correction: float, observation: Observation, spec: PlanSpec, *, horizon_seconds: float) -> float:
+    """The factor after one more pass."""
+    attainment = observation.attainment
+    if attainment is None or attainment.completed_requests < FEWEST_REQUESTS:
+        return correction
+    change = GREATEST_CHANGE_PER_HORIZON * min(spec.interval_seconds / horizon_seconds, 1.0)
+    allowed = 1 - spec.attainment_goal
+    missed = attainment.capacity_misses / attainment.completed_requests
+    if missed > allowed:
+        return min(correction * (1 + change), HIGHEST_CORRECTION) if _settled(observation) else correction
+    if missed > allowed / 2:
+        return correction
+    if correction > 1:
+        return max(correction * (1 - change / 2), 1.0)
+    return max(correction * (1 - change / 2), LOWEST_CORRECTION) if _easy(attainment, spec) else correction
+
+
+def _settled(observation: Observation) -> bool:
+    """Whether all workers that were asked for serve."""
+
+    def serves(pool: PoolState) -> bool:
+        return pool.starting == 0 and pool.pending_too_long == 0 and pool.ready >= pool.replicas
+
+    return serves(observation.prefill) and serves(observation.decode) and not observation.rollout_in_progress
+
+
+def _easy(attainment: Attainment, spec: PlanSpec) -> bool:
+    """Whether both latencies are far under their objectives."""
+    ttft, itl = attainment.ttft_p95_seconds, attainment.itl_p95_seconds
+    if ttft is None or itl is None or attainment.capacity_misses:
+        return False
+    objective = spec.objective
+    return ttft < EASY_LATENCY_SHARE * objective.ttft_seconds and itl < EASY_LATENCY_SHARE * objective.itl_seconds

@@ -1,0 +1,112 @@
+"""The load at the end of a cold start, from the last windows.
+
+Invariant: a forecast is never under what the last window asked for while the load rises, and never more than half above
+the highest recent window: a replica that is asked for now serves only a cold start later, and a wrong guess costs GPUs.
+Falling load is followed with the delay of a few windows; lowering the counts is slower still (`guards`).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from duet_operator.planner.capacity import Lengths
+from duet_operator.planner.sizing import Load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from duet_operator.planner.types import Demand, DemandSample
+
+LEVEL_WINDOWS = 3
+TREND_WINDOWS = 24
+"""Enough for a trend; the work grows with its square."""
+FEWEST_FOR_NOISE = 5
+PRIOR_NOISE_SHARE = 0.1
+NOISE_QUANTILE = 1.28
+"""Standard deviations of the windows' noise above the level (P90)."""
+STEP_NOISE = 2.0
+"""A last window this many standard deviations above the level is a step, not noise."""
+GREATEST_GROWTH = 1.5
+LENGTH_WINDOWS = 6
+UNKNOWN_INPUT_TOKENS, UNKNOWN_OUTPUT_TOKENS = 1024.0, 256.0
+"""Until somebody asked for something; only figures shown to people depend on them."""
+
+
+def forecast(samples: Sequence[DemandSample], *, horizon_seconds: float, window_seconds: float) -> Load:
+    """The load to be ready for in `horizon_seconds`; no samples, no load."""
+    windows = spaced(samples, window_seconds)
+    times = [sample.time_seconds for sample in windows]
+
+    def expected(values: list[float]) -> float:
+        return expect(times, values, horizon_seconds=horizon_seconds)
+
+    return Load(
+        requests=expected([sample.requests_per_second for sample in windows]),
+        input_tokens=expected([sample.uncached_input_tokens_per_second for sample in windows]),
+        output_tokens=expected([sample.output_tokens_per_second for sample in windows]),
+    )
+
+
+def spaced(samples: Sequence[DemandSample], window_seconds: float) -> list[DemandSample]:
+    """The newest sample and those before it that don't share a window with a later one: overlapping windows would make
+    noise look like a trend."""
+    chosen: list[DemandSample] = []
+    for sample in reversed(samples):
+        if not chosen or chosen[-1].time_seconds - sample.time_seconds >= 0.95 * window_seconds:
+            chosen.append(sample)
+        if len(chosen) == TREND_WINDOWS:
+            break
+    chosen.reverse()
+    return chosen
+
+
+def expect(times: Sequence[float], values: Sequence[float], *, horizon_seconds: float) -> float:
+    """Recent level, plus a trend that stands out of the noise, plus room for the noise."""
+    if not values:
+        return 0.0
+    last, level = values[-1], fmean(values[-LEVEL_WINDOWS:])
+    noise = _noise(values, level)
+    growth = _slope(times, values) * horizon_seconds
+    if _slope(times, values) * (times[-1] - times[0]) <= STEP_NOISE * noise:
+        growth = 0.0
+    rising = growth > 0 or last - level > STEP_NOISE * noise
+    wanted = max(level + growth + NOISE_QUANTILE * noise, last if rising else 0.0)
+    return min(wanted, GREATEST_GROWTH * max(values))
+
+
+def _noise(values: Sequence[float], level: float) -> float:
+    """Standard deviation of one window, from the median step between neighbours: a jump of the load isn't noise."""
+    if len(values) < FEWEST_FOR_NOISE:
+        return PRIOR_NOISE_SHARE * level
+    steps = [abs(later - earlier) for earlier, later in pairwise(values)]
+    return median(steps) / (0.6745 * 2**0.5)
+
+
+def _slope(times: Sequence[float], values: Sequence[float]) -> float:
+    """Median of the slopes of all pairs (Theil-Sen): a few windows of a new level aren't a trend."""
+    slopes = [
+        (values[later] - values[earlier]) / (times[later] - times[earlier])
+        for later in range(1, len(values))
+        for earlier in range(later)
+        if times[later] > times[earlier]
+    ]
+    return median(slopes) if len(values) >= FEWEST_FOR_NOISE else 0.0
+
+
+def mean_lengths(demand: Demand, samples: Sequence[DemandSample]) -> Lengths:
+    """What a typical request looks like, smoothed over the last windows: few requests make one window's means noisy."""
+    windows = spaced(samples, demand.window_seconds)[-LENGTH_WINDOWS:]
+    requests = sum(sample.requests_per_second for sample in windows)
+    if requests <= 0:
+        return Lengths(input_tokens=UNKNOWN_INPUT_TOKENS, cached_tokens=0.0, output_tokens=UNKNOWN_OUTPUT_TOKENS)
+    uncached = sum(sample.uncached_input_tokens_per_second for sample in windows) / requests
+    output = sum(sample.output_tokens_per_second for sample in windows) / requests
+    cached = demand.cached_tokens_per_second / demand.requests_per_second if demand.requests_per_second > 0 else 0.0
+    return Lengths(
+        input_tokens=max(uncached + cached, 1.0),
+        cached_tokens=cached,
+        output_tokens=max(output, 1.0),
+        p95_input_tokens=demand.p95_input_tokens,
+    )

@@ -1,0 +1,121 @@
+"""What stands between a need and a change: bounds, budget, direction, stabilization.
+
+Invariant: no count leaves here under its pool's minimum; a pool grows at once and as far as needed, and shrinks only to
+the largest need of the stabilization window, with complete signals and outside a rollout; growth never takes more GPUs
+than the budget has left beside all that runs, leaving pods included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from duet_engine.protocol import Role
+from duet_operator.planner.reasons import Reason
+from duet_operator.planner.sizing import Limits, within_budget
+from duet_operator.planner.types import Counts
+
+if TYPE_CHECKING:
+    from duet_operator.planner.explain import PoolAccount
+    from duet_operator.planner.types import Observation, PlanSpec, PoolState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guards:
+    """What this pass may choose from and what forbids it to shrink a pool (None: nothing)."""
+
+    limits: Limits
+    growth_gpus: int | None
+    """The budget without the GPUs of pods beyond the counts: surging or leaving ones."""
+    keeps: Reason | None
+
+
+def guards(observation: Observation, spec: PlanSpec, *, loaded: bool) -> Guards:
+    """The guards of one pass; `loaded` tells whether anybody asks for anything."""
+    lowest = lowest_counts(observation, spec, loaded=loaded)
+    gpus = Counts(spec.prefill.gpus_per_replica, spec.decode.gpus_per_replica)
+    limits = Limits(
+        lowest=lowest,
+        highest=Counts(
+            _reachable(observation.prefill, lowest.prefill, spec.prefill.max_replicas),
+            _reachable(observation.decode, lowest.decode, spec.decode.max_replicas),
+        ),
+        gpus=gpus,
+        cost=_cost(spec, gpus),
+        max_gpus=spec.max_gpus,
+    )
+    return Guards(
+        limits=limits,
+        growth_gpus=None if spec.max_gpus is None else spec.max_gpus - _surplus_gpus(observation, gpus),
+        keeps=_keeps(observation),
+    )
+
+
+def lowest_counts(observation: Observation, spec: PlanSpec, *, loaded: bool) -> Counts:
+    """The minima, and one prefill worker for as long as no live decode worker takes prompts."""
+    awake = loaded or spec.decode.min_replicas > 0
+    deflects = spec.deflection_enabled and observation.deflection_active
+    return Counts(
+        max(spec.prefill.min_replicas, min(int(awake and not deflects), spec.prefill.max_replicas)),
+        max(spec.decode.min_replicas, int(awake)),
+    )
+
+
+def settle(need: Counts, *, held: Counts, observation: Observation, spec: PlanSpec, rules: Guards) -> Counts:
+    """The counts to hold from now on. `held` is the largest need of the stabilization window."""
+    present, limits = observation.present, rules.limits
+    may_shrink = rules.keeps is None
+    floor = present.at_most(held).at_most(limits.highest) if may_shrink else present
+    wanted = need.at_least(floor).at_least(limits.lowest)
+    kept = wanted.at_most(present).at_least(limits.lowest)
+    if may_shrink and spec.max_gpus is not None and limits.gpus_of(kept) > spec.max_gpus:
+        return within_budget(kept, limits)
+    return within_budget(wanted, replace(limits, lowest=kept, max_gpus=rules.growth_gpus))
+
+
+def limits_on(pool: PoolAccount, *, feasible: bool, keeps: Reason | None) -> tuple[Reason, ...]:
+    """The guards that keep a pool from what the load asks for. `feasible`: the needed counts carry the load."""
+    reasons: list[Reason] = []
+    short = pool.count < pool.need or (not feasible and pool.count < pool.recommended)
+    if short:
+        reasons.append(_ceiling(pool))
+    if max(pool.need, pool.comfortable) < pool.count <= pool.state.replicas:
+        reasons.append(keeps or Reason.STABILIZATION)
+    if pool.count == pool.lowest > pool.bounds.min_replicas and pool.role is Role.PREFILL:
+        reasons.append(Reason.DEFLECTION_INACTIVE)
+    return tuple(reasons)
+
+
+def _ceiling(pool: PoolAccount) -> Reason:
+    """What keeps a pool smaller than the load asks for."""
+    if pool.state.pending_too_long and pool.count <= max(pool.state.replicas, pool.lowest):
+        return Reason.PENDING_PODS
+    return Reason.MAX_REPLICAS if pool.count >= pool.bounds.max_replicas else Reason.MAX_GPUS
+
+
+def _reachable(pool: PoolState, lowest: int, most: int) -> int:
+    """No more pods of a kind that doesn't start."""
+    return max(min(most, pool.replicas), lowest) if pool.pending_too_long else max(most, lowest)
+
+
+def _keeps(observation: Observation) -> Reason | None:
+    if observation.demand is None or not observation.complete:
+        return Reason.STALE_SIGNALS
+    return Reason.ROLLOUT if observation.rollout_in_progress else None
+
+
+def _cost(spec: PlanSpec, gpus: Counts) -> Counts:
+    """Cost of one replica: its GPUs, by their price where both pools have one."""
+    prefill_price, decode_price = spec.prefill.price_per_hour_milli, spec.decode.price_per_hour_milli
+    if prefill_price is None or decode_price is None:
+        return gpus
+    return Counts(gpus.prefill * max(prefill_price, 1), gpus.decode * max(decode_price, 1))
+
+
+def _surplus_gpus(observation: Observation, gpus: Counts) -> int:
+    """GPUs of pods that exist beyond the counts. A replacing pod holds none: it waits for its predecessor's."""
+
+    def surplus(pool: PoolState) -> int:
+        return max(pool.ready + pool.starting + pool.draining + pool.pending_too_long - pool.replicas, 0)
+
+    return surplus(observation.prefill) * gpus.prefill + surplus(observation.decode) * gpus.decode

@@ -1,0 +1,160 @@
+"""The least-cost numbers of prefill and decode workers that carry a load.
+
+Invariant: a feasible size carries the load by `capacity.Fleet`; no feasible size within the limits costs less; and a
+greater load never gets a cheaper size. Among equally cheap sizes the one nearest the present counts wins, so that noise
+doesn't trade one pool for the other, then the one that deflects fewer prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from duet_operator.planner.capacity import MOST_REPLICAS, largest
+from duet_operator.planner.types import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from duet_operator.planner.capacity import Fleet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What must be carried, per second."""
+
+    requests: float
+    input_tokens: float
+    """Uncached ones: what must be computed."""
+    output_tokens: float
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            requests=self.requests + other.requests,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+        )
+
+    def scaled(self, factor: float) -> Load:
+        """The same mix, `factor` times as much."""
+        return Load(
+            requests=self.requests * factor,
+            input_tokens=self.input_tokens * factor,
+            output_tokens=self.output_tokens * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a size may be. Costs are those of one replica, in any unit; `max_gpus` bounds both pools together."""
+
+    lowest: Counts
+    highest: Counts
+    gpus: Counts
+    cost: Counts
+    max_gpus: int | None = None
+
+    def gpus_of(self, counts: Counts) -> int:
+        return counts.prefill * self.gpus.prefill + counts.decode * self.gpus.decode
+
+    def cost_of(self, counts: Counts) -> int:
+        return counts.prefill * self.cost.prefill + counts.decode * self.cost.decode
+
+    def allow(self, counts: Counts) -> bool:
+        return (
+            self.lowest.prefill <= counts.prefill <= self.highest.prefill
+            and self.lowest.decode <= counts.decode <= self.highest.decode
+            and (self.max_gpus is None or self.gpus_of(counts) <= self.max_gpus)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """A size, and whether it carries the load."""
+
+    counts: Counts
+    feasible: bool
+
+
+def size(load: Load, *, fleet: Fleet, limits: Limits, present: Counts) -> Sizing:
+    """The cheapest feasible size within the limits; where there is none, the most useful one within the bounds."""
+
+    def rank(counts: Counts) -> tuple[int, int, float]:
+        return limits.cost_of(counts), counts.distance(present), deflected_share(load, fleet, counts)
+
+    best = min(_candidates(load, fleet, limits), key=rank, default=None)
+    if best is None:
+        return Sizing(counts=_best_effort(load, fleet, limits), feasible=False)
+    return Sizing(counts=best, feasible=True)
+
+
+def deflected_share(load: Load, fleet: Fleet, counts: Counts) -> float:
+    """Share of prompts that the prefill pool leaves to the decode workers."""
+    if load.input_tokens <= 0:
+        return 0.0
+    return min(max(1 - fleet.input_capacity(counts.prefill) / load.input_tokens, 0.0), 1.0)
+
+
+def carries(load: Load, fleet: Fleet, counts: Counts) -> bool:
+    """Whether this size carries the load."""
+    if fleet.output_capacity(counts.decode) < load.output_tokens:
+        return False
+    taken = fleet.deflectable(counts.decode, load.output_tokens)
+    return fleet.input_capacity(counts.prefill) + taken >= load.input_tokens
+
+
+def _candidates(load: Load, fleet: Fleet, limits: Limits) -> Iterator[Counts]:
+    """For each useful number of decode workers the fewest prefill workers, where the limits allow both.
+
+    More decode workers than their own work needs only help by taking deflected prompts, so the search ends where no
+    prefill worker is left to save, or where the decode workers alone cost more than a size already found.
+    """
+    lowest, highest = limits.lowest, limits.highest
+    best_cost: int | None = None
+    for decode in range(_fewest_useful_decode(load, fleet, limits), highest.decode + 1):
+        if best_cost is not None and limits.cost_of(Counts(lowest.prefill, decode)) > best_cost:
+            return
+        left = load.input_tokens - fleet.deflectable(decode, load.output_tokens)
+        counts = Counts(max(_fewest_prefill(left, fleet), lowest.prefill), decode)
+        if limits.allow(counts):
+            best_cost = min(limits.cost_of(counts), best_cost or limits.cost_of(counts))
+            yield counts
+        if counts.prefill == lowest.prefill:
+            return
+
+
+def _fewest_useful_decode(load: Load, fleet: Fleet, limits: Limits) -> int:
+    """Fewest decode workers that carry the load beside all the prefill workers there may be."""
+    most = limits.highest.prefill
+    too_few = largest(
+        lambda replicas: not carries(load, fleet, Counts(most, replicas)), low=0, high=limits.highest.decode
+    )
+    return max(too_few + 1, limits.lowest.decode)
+
+
+def _fewest_prefill(input_tokens: float, fleet: Fleet) -> int:
+    return largest(lambda replicas: fleet.input_capacity(replicas) < input_tokens, low=0, high=MOST_REPLICAS) + 1
+
+
+def _fewest_decode(load: Load, fleet: Fleet) -> int:
+    return largest(lambda replicas: fleet.output_capacity(replicas) < load.output_tokens, low=0, high=MOST_REPLICAS) + 1
+
+
+def _best_effort(load: Load, fleet: Fleet, limits: Limits) -> Counts:
+    """Each pool as large as its own work asks, without help from the other, inside the bounds and the budget."""
+    wanted = Counts(_fewest_prefill(load.input_tokens, fleet), _fewest_decode(load, fleet))
+    return within_budget(wanted.at_least(limits.lowest).at_most(limits.highest), limits)
+
+
+def within_budget(counts: Counts, limits: Limits) -> Counts:
+    """Both pools shrunk in proportion until they fit the GPU budget, never under their lowest counts."""
+    budget = limits.max_gpus
+    total = limits.gpus_of(counts)
+    if budget is None or total <= budget:
+        return counts
+    lowest, gpus = limits.lowest, limits.gpus
+    prefill = min(max(counts.prefill * budget // total, lowest.prefill), counts.prefill)
+    room = (budget - prefill * gpus.prefill) // gpus.decode
+    decode = min(max(room, lowest.decode), counts.decode)
+    left = (budget - decode * gpus.decode) // gpus.prefill
+    return Counts(min(max(left, lowest.prefill), counts.prefill), decode)
