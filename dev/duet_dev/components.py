@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duet_dev import build
-from duet_dev.config import SERVICE_NETWORK
 
 HOST = "127.0.0.1"
 
@@ -92,7 +91,7 @@ def etcd(files: Files, ports: Ports) -> list[str]:
     ]
 
 
-def api_server(files: Files, ports: Ports, *, controllers: bool) -> list[str]:
+def api_server(files: Files, ports: Ports, *, service_network: str, controllers: bool) -> list[str]:
     # Without the controller manager nobody makes the service accounts that this plugin demands of pods.
     disabled = [] if controllers else flags(disable_admission_plugins="ServiceAccount")
     return [
@@ -110,7 +109,7 @@ def api_server(files: Files, ports: Ports, *, controllers: bool) -> list[str]:
             service_account_issuer="https://kubernetes.default.svc",
             service_account_key_file=files.service_account_key,
             service_account_signing_key_file=files.service_account_key,
-            service_cluster_ip_range=SERVICE_NETWORK,
+            service_cluster_ip_range=service_network,
             profiling=False,
             default_not_ready_toleration_seconds=5,
             default_unreachable_toleration_seconds=5,

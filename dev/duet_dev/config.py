@@ -3,6 +3,7 @@
 Invariant: values only; one JSON document in the cluster's folder carries them to the supervisor.
 """
 
+import ipaddress
 import json
 import os
 import sys
@@ -17,8 +18,6 @@ CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-sche
 WHOLE_CLUSTER = (*CONTROL_PLANE, "kubelet", "services")
 API_SERVER_ONLY = ("etcd", "kube-apiserver")
 WITH_CONTROLLERS = ("etcd", "kube-apiserver", "kube-controller-manager")
-
-SERVICE_NETWORK = "10.96.0.0/16"
 
 CONFIG_FILE = "cluster.json"
 
@@ -84,13 +83,14 @@ class ClusterConfig:
         return cls(**{**document, "components": tuple(document["components"])}, nodes=nodes)
 
 
-def kubelet_document(config: ClusterConfig, *, pod_network: str, mounts: bool) -> dict[str, Any]:
+def kubelet_document(config: ClusterConfig, *, pod_network: str, service_network: str, mounts: bool) -> dict[str, Any]:
     """What the process kubelet and the service relay read."""
     # This Python's own commands come first, so that an image's command is the installed one.
     path = f"{sys.prefix}/bin:{os.environ.get('PATH', '/usr/bin:/bin')}"
     return {
         "nodes": [asdict(node) for node in config.nodes],
         "podCIDR": pod_network,
+        "clusterDNS": str(ipaddress.ip_network(service_network)[10]),
         "mounts": mounts,
         "images": dict(config.images),
         "env": {"PATH": path, "PYTHONUNBUFFERED": "1", **config.environment},

@@ -52,6 +52,7 @@ class ControlPlane:
 
     config: ClusterConfig
     files: Files
+    service_network: str
     ports: Ports = field(default_factory=lambda: Ports(*free_ports(5)))
     children: dict[str, Child] = field(default_factory=dict)
     ready_seconds: dict[str, float] = field(default_factory=dict)
@@ -68,7 +69,10 @@ class ControlPlane:
         self.tokens = credentials.write_secrets(self.files.pki)
         controllers = "kube-controller-manager" in self.config.components
         await self._spawn("etcd", components.etcd(self.files, self.ports))
-        await self._spawn("kube-apiserver", components.api_server(self.files, self.ports, controllers=controllers))
+        api_server = components.api_server(
+            self.files, self.ports, service_network=self.service_network, controllers=controllers
+        )
+        await self._spawn("kube-apiserver", api_server)
         async with _health_session() as session:
             await self._wait("etcd", functools.partial(_healthy, session, f"{components.etcd_url(self.ports)}/health"))
             await self._wait("kube-apiserver", functools.partial(_healthy, session, f"{self.url}/readyz"))

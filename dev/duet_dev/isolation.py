@@ -12,10 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from duet_dev.config import SERVICE_NETWORK
 from duet_dev.errors import DevError
-
-POD_NETWORK = "10.244.0.0/16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +22,8 @@ class Isolation:
     name: str
     unshare: tuple[str, ...]
     nsenter: tuple[str, ...]
-    pod_network: str = "10.244.0.0/18"
+    pod_network: str = "10.244.0.0/16"
+    service_network: str = "10.96.0.0/16"
     mounts: bool = True
     warning: str = ""
 
@@ -33,7 +31,8 @@ class Isolation:
         """The command in namespaces of its own. The shell stays its parent: as process 1 it reaps orphans."""
         if not self.unshare:
             return list(command)
-        routes = "".join(f"ip route add local {net} dev lo; " for net in (POD_NETWORK, SERVICE_NETWORK))
+        networks = (self.pod_network, self.service_network)
+        routes = "".join(f"ip route add local {network} dev lo; " for network in networks)
         script = f'ip link set lo up; {routes}"$@"; exit $?'
         return ["unshare", *self.unshare, "--", "sh", "-ec", script, "sh", *command]
 
@@ -70,13 +69,16 @@ LOOPBACK = Isolation(
     "loopback",
     unshare=(),
     nsenter=(),
-    pod_network="127.64.0.0/18",
+    pod_network="127.64.0.0/16",
+    service_network="127.96.0.0/16",
     mounts=False,
     warning=(
-        "user and network namespaces are forbidden here, so pods get 127.64.x addresses: Services route to "
-        "nothing (EndpointSlices refuse loopback addresses), pod volumes aren't mounted, only one such cluster "
-        "runs at a time; allow it with `sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=1000`"
-        " (and, with AppArmor, `kernel.apparmor_restrict_unprivileged_userns=0`) or run as root"
+        "user and network namespaces are forbidden here, so pods share this machine's network on 127.64.x "
+        "addresses: EndpointSlices stay empty (they refuse loopback addresses; Services route all the same), "
+        "pod volumes and service-account tokens aren't mounted, cluster names may not resolve, and only one such "
+        "cluster runs at a time. Allow namespaces with `sysctl -w kernel.unprivileged_userns_clone=1 "
+        "user.max_user_namespaces=1000` (with AppArmor also `kernel.apparmor_restrict_unprivileged_userns=0`), "
+        "or run as root"
     ),
 )
 

@@ -7,6 +7,7 @@ kernel ties the signal to the spawning thread.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 MARKER_VARIABLE = "DUET_DEV_CLUSTER"
 RESTART_DELAY_SECONDS = 1.0
 STOP_GRACE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def guarded(command: Sequence[str]) -> list[str]:
@@ -51,12 +54,12 @@ class Child:
 
     async def start(self) -> None:
         self.started = time.monotonic()
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *guarded(self.command),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 env=dict(self.environment),
                 start_new_session=True,
             )
@@ -65,7 +68,8 @@ class Child:
         """Restart the process whenever it ends; until cancelled."""
         while True:
             assert self._process is not None
-            await self._process.wait()
+            status = await self._process.wait()
+            log.warning("%s ended with status %d; starting it again", self.name, status)
             await asyncio.sleep(RESTART_DELAY_SECONDS)
             self.restarts += 1
             await self.start()

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -39,7 +40,7 @@ class Supervisor:
         self.files = Files(root)
         self.config = ClusterConfig.read(root)
         self.isolation = isolation
-        self.control_plane = ControlPlane(self.config, self.files)
+        self.control_plane = ControlPlane(self.config, self.files, isolation.service_network)
         self.stop_requested = asyncio.Event()
         self._forwards: dict[str, asyncio.Server] = {}
         self._started = time.monotonic()
@@ -66,7 +67,12 @@ class Supervisor:
             await stopping
 
     async def _start(self) -> None:
-        document = kubelet_document(self.config, pod_network=self.isolation.pod_network, mounts=self.isolation.mounts)
+        document = kubelet_document(
+            self.config,
+            pod_network=self.isolation.pod_network,
+            service_network=self.isolation.service_network,
+            mounts=self.isolation.mounts,
+        )
         self.files.nodes.write_text(yaml.safe_dump(document, sort_keys=False))
         await self.control_plane.start()
         self._api = await self._closing.enter_async_context(Api(self.files.kubeconfig(credentials.ADMIN)))
@@ -136,6 +142,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--isolation", choices=BY_NAME, required=True)
     arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s")
     try:
         asyncio.run(Supervisor(arguments.root, BY_NAME[arguments.isolation]).run())
     except DevError as error:

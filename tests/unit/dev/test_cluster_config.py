@@ -25,7 +25,7 @@ def test_survives_the_way_to_the_supervisor(tmp_path: Path) -> None:
 
 def test_the_kubelet_accepts_its_document(tmp_path: Path) -> None:
     config = ClusterConfig("mine", environment={"A": "b"}, kubelet={"heartbeatSeconds": 1})
-    document = kubelet_document(config, pod_network="10.244.0.0/18", mounts=True)
+    document = kubelet_document(config, pod_network="10.244.0.0/16", service_network="10.96.0.0/16", mounts=True)
     (tmp_path / "nodes.yaml").write_text(yaml.safe_dump(document))
     read = KubeletConfig.read(tmp_path / "nodes.yaml")
     assert [node.name for node in read.nodes] == ["gpu-0", "gpu-1", "gpu-2"]
@@ -33,6 +33,7 @@ def test_the_kubelet_accepts_its_document(tmp_path: Path) -> None:
     assert read.images["duet-operator"].command == ["duet-operator"]
     assert read.env["A"] == "b"
     assert read.heartbeat_seconds == 1
+    assert str(read.cluster_dns) == "10.96.0.10"
 
 
 def test_unknown_components_are_named() -> None:

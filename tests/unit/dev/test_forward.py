@@ -24,7 +24,7 @@ async def relayed(target: Serve) -> AsyncIterator[tuple[str, int]]:
             writer.close()
 
     server = await asyncio.start_server(closing, "127.0.0.1", 0)
-    address = server.sockets[0].getsockname()
+    address: forward.Address = server.sockets[0].getsockname()
 
     async def resolve() -> forward.Address:
         return address
