@@ -1,0 +1,113 @@
+"""The requests of a run, and the figures that follow from them over any window.
+
+Invariant: requests are judged by `duet_engine.slo` alone, each by when it ended; every figure is None, never zero,
+where no request tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from duet_dev.demo.records import Pulse, Record
+from duet_engine.perf.linear import LinearStepModel
+from duet_engine.protocol import WorkerProfile
+from duet_engine.slo import Objective, Verdict, attainment, judge
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadedTtft:
+    """TTFT of a prompt that meets an idle prefill and an idle decode worker, by the workers' own step model."""
+
+    profile: WorkerProfile
+
+    def seconds(self, input_tokens: int) -> float:
+        steps = LinearStepModel.from_coefficients(self.profile.steps)
+        prefill = steps.prompt_seconds(input_tokens, chunk_tokens=self.profile.chunked_prefill_tokens)
+        return prefill + steps.transfer_seconds(input_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What the users of a window saw."""
+
+    requests: int
+    failed: int
+    requests_per_second: float
+    output_tokens_per_second: float
+    ttft_p50_seconds: float | None
+    ttft_p95_seconds: float | None
+    itl_p50_seconds: float | None
+    itl_p95_seconds: float | None
+    attainment: float | None
+    ttft_attainment: float | None
+    itl_attainment: float | None
+    deflected_share: float | None
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that the load generator has said so far."""
+
+    objective: Objective
+    unloaded: UnloadedTtft
+    records: list[Record] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    pulse: Pulse | None = None
+
+    def add(self, line: Record | Pulse) -> None:
+        if isinstance(line, Pulse):
+            self.pulse = line
+            return
+        self.records.append(line)
+        unloaded_seconds = self.unloaded.seconds(line.input_tokens)
+        self.verdicts.append(judge(line.outcome(self.objective, unloaded_seconds), self.objective))
+
+    @property
+    def failed(self) -> list[Record]:
+        return [record for record in self.records if record.failure is not None]
+
+    def figures(self, start_seconds: float, end_seconds: float) -> Figures:
+        """Requests that ended inside a window."""
+        chosen = [
+            (record, verdict)
+            for record, verdict in zip(self.records, self.verdicts, strict=True)
+            if start_seconds <= record.ended_at_seconds < end_seconds
+        ]
+        records = [record for record, _ in chosen]
+        verdicts = [verdict for _, verdict in chosen]
+        good = [record for record in records if record.failure is None]
+        ttfts = [record.ttft_seconds for record in good if record.ttft_seconds is not None]
+        gaps = _gaps_seconds(good)
+        width_seconds = max(end_seconds - start_seconds, 1e-9)
+        return Figures(
+            requests=len(records),
+            failed=len(records) - len(good),
+            requests_per_second=len(records) / width_seconds,
+            output_tokens_per_second=sum(record.output_tokens for record in good) / width_seconds,
+            ttft_p50_seconds=_quantile(ttfts, 0.5),
+            ttft_p95_seconds=_quantile(ttfts, 0.95),
+            itl_p50_seconds=_quantile(gaps, 0.5),
+            itl_p95_seconds=_quantile(gaps, 0.95),
+            attainment=attainment(verdicts),
+            ttft_attainment=_share(verdict.ttft_met for verdict in verdicts),
+            itl_attainment=_share(verdict.itl_met for verdict in verdicts),
+            deflected_share=_share(record.deflected for record in good),
+        )
+
+
+def _gaps_seconds(records: Iterable[Record]) -> Sequence[float]:
+    found = [np.asarray(record.gaps_milliseconds) for record in records if record.gaps_milliseconds]
+    joined: list[float] = (np.concatenate(found) / 1000).tolist() if found else []
+    return joined
+
+
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    return float(np.quantile(values, share)) if values else None
+
+
+def _share(values: Iterable[bool]) -> float | None:
+    known = list(values)
+    return sum(known) / len(known) if known else None
