@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from duet_operator.resources.labels import REVISION, ROLE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ROLE_LABEL = "duetserve.io/role"
-REVISION_LABEL = "duetserve.io/revision"
 DRAIN_ANNOTATION = "duetserve.io/drain"
 """Set to "true" by hand: finish this pod's requests, then delete it so that a new one takes its place."""
 DRAIN_STARTED_ANNOTATION = "duetserve.io/drain-started"
@@ -122,8 +122,8 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         resource_version=metadata.get("resourceVersion", ""),
-        role=labels.get(ROLE_LABEL, ""),
-        revision=labels.get(REVISION_LABEL, ""),
+        role=labels.get(ROLE, ""),
+        revision=labels.get(REVISION, ""),
         node=spec.get("nodeName", ""),
         address=status.get("podIP", ""),
         created_seconds=read_time(metadata.get("creationTimestamp")) or 0.0,

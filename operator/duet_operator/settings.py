@@ -60,6 +60,8 @@ class Settings:
     """Shortest lease of a drain, or six intervals; a worker whose operator died serves again after it."""
     drain_settle_seconds: float = 2.0
     """How long a drained worker must have held no request before it leaves."""
+    engine_token_path: str = ""
+    """File with the projected service-account token that engines ask for (audience duet-engine); empty sends none."""
     scrape_timeout_seconds: float = 2.0
     """How long a gateway or an engine may take to answer."""
     request_timeout_seconds: float = 10.0

@@ -9,16 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from duet_operator.api.v1alpha1 import KIND as DUET_KIND
 from duet_operator.pods import Pod, read_pod
+from duet_operator.resources.labels import OWNER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 Manifest = dict[str, Any]
 
-OWNER_LABEL = "duetserve.io/name"
-"""Label of everything that belongs to a DuetDeployment; its value is the object's name."""
-DUET_KIND = "DuetDeployment"
 POD_KIND = "Pod"
 
 
@@ -137,7 +136,7 @@ class World:
         metadata = body["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         identity = _Id(body["kind"], namespace, name)
-        owner = name if identity.kind == DUET_KIND else (metadata.get("labels") or {}).get(OWNER_LABEL)
+        owner = name if identity.kind == DUET_KIND else (metadata.get("labels") or {}).get(OWNER)
         return identity, metadata.get("resourceVersion", ""), Key(namespace, owner) if owner else None
 
     def _store(self, identity: _Id, owner: Key, body: Mapping[str, Any]) -> bool:

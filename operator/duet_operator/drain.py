@@ -1,0 +1,290 @@
+"""Who leaves a pool, and when: victim choice and the drain's state machine.
+
+Invariant: pure, values in and actions out. A worker that may hold requests is counted out of `replicas` only after its
+engine said, in this very pass, that it's drained and empty; and no more workers leave than the target allows, so load
+that returns keeps every worker that hasn't left. What a drain needs to be taken up again by another operator lies in
+the pods' annotations and in the engines.
+
+    serving --Start--> draining --(empty for the settle window)--> drained --Remove--> released --(deleted)
+       ^------Cancel------'--------------Cancel-----------------------'
+
+Where the operator dies, the engine's lease runs out and the worker serves again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from duet_engine.protocol import DrainPhase
+from duet_operator.pods import DELETION_COST_ANNOTATION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from duet_engine.protocol import DrainStatus
+    from duet_operator.pods import Pod
+
+VICTIM_COST = "-1000"
+"""Deletion cost of a pod that is to go with the next lower count. Nobody else's pods should have a lower one."""
+
+CancelReason = Literal["LoadReturned", "Rollout", "TimedOut"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One pod of a pool."""
+
+    pod: Pod
+    status: DrainStatus | None = None
+    """What its engine says about its drain; None: not asked, or no answer."""
+    work_left: int = 0
+    """Requests that it holds, as the gateways see it."""
+    cordoned: bool = False
+    """Its node takes no new pods."""
+
+    @property
+    def draining(self) -> bool:
+        """The operator has asked it to drain."""
+        return self.pod.draining_since_seconds is not None
+
+    @property
+    def marked(self) -> bool:
+        """It has been counted out, or was about to be."""
+        return self.pod.annotations.get(DELETION_COST_ANNOTATION) == VICTIM_COST
+
+    @property
+    def remaining(self) -> int:
+        """Requests that it must still finish."""
+        return self.work_left if self.status is None else self.status.remaining.total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One pool in one pass."""
+
+    replicas: int
+    """What its Deployment asks for."""
+    target: int
+    """What it should be."""
+    workers: tuple[Worker, ...]
+    revision: str = ""
+    """Of the present pod template."""
+    rollout_in_progress: bool = False
+    start_allowed: bool = True
+    """False: no new drain for now, such as for decode while prefill workers hand over to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How drains go."""
+
+    now_seconds: float
+    settle_seconds: float
+    timeout_seconds: float
+    terminate_on_timeout: bool = False
+    spread: bool = False
+    """Victims from the fullest node; else from the emptiest, so that nodes become free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Ask the engine to drain, and note it on the pod."""
+
+    pod: Pod
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Ask the engine to stay drained for another lease."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Let the engine serve again, and take the notes off the pod."""
+
+    pod: Pod
+    reason: CancelReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    """Lower the count, after each drained worker has confirmed once more."""
+
+    drained: tuple[Pod, ...] = ()
+    at_once: tuple[Pod, ...] = ()
+    """Hold nothing, as they never were ready."""
+    overdue: tuple[Pod, ...] = ()
+    """Still hold requests, which fail: `drain.onTimeout` says Terminate."""
+    replicas: int
+    target: int
+    alive: int
+
+    def count_without(self, leaving: int) -> int:
+        """The new count when `leaving` pods go. Pods that never came to be are counted out with them."""
+        return max(self.target, min(self.alive, self.replicas) - leaving)
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Delete a pod that someone asked to be drained by hand; its Deployment makes a new one."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Unmark:
+    """Take off a deletion cost that means nothing any more."""
+
+    pod: Pod
+
+
+Action = Start | Renew | Cancel | Remove | Replace | Unmark
+
+
+def confirmed(status: DrainStatus | None, settle_seconds: float) -> bool:
+    """The engine takes nothing new and has been empty for the settle window."""
+    return (
+        status is not None
+        and status.phase in (DrainPhase.DRAINED, DrainPhase.TERMINATING)
+        and status.remaining.total == 0
+        and status.idle_seconds >= settle_seconds
+    )
+
+
+def decide(pool: Pool, rules: Rules) -> tuple[Action, ...]:
+    """What to do in this pass."""
+    alive = [worker for worker in pool.workers if worker.pod.alive]
+    released = _released(alive, pool)
+    others = [worker for worker in alive if worker not in released]
+    by_hand = [worker for worker in others if worker.pod.drain_requested]
+    rest = [worker for worker in others if not worker.pod.drain_requested]
+    leaving = 0 if pool.rollout_in_progress else max(min(len(alive), pool.replicas) - pool.target, 0)
+
+    actions: list[Action] = [Renew(worker.pod) for worker in released]
+    counted_out, replaced = _by_hand(by_hand, leaving, rules, actions)
+    leaving -= len(counted_out)
+    at_once = sorted((worker for worker in rest if _holds_nothing(worker)), key=_youngest_first)[:leaving]
+    leaving -= len(at_once)
+    drained, overdue = _ordinary([worker for worker in rest if worker not in at_once], leaving, pool, rules, actions)
+
+    drained = [*counted_out, *drained]
+    going = [*drained, *at_once, *overdue]
+    cancelled = {action.pod.uid for action in actions if isinstance(action, Cancel)}
+    stale = [worker for worker in others if worker.marked and worker not in going and worker.pod.uid not in cancelled]
+    actions += [Replace(worker.pod) for worker in replaced]
+    actions += [Unmark(worker.pod) for worker in stale]
+    removal = Remove(
+        drained=_pods(drained),
+        at_once=_pods(at_once),
+        overdue=_pods(overdue),
+        replicas=pool.replicas,
+        target=pool.target,
+        alive=len(alive),
+    )
+    if not pool.rollout_in_progress and removal.count_without(len(going)) < pool.replicas:
+        actions.append(removal)
+    return tuple(actions)
+
+
+def _pods(workers: Sequence[Worker]) -> tuple[Pod, ...]:
+    return tuple(worker.pod for worker in workers)
+
+
+def _released(alive: Sequence[Worker], pool: Pool) -> list[Worker]:
+    """Workers that are counted out already and that the Deployment is about to delete: no way back for them."""
+    surplus = max(len(alive) - pool.replicas, 0)
+    return sorted((worker for worker in alive if worker.marked), key=lambda worker: worker.pod.name)[:surplus]
+
+
+def _holds_nothing(worker: Worker) -> bool:
+    """It has never been ready, so no request is on it."""
+    return not worker.pod.has_been_ready and not worker.draining
+
+
+def _youngest_first(worker: Worker) -> tuple[bool, float, str]:
+    return (worker.pod.trouble is None, -worker.pod.created_seconds, worker.pod.name)
+
+
+def _by_hand(
+    workers: Sequence[Worker], leaving: int, rules: Rules, actions: list[Action]
+) -> tuple[list[Worker], list[Worker]]:
+    """Drains that someone asked for, without a timeout. Returns who is counted out and who is replaced."""
+    counted_out: list[Worker] = []
+    replaced: list[Worker] = []
+    for worker in workers:
+        if worker.draining and confirmed(worker.status, rules.settle_seconds):
+            wanted = len(counted_out) < leaving and not worker.pod.ready
+            (counted_out if wanted else replaced).append(worker)
+        elif _holds_nothing(worker):
+            replaced.append(worker)
+        else:
+            actions.append(Renew(worker.pod) if worker.draining else Start(pod=worker.pod, reason="ByHand"))
+    return counted_out, replaced
+
+
+def _ordinary(
+    workers: Sequence[Worker], leaving: int, pool: Pool, rules: Rules, actions: list[Action]
+) -> tuple[list[Worker], list[Worker]]:
+    """Drains of the planner's wish. Returns who leaves drained, and who leaves because its time is over."""
+    drained: list[Worker] = []
+    overdue: list[Worker] = []
+    waiting = 0
+    for worker in sorted((worker for worker in workers if worker.draining), key=_nearest_to_gone):
+        if len(drained) + len(overdue) + waiting >= leaving:
+            actions.append(Cancel(worker.pod, "Rollout" if pool.rollout_in_progress else "LoadReturned"))
+        elif confirmed(worker.status, rules.settle_seconds) and not worker.pod.ready:
+            drained.append(worker)
+        elif not _timed_out(worker, rules):
+            actions.append(Renew(worker.pod))
+            waiting += 1
+        elif rules.terminate_on_timeout:
+            overdue.append(worker)
+        else:
+            actions.append(Cancel(worker.pod, "TimedOut"))
+    if pool.start_allowed:
+        candidates = [worker for worker in workers if not worker.draining and not _given_up_lately(worker, rules)]
+        missing = leaving - len(drained) - len(overdue) - waiting
+        victims = choose(candidates, count=missing, revision=pool.revision, spread=rules.spread)
+        actions += [Start(pod=worker.pod, reason="ScaleDown") for worker in victims]
+    return drained, overdue
+
+
+def _nearest_to_gone(worker: Worker) -> tuple[int, float, str]:
+    return (worker.remaining, worker.pod.draining_since_seconds or 0.0, worker.pod.name)
+
+
+def _timed_out(worker: Worker, rules: Rules) -> bool:
+    since = worker.pod.draining_since_seconds
+    return since is not None and rules.now_seconds - since > rules.timeout_seconds
+
+
+def _given_up_lately(worker: Worker, rules: Rules) -> bool:
+    since = worker.pod.given_up_seconds
+    return since is not None and rules.now_seconds - since < rules.timeout_seconds
+
+
+def choose(workers: Sequence[Worker], *, count: int, revision: str, spread: bool) -> list[Worker]:
+    """The `count` workers that leave most cheaply.
+
+    On cordoned nodes first, then those that serve nothing now, then old revisions, then by node (the emptiest, or the
+    fullest with `spread`), then by the work they hold.
+    """
+    on_node = Counter(worker.pod.node for worker in workers)
+
+    def cost(worker: Worker) -> tuple[bool, bool, bool, int, int, str]:
+        together = on_node[worker.pod.node]
+        return (
+            not worker.cordoned,
+            worker.pod.ready,
+            worker.pod.revision == revision,
+            -together if spread else together,
+            worker.work_left,
+            worker.pod.name,
+        )
+
+    return sorted(workers, key=cost)[: max(count, 0)]

@@ -1,0 +1,69 @@
+"""Speaks with engines: the drain of one worker over HTTP.
+
+Invariant: an answer is a whole document or an EngineError that says why there is none; nothing is retried here, because
+the next pass does.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from duet_engine.protocol import DRAIN_PATH, ENGINE_PORT, DrainRequest, DrainStatus, ProtocolError
+
+if TYPE_CHECKING:
+    from duet_operator.pods import Pod
+
+
+class EngineError(Exception):
+    """An engine that didn't answer, or not as agreed."""
+
+
+class EngineClient:
+    """Asks engines by their pods' addresses."""
+
+    def __init__(self, session: aiohttp.ClientSession, *, timeout_seconds: float, token_path: str = "") -> None:
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._token_path = Path(token_path) if token_path else None
+
+    async def drain(self, pod: Pod, *, lease_seconds: float, reason: str) -> DrainStatus:
+        """Start or renew its drain."""
+        request = DrainRequest(lease_seconds=lease_seconds, requested_by="duet-operator", reason=reason)
+        return await self._ask("PUT", pod, request.write())
+
+    async def drain_status(self, pod: Pod) -> DrainStatus:
+        """How its drain stands."""
+        return await self._ask("GET", pod)
+
+    async def serve_again(self, pod: Pod) -> DrainStatus:
+        """End its drain."""
+        return await self._ask("DELETE", pod)
+
+    async def _ask(self, method: str, pod: Pod, body: bytes | None = None) -> DrainStatus:
+        url = f"http://{pod.endpoint('http', ENGINE_PORT)}{DRAIN_PATH}"
+        try:
+            async with self._session.request(
+                method, url, data=body, headers=self._headers(), timeout=self._timeout
+            ) as response:
+                content = await response.read()
+        except TimeoutError as error:
+            raise EngineError(f"{pod.name}: no answer in {self._timeout.total:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(f"{pod.name}: unreachable: {error or type(error).__name__}") from error
+        if response.status != HTTPStatus.OK:
+            raise EngineError(f"{pod.name}: {method} {DRAIN_PATH} answered {response.status}: {content[:200]!r}")
+        try:
+            return DrainStatus.read(content)
+        except ProtocolError as error:
+            raise EngineError(f"{pod.name}: {error}") from error
+
+    def _headers(self) -> dict[str, str]:
+        # Read anew each time: the kubelet replaces projected tokens.
+        headers = {"Content-Type": "application/json"}
+        if self._token_path is not None:
+            headers["Authorization"] = f"Bearer {self._token_path.read_text().strip()}"
+        return headers

@@ -1,0 +1,97 @@
+"""What an object's planner remembers, as the ConfigMap that outlives the operator.
+
+Invariant: reading never fails: what can't be read is forgotten, and said. The document stays far under 200 KB.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from duet_engine.protocol import Role, WorkerProfile
+from duet_operator.planner.memory import from_document, to_document
+from duet_operator.planner.types import PlannerMemory
+from duet_operator.signals.cold_start import MOST_SAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DATA_KEY = "history.json"
+POOL_ROLES = (Role.PREFILL, Role.DECODE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Everything worth keeping over a restart."""
+
+    planner: PlannerMemory = field(default_factory=PlannerMemory)
+    cold_start_seconds: Mapping[Role, tuple[float, ...]] = field(default_factory=dict)
+    profiles: Mapping[Role, WorkerProfile] = field(default_factory=dict)
+
+
+def encode(history: History) -> str:
+    """The history as compact JSON."""
+    document = {
+        "planner": to_document(history.planner),
+        "coldStartSeconds": {
+            role.value: [round(value, 1) for value in values] for role, values in history.cold_start_seconds.items()
+        },
+        "profiles": {role.value: profile.model_dump(mode="json") for role, profile in history.profiles.items()},
+    }
+    return json.dumps(document, separators=(",", ":"))
+
+
+def decode(text: str) -> tuple[History, tuple[str, ...]]:
+    """The history in a document, and what of it had to be forgotten."""
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        return History(), (f"history: not JSON ({error}); starting afresh",)
+    if not isinstance(document, dict):
+        return History(), ("history: not an object; starting afresh",)
+    problems: list[str] = []
+    planner, problem = from_document(document.get("planner", {}))
+    if problem is not None:
+        problems.append(problem)
+    history = History(
+        planner=planner,
+        cold_start_seconds=_cold_starts(document.get("coldStartSeconds"), problems),
+        profiles=_profiles(document.get("profiles"), problems),
+    )
+    return history, tuple(problems)
+
+
+def _by_role(value: object, what: str, problems: list[str]) -> dict[Role, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{what}: not an object; forgetting it")
+        return {}
+    return {role: value[role.value] for role in POOL_ROLES if role.value in value}
+
+
+def _cold_starts(value: object, problems: list[str]) -> dict[Role, tuple[float, ...]]:
+    result: dict[Role, tuple[float, ...]] = {}
+    for role, seconds in _by_role(value, "cold starts", problems).items():
+        sound = isinstance(seconds, list) and all(
+            isinstance(each, int | float) and math.isfinite(each) and each >= 0 for each in seconds
+        )
+        if sound:
+            result[role] = tuple(float(each) for each in seconds)[-MOST_SAMPLES:]
+        else:
+            problems.append(f"cold starts of {role.value}: not numbers; forgetting them")
+    return result
+
+
+def _profiles(value: object, problems: list[str]) -> dict[Role, WorkerProfile]:
+    result: dict[Role, WorkerProfile] = {}
+    for role, profile in _by_role(value, "profiles", problems).items():
+        try:
+            result[role] = WorkerProfile.model_validate(profile)
+        except ValidationError as error:
+            problems.append(f"profile of {role.value}: {error.error_count()} bad fields; forgetting it")
+    return result

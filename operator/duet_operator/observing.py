@@ -1,0 +1,185 @@
+"""From the cache and the gateways' answers to what the planner reads: one pass's observation.
+
+Invariant: pure. A pod is in exactly one state; one that waits for its own predecessor's GPU is `replacing`, one that
+can't start for longer than the deadline is no capacity, and silence of a gateway is never an idle hour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from duet_engine.protocol import Role
+from duet_operator.planner.types import Observation, Performance, PoolState, worker_performance
+from duet_operator.pods import read_time
+from duet_operator.resources.labels import REVISION
+from duet_operator.signals.workers import load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from duet_engine.protocol import WorkerProfile, WorkerState
+    from duet_operator.planner.types import Attainment, Demand
+    from duet_operator.pods import Pod
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSight:
+    """One pool as the cluster shows it. `deployment` is None before it's created."""
+
+    deployment: Manifest | None
+    pods: tuple[Pod, ...]
+
+    @property
+    def replicas(self) -> int:
+        """What its Deployment asks for."""
+        return 0 if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
+
+    @property
+    def revision(self) -> str:
+        """Revision of the present pod template."""
+        if self.deployment is None:
+            return ""
+        labels = self.deployment["spec"]["template"]["metadata"].get("labels") or {}
+        return str(labels.get(REVISION, ""))
+
+    @property
+    def alive(self) -> tuple[Pod, ...]:
+        """Pods that count as replicas."""
+        return tuple(pod for pod in self.pods if pod.alive)
+
+    @property
+    def rollout_in_progress(self) -> bool:
+        """Pods of an older template are left. A mere change of the count is none."""
+        if self.deployment is None:
+            return False
+        status = self.deployment.get("status") or {}
+        seen = status.get("observedGeneration", 0) >= self.deployment["metadata"].get("generation", 0)
+        outdated = seen and status.get("updatedReplicas", 0) < status.get("replicas", 0)
+        return outdated or any(pod.revision != self.revision for pod in self.alive)
+
+    @property
+    def failed_creation(self) -> Mapping[str, str] | None:
+        """The condition that says that pods can't even be created, such as for a quota."""
+        status = (self.deployment or {}).get("status") or {}
+        for condition in status.get("conditions") or ():
+            if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+                return dict(condition)
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Pods of a pool that are no capacity, and why."""
+
+    pods: int = 0
+    reason: str = ""
+    """The commonest reason, one word."""
+    example: str = ""
+    """One of the pods, or the message of the refusal."""
+
+
+def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> Trouble:
+    """Pods that have been unschedulable, crash-looping or refused for longer than the deadline."""
+    stuck = [pod for pod in sight.alive if _stuck_seconds(pod, now_seconds) > deadline_seconds]
+    stuck = stuck[: max(len(stuck) - len(_replacing(sight)), 0)]
+    failure = sight.failed_creation
+    if failure is not None:
+        since = read_time(failure.get("lastTransitionTime"))
+        missing = max(sight.replicas - len(sight.alive), 0)
+        if missing and since is not None and now_seconds - since > deadline_seconds:
+            reason = failure.get("reason", "FailedCreate")
+            return Trouble(pods=missing + len(stuck), reason=reason, example=failure.get("message", ""))
+    if not stuck:
+        return Trouble()
+    return Trouble(pods=len(stuck), reason=stuck[0].trouble or "Pending", example=stuck[0].name)
+
+
+def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
+    if pod.ready or pod.trouble is None:
+        return 0.0
+    since = pod.ready_changed_seconds if pod.has_been_ready else None
+    return now_seconds - (since or pod.created_seconds)
+
+
+def _replacing(sight: PoolSight) -> tuple[Pod, ...]:
+    """Unscheduled pods for which a pod that is still leaving will make room: one each."""
+    leaving = sum(pod.terminating for pod in sight.pods)
+    unscheduled = [pod for pod in sight.alive if not pod.node and not pod.ready]
+    return tuple(unscheduled[:leaving])
+
+
+def pool_state(sight: PoolSight, states: Mapping[str, WorkerState], *, lost: Trouble) -> PoolState:
+    """How many pods are in each state, and the work that they hold."""
+    replacing = _replacing(sight)
+    draining = [pod for pod in sight.alive if pod.draining_since_seconds is not None]
+    ready = [pod for pod in sight.alive if pod.ready and pod not in draining]
+    others = len(sight.alive) - len(draining) - len(ready) - len([pod for pod in replacing if pod not in draining])
+    held = load(states[pod.uid] for pod in sight.pods if pod.uid in states)
+    return PoolState(
+        replicas=sight.replicas,
+        ready=len(ready),
+        starting=max(others - lost.pods, 0),
+        draining=len(draining),
+        replacing=len(replacing),
+        pending_too_long=lost.pods,
+        queued_prefill_tokens=held.queued_prefill_tokens,
+        running_requests=held.running_requests,
+        kv_used_tokens=held.kv_used_tokens,
+        headroom_tokens_per_second=held.headroom_tokens_per_second,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What gateways told in one pass."""
+
+    demand: Demand | None = None
+    attainment: Attainment | None = None
+    complete: bool = False
+    states: Mapping[str, WorkerState]
+    """Pod uid -> state."""
+    burn_rate_5m: float | None = None
+    burn_rate_1h: float | None = None
+    silent: Mapping[str, str]
+    """Ready gateway pods that didn't answer well -> why."""
+    gateways_ready: int = 0
+
+
+def observe(
+    sights: Mapping[Role, PoolSight],
+    signals: Signals,
+    lost: Mapping[Role, Trouble],
+    *,
+    cold_start_p90_seconds: float | None,
+    now_seconds: float,
+) -> Observation:
+    """Everything in one value."""
+    pools = {role: pool_state(sight, signals.states, lost=lost[role]) for role, sight in sights.items()}
+    decode_pods = {pod.uid for pod in sights[Role.DECODE].alive}
+    return Observation(
+        now_seconds=now_seconds,
+        prefill=pools[Role.PREFILL],
+        decode=pools[Role.DECODE],
+        demand=signals.demand,
+        attainment=signals.attainment,
+        complete=signals.complete,
+        cold_start_p90_seconds=cold_start_p90_seconds,
+        rollout_in_progress=any(sight.rollout_in_progress for sight in sights.values()),
+        deflection_active=any(
+            state.ready and state.deflection_active for uid, state in signals.states.items() if uid in decode_pods
+        ),
+    )
+
+
+def performance(profiles: Mapping[Role, WorkerProfile]) -> Performance:
+    """What a replica of each pool can do, as far as some worker told."""
+    told = {role: worker_performance(profile) for role, profile in profiles.items()}
+    return Performance(prefill=told.get(Role.PREFILL), decode=told.get(Role.DECODE))
+
+
+def ready_gateways(pods: Sequence[Pod]) -> tuple[Pod, ...]:
+    """The gateway pods that must answer."""
+    return tuple(pod for pod in pods if pod.alive and pod.ready and pod.address)
