@@ -1,0 +1,177 @@
+"""The two pools: a Deployment each, whose pods are engines.
+
+Invariant: no manifest to be applied names `spec.replicas` (applying it without the number would reset it to one); both
+pools carry the same revision exactly when their engines can work together; a change of a live field of the spec changes
+no pod template.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from duet_engine.protocol import BOOTSTRAP_PORT, ENGINE_PORT, LIVE_PATH, READY_PATH
+from duet_operator.resources.canonical import digest
+from duet_operator.resources.labels import REVISION, labels, selector
+from duet_operator.resources.names import live_name, pool_name
+from duet_operator.resources.owner import metadata
+from duet_operator.resources.strategic_merge import InvalidTemplateError, merge
+
+if TYPE_CHECKING:
+    from duet_engine.protocol import Role
+    from duet_operator.api.v1alpha1 import DuetDeployment, EnvironmentVariable
+    from duet_operator.resources.images import Images
+
+Manifest = dict[str, Any]
+
+CONTAINER = "engine"
+GRACE_BEYOND_DRAIN_SECONDS = 45
+"""SGLang needs up to 23 s to stop after SIGTERM; the rest is for the drain's own end."""
+KEPT_REVISIONS = 3
+LIVE_ITL_KEY = "itlMilliseconds"
+
+
+def pool_deployment(deployment: DuetDeployment, role: Role, images: Images) -> Manifest:
+    """The pool's Deployment for server-side apply, without `replicas`.
+
+    Raises:
+        InvalidTemplateError: where a template of the spec can't be merged.
+    """
+    spec = deployment.spec
+    rollout = spec.rollout
+    grace_seconds = spec.drain.timeout_seconds + GRACE_BEYOND_DRAIN_SECONDS
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(deployment, pool_name(deployment.metadata.name, role), role=role.value),
+        "spec": {
+            "selector": {"matchLabels": selector(deployment.metadata.name, role.value)},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable},
+            },
+            "progressDeadlineSeconds": grace_seconds + spec.scaling.pending_deadline_seconds,
+            "revisionHistoryLimit": KEPT_REVISIONS,
+            "template": _pod_template(deployment, role, images),
+        },
+    }
+
+
+def pool_creation(deployment: DuetDeployment, role: Role, images: Images, *, replicas: int) -> Manifest:
+    """The pool's Deployment for its creation: the only time that `replicas` stands in it."""
+    manifest = pool_deployment(deployment, role, images)
+    return {**manifest, "spec": {"replicas": replicas, **manifest["spec"]}}
+
+
+def revision(deployment: DuetDeployment, images: Images) -> str:
+    """Hash of what both pools' engines share; workers of unequal revision don't hand over KV caches to each other."""
+    spec = deployment.spec
+    engine = spec.engine
+    return digest(
+        {
+            "image": images.engine,
+            "model": spec.model.to_dict(),
+            "args": list(engine.args),
+            "env": [variable.to_dict() for variable in engine.env],
+            "transferBackend": engine.transfer_backend,
+            "template": engine.template,
+        }
+    )
+
+
+def _pod_template(deployment: DuetDeployment, role: Role, images: Images) -> Manifest:
+    spec, name = deployment.spec, deployment.metadata.name
+    template: Manifest = {
+        "metadata": {"labels": labels(name, role.value)},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": spec.drain.timeout_seconds + GRACE_BEYOND_DRAIN_SECONDS,
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [_container(deployment, role, images)],
+            "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
+        },
+    }
+    for path, patch in (
+        ("spec.engine.template", spec.engine.template),
+        (f"spec.pools.{role.value}.template", spec.pool(role).template),
+    ):
+        template = merge(template, patch or {}, path=path)
+        if not any(container.get("name") == CONTAINER for container in template.get("spec", {}).get("containers", ())):
+            raise InvalidTemplateError(f"{path} removes the container {CONTAINER!r}; patch it in place")
+    # Whatever a template says: the selector and the gateways find pods by these.
+    own_labels = labels(name, role.value) | {REVISION: revision(deployment, images)}
+    return merge(template, {"metadata": {"labels": own_labels}}, path="template")
+
+
+def _container(deployment: DuetDeployment, role: Role, images: Images) -> Manifest:
+    spec = deployment.spec
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": images.engine,
+        "env": _environment(deployment, role, images),
+        "ports": [
+            {"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"},
+            {"name": "bootstrap", "containerPort": BOOTSTRAP_PORT, "protocol": "TCP"},
+        ],
+        "resources": {
+            "limits": {spec.pool(role).gpu.effective_resource_name: str(spec.tensor_parallel_size(role))},
+        },
+        "securityContext": {"allowPrivilegeEscalation": False},
+        "lifecycle": {"preStop": {"exec": {"command": ["duet-engine", "drain"]}}},
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+        **_probes(),
+    }
+    if spec.engine.args:
+        container["args"] = list(spec.engine.args)
+    return container
+
+
+def _probes() -> Manifest:
+    """Never SGLang's own /health: it takes a second, and fails on decode workers when a prefill worker dies.
+
+    The start may take an hour (weights over a slow network); how long is too long is `pendingDeadlineSeconds`' matter.
+    """
+    live = {"httpGet": {"path": LIVE_PATH, "port": "http"}}
+    ready = {"httpGet": {"path": READY_PATH, "port": "http"}}
+    return {
+        "startupProbe": {**live, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 3600},
+        "readinessProbe": {**ready, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 2},
+        "livenessProbe": {**live, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+    }
+
+
+def _environment(deployment: DuetDeployment, role: Role, images: Images) -> list[Manifest]:
+    spec = deployment.spec
+    values = {
+        "DUET_ROLE": role.value,
+        "DUET_MODEL_ID": spec.model.id,
+        "DUET_SERVED_NAME": spec.model.public_name,
+        "DUET_TENSOR_PARALLEL_SIZE": str(spec.tensor_parallel_size(role)),
+        "DUET_TRANSFER_BACKEND": spec.engine.transfer_backend,
+        "DUET_DRAIN_TIMEOUT_SECONDS": str(spec.drain.timeout_seconds),
+        "DUET_REVISION": revision(deployment, images),
+    }
+    if spec.model.context_length is not None:
+        values["DUET_CONTEXT_LENGTH"] = str(spec.model.context_length)
+    live = {"name": live_name(deployment.metadata.name), "key": LIVE_ITL_KEY, "optional": True}
+    own = [
+        *pod_environment(),
+        # A live field: as a plain value its change would roll every pod.
+        {"name": "DUET_ITL_MILLISECONDS", "valueFrom": {"configMapKeyRef": live}},
+        *({"name": name, "value": value} for name, value in values.items()),
+    ]
+    return [*own, *(_variable(variable) for variable in spec.engine.env)]
+
+
+def pod_environment() -> list[Manifest]:
+    """Variables by which a process knows its pod."""
+    fields = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "POD_IP": "status.podIP"}
+    return [
+        {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+        for name, path in fields.items()
+    ]
+
+
+def _variable(variable: EnvironmentVariable) -> Manifest:
+    if variable.value_from is not None:
+        return {"name": variable.name, "valueFrom": variable.value_from}
+    return {"name": variable.name, "value": variable.value or ""}
