@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.support.crd_server import CrdServer
-from tests.support.duet_objects import CelRule, Patch, cel_rules, minimal, patched
+from tests.support.duet_objects import CelRule, Patch, beside, cel_rules, minimal, patched
 
 from duet_dev.cluster import Cluster
 from duet_operator.api.crd import custom_resource_definition
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.apiserver
 
 LATER_GROUP = "later.duetserve.io"
 NOW = custom_resource_definition()
-LATER = custom_resource_definition(group=LATER_GROUP, refuse_unsupported=False)
+LATER = beside(custom_resource_definition(refuse_unsupported=False), LATER_GROUP)
 
 POOLS = ("prefill", "decode")
 WITHOUT_GATEWAY = {"spec.gateway.enabled": False, "spec.pools.prefill.minReplicas": 1}
@@ -228,8 +228,8 @@ UNSUPPORTED: dict[str, Patch] = {
 def server(apiserver: Cluster) -> Iterator[CrdServer]:
     with CrdServer(apiserver) as server:
         server.install(NOW)
-        server.install(LATER)
-        yield server
+        with server.installed(LATER):
+            yield server
 
 
 def test_each_rule_has_its_case() -> None:

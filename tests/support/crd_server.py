@@ -3,6 +3,8 @@
 import json
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPSConnection
 from typing import Any, Self
@@ -52,6 +54,14 @@ class CrdServer:
                 return
             assert time.monotonic() < deadline, answer
             time.sleep(0.1)
+
+    @contextmanager
+    def installed(self, definition: Document) -> Iterator[None]:
+        """A definition that is there only meanwhile."""
+        self.install(definition)
+        yield
+        status, answer = self.request("DELETE", f"{DEFINITIONS}/{definition['metadata']['name']}")
+        assert status == 200, answer
 
     def verdict(self, document: Document) -> Verdict:
         """Whether the server would create this object, and how it would store it."""

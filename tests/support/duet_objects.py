@@ -32,6 +32,17 @@ def patched(document: Document, patch: Patch) -> Document:
     return result
 
 
+def beside(definition: Document, group: str) -> Document:
+    """The same CRD under another group, to be installed beside the real one."""
+    names = {
+        key: value for key, value in definition["spec"]["names"].items() if key not in ("shortNames", "categories")
+    }
+    return definition | {
+        "metadata": {"name": f"{names['plural']}.{group}"},
+        "spec": definition["spec"] | {"group": group, "names": names},
+    }
+
+
 def schema_of(definition: Document) -> Document:
     """The schema of a CRD's only version."""
     schema: Document = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

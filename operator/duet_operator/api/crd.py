@@ -33,19 +33,14 @@ COLUMNS: tuple[tuple[str, str, str, int, str], ...] = (
 """Name, type, JSON path, priority (1: only with `-o wide`) and description of each column of `kubectl get`."""
 
 
-def custom_resource_definition(*, group: str = GROUP, refuse_unsupported: bool = True) -> dict[str, Any]:
-    """The whole definition.
-
-    Args:
-        group: API group, so that tests can install a second definition beside the real one.
-        refuse_unsupported: As for `structural_schema`.
-    """
+def custom_resource_definition(*, refuse_unsupported: bool = True) -> dict[str, Any]:
+    """The whole definition; `refuse_unsupported` as for `structural_schema`."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{group}"},
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
         "spec": {
-            "group": group,
+            "group": GROUP,
             "scope": "Namespaced",
             "names": {
                 "kind": KIND,

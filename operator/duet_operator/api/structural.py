@@ -126,10 +126,13 @@ class _Converter:
             target.pop("default", None)
             target["description"] = f"Not supported yet, so refused. {target['description']}"
             return [_refusal(f"!has(self.{name})", f"{path} is not supported yet; remove it", name)]
+        values = field.get(NOT_SUPPORTED_VALUES_KEY, {})
+        if values:
+            target["description"] += f" Not supported yet: {', '.join(str(value) for value in values)}."
         present = "" if required or "default" in target else f"!has(self.{name}) || "
         return [
             _refusal(f"{present}self.{name} != {value!r}", f"{path} {value} is not supported yet; use {instead}", name)
-            for value, instead in field.get(NOT_SUPPORTED_VALUES_KEY, {}).items()
+            for value, instead in values.items()
         ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from tests.support.duet_objects import cel_rules, minimal, nodes, schema_of, with_defaults
 
 from duet_operator.api.crd import custom_resource_definition, to_yaml
+from duet_operator.api.reference import reference
 from duet_operator.api.v1alpha1 import parse
 
 ROOT = Path(__file__).parents[3]
@@ -50,6 +51,11 @@ UNSUPPORTED_VALUES = {
 
 def test_the_checked_in_definition_is_the_generated_one() -> None:
     assert CHECKED_IN.read_text() == to_yaml(), f"run: python -m duet_operator.api.crd > {CHECKED_IN.relative_to(ROOT)}"
+
+
+def test_the_checked_in_reference_is_the_generated_one() -> None:
+    page = ROOT / "docs" / "api-reference.md"
+    assert page.read_text() == reference(), f"run: python -m duet_operator.api.reference > {page.relative_to(ROOT)}"
 
 
 def test_the_charts_copies_are_the_same() -> None:

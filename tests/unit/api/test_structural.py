@@ -173,6 +173,10 @@ def test_an_unserved_value_is_refused_where_the_field_is_present() -> None:
     assert rules[2:] == ["self.colour != 'Blue'", "!has(self.count) || self.count != 0"]
 
 
+def test_a_description_names_the_unserved_values() -> None:
+    assert structural_schema(Unserved)["properties"]["colour"]["description"] == "A colour. Not supported yet: Blue."
+
+
 def test_without_the_refusals_the_same_fields_are_plain() -> None:
     schema = structural_schema(Unserved, refuse_unsupported=False)
     assert schema["properties"]["number"] == {
