@@ -12,8 +12,8 @@ from duet_engine.protocol import GATEWAY_ADMIN_PORT, GATEWAY_PORT
 from duet_operator.resources.labels import GATEWAY_ROLE, labels, selector
 from duet_operator.resources.names import gateway_name, service_name
 from duet_operator.resources.owner import metadata
-from duet_operator.resources.pools import pod_environment
-from duet_operator.resources.strategic_merge import InvalidTemplateError, merge
+from duet_operator.resources.pod_parts import patched_template, pod_environment, probe
+from duet_operator.resources.strategic_merge import merge
 
 if TYPE_CHECKING:
     from duet_operator.api.v1alpha1 import DuetDeployment
@@ -86,10 +86,9 @@ def _pod_template(deployment: DuetDeployment, images: Images) -> Manifest:
             "containers": [_container(deployment, images)],
         },
     }
-    path = "spec.gateway.template"
-    template = merge(template, deployment.spec.gateway.template or {}, path=path)
-    if not any(container.get("name") == CONTAINER for container in template.get("spec", {}).get("containers", ())):
-        raise InvalidTemplateError(f"{path} removes the container {CONTAINER!r}; patch it in place")
+    template = patched_template(
+        template, deployment.spec.gateway.template, container=CONTAINER, path="spec.gateway.template"
+    )
     return merge(template, {"metadata": {"labels": own_labels}}, path="template")
 
 
@@ -104,23 +103,10 @@ def _container(deployment: DuetDeployment, images: Images) -> Manifest:
             {"name": "admin", "containerPort": GATEWAY_ADMIN_PORT, "protocol": "TCP"},
         ],
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        "startupProbe": _probe("/healthz", period_seconds=1, failures=60),
-        "readinessProbe": _probe("/readyz", period_seconds=1, failures=2),
-        "livenessProbe": _probe("/healthz", period_seconds=10, failures=6),
-    }
-
-
-def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:
-    return {
-        "httpGet": {"path": path, "port": "admin"},
-        "periodSeconds": period_seconds,
-        "timeoutSeconds": 2,
-        "failureThreshold": failures,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "startupProbe": probe("/healthz", port="admin", period_seconds=1, failures=60),
+        "readinessProbe": probe("/readyz", port="admin", period_seconds=1, failures=2),
+        "livenessProbe": probe("/healthz", port="admin", period_seconds=10, failures=6),
     }
 
 

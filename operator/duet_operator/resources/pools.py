@@ -14,7 +14,8 @@ from duet_operator.resources.canonical import digest
 from duet_operator.resources.labels import REVISION, labels, selector
 from duet_operator.resources.names import live_name, pool_name
 from duet_operator.resources.owner import metadata
-from duet_operator.resources.strategic_merge import InvalidTemplateError, merge
+from duet_operator.resources.pod_parts import patched_template, pod_environment, probe
+from duet_operator.resources.strategic_merge import merge
 
 if TYPE_CHECKING:
     from duet_engine.protocol import Role
@@ -94,9 +95,7 @@ def _pod_template(deployment: DuetDeployment, role: Role, images: Images) -> Man
         ("spec.engine.template", spec.engine.template),
         (f"spec.pools.{role.value}.template", spec.pool(role).template),
     ):
-        template = merge(template, patch or {}, path=path)
-        if not any(container.get("name") == CONTAINER for container in template.get("spec", {}).get("containers", ())):
-            raise InvalidTemplateError(f"{path} removes the container {CONTAINER!r}; patch it in place")
+        template = patched_template(template, patch, container=CONTAINER, path=path)
     # Whatever a template says: the selector and the gateways find pods by these.
     own_labels = labels(name, role.value) | {REVISION: revision(deployment, images)}
     return merge(template, {"metadata": {"labels": own_labels}}, path="template")
@@ -130,12 +129,10 @@ def _probes() -> Manifest:
 
     The start may take an hour (weights over a slow network); how long is too long is `pendingDeadlineSeconds`' matter.
     """
-    live = {"httpGet": {"path": LIVE_PATH, "port": "http"}}
-    ready = {"httpGet": {"path": READY_PATH, "port": "http"}}
     return {
-        "startupProbe": {**live, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 3600},
-        "readinessProbe": {**ready, "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 2},
-        "livenessProbe": {**live, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+        "startupProbe": probe(LIVE_PATH, port="http", period_seconds=1, failures=3600),
+        "readinessProbe": probe(READY_PATH, port="http", period_seconds=1, failures=2),
+        "livenessProbe": probe(LIVE_PATH, port="http", period_seconds=10, failures=6),
     }
 
 
@@ -160,15 +157,6 @@ def _environment(deployment: DuetDeployment, role: Role, images: Images) -> list
         *({"name": name, "value": value} for name, value in values.items()),
     ]
     return [*own, *(_variable(variable) for variable in spec.engine.env)]
-
-
-def pod_environment() -> list[Manifest]:
-    """Variables by which a process knows its pod."""
-    fields = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "POD_IP": "status.podIP"}
-    return [
-        {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
-        for name, path in fields.items()
-    ]
 
 
 def _variable(variable: EnvironmentVariable) -> Manifest:
