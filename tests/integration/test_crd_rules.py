@@ -250,6 +250,11 @@ def test_the_smallest_useful_object_is_accepted(server: CrdServer, group: str) -
     assert verdict.accepted, verdict.message
 
 
+@pytest.mark.parametrize(("name", "accepted"), [("a", True), ("a-1", True), ("1a", False), ("a.b", False)])
+def test_a_name_is_one_that_a_service_may_bear(server: CrdServer, name: str, accepted: bool) -> None:
+    assert server.verdict(minimal(name=name)).accepted is accepted
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_rule_accepts_the_good_object_and_refuses_the_bad_one(server: CrdServer, case: Case) -> None:
     rule = next(rule for rule in cel_rules(LATER) if case.matches(rule))

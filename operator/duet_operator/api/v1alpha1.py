@@ -104,8 +104,8 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "DuetDeployment"
 PLURAL = "duetdeployments"
 SHORT_NAME = "duet"
-LONGEST_NAME = 48
-"""Leaves room in a pod's name, a label of at most 63 characters, for role and two ordinals."""
+LONGEST_NAME = 63
+"""The Service that clients call bears the object's name, and that is the limit of a Service's."""
 
 SHOWN_ERRORS = 5
 
@@ -137,7 +137,7 @@ class DuetDeployment(ApiModel):
             ),
             message=(
                 f"metadata.name must have at most {LONGEST_NAME} characters, begin with a letter and hold only"
-                " lower-case letters, digits and -, because a Service and pods are named after it; rename the object"
+                " lower-case letters, digits and -, because the Service that clients call bears it; rename the object"
             ),
         ),
     )
