@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -29,6 +30,7 @@ Manifest = dict[str, Any]
 FIELD_MANAGER = "duet-operator"
 CHUNK_SIZE = 500
 CONNECTIONS = 64
+IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
 MAXIMUM_RETRY_AFTER_SECONDS = 5.0
 
 
@@ -351,14 +353,17 @@ def _content(action: str, status: int, data: bytes) -> Manifest:
 
 
 async def connect(
-    *, timeout_seconds: float = 10.0, on_write: Callable[[str, str], None] = lambda _verb, _kind: None
+    *,
+    kubeconfig: str | None = None,
+    timeout_seconds: float = 10.0,
+    on_write: Callable[[str, str], None] = lambda _verb, _kind: None,
 ) -> KubernetesCluster:
-    """The cluster that this process belongs to: by its service account in a pod, else by the kubeconfig file."""
+    """The cluster of a kubeconfig file if one is named, else the one that this pod runs in, else the user's own."""
     configuration = client.Configuration()
-    try:
+    if kubeconfig is None and IN_CLUSTER_VARIABLE in os.environ:
         config.load_incluster_config(client_configuration=configuration)
-    except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration, persist_config=False)
+    else:
+        await config.load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
     configuration.connection_pool_maxsize = CONNECTIONS
     api = client.ApiClient(configuration=configuration)
     return KubernetesCluster(api, timeout_seconds=timeout_seconds, on_write=on_write)
