@@ -33,20 +33,20 @@ class Kind:
 CODE = Kind(
     input_tokens=((0, 8), (0.05, 75), (0.25, 578), (0.5, 1469), (0.75, 2745), (0.9, 5187), (0.95, 7303), (1, 7437)),
     output_tokens=((0, 6), (0.05, 6), (0.25, 9), (0.5, 13), (0.75, 24), (0.9, 55), (0.95, 90), (0.99, 250), (1, 420)),
-    requests_per_second=((0, 0.5), (30, 0.5), (55, 4.0), (90, 4.0), (100, 0.4), (150, 0.4), (165, 1.0), (200, 1.0)),
+    requests_per_second=((0, 0.5), (30, 0.5), (60, 3.0), (95, 3.0), (105, 0.4), (155, 0.4), (170, 1.0), (200, 1.0)),
 )
 CONVERSATION = Kind(
     input_tokens=((0, 8), (0.05, 181), (0.25, 396), (0.5, 1020), (0.75, 1189), (0.9, 2735), (0.95, 4083), (1, 4142)),
-    output_tokens=((0, 7), (0.05, 41), (0.25, 85), (0.5, 129), (0.75, 395), (0.9, 424), (0.95, 451), (1, 900)),
-    requests_per_second=((0, 1.0), (30, 1.0), (55, 5.0), (90, 5.0), (100, 0.8), (150, 0.8), (165, 2.5), (200, 2.5)),
+    output_tokens=((0, 7), (0.05, 41), (0.25, 85), (0.5, 129), (0.75, 395), (0.9, 424), (0.95, 451), (1, 780)),
+    requests_per_second=((0, 1.0), (30, 1.0), (60, 7.0), (95, 7.0), (105, 0.8), (155, 0.8), (170, 2.5), (200, 2.5)),
 )
 KINDS = (CODE, CONVERSATION)
 
 
-def bundled_sample(seed: int = SEED) -> list[Arrival]:
+def bundled_sample(seed: int = SEED, kinds: Sequence[Kind] = KINDS) -> list[Arrival]:
     """All arrivals of the sample, in order of time."""
     source = random.Random(seed)
-    arrivals = [arrival for kind in KINDS for arrival in _arrivals(kind, source)]
+    arrivals = [arrival for kind in kinds for arrival in _arrivals(kind, source)]
     return sorted(arrivals, key=lambda arrival: arrival.time_seconds)
 
 
