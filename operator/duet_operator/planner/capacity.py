@@ -12,6 +12,8 @@ from functools import cached_property
 from math import exp, isfinite, log, sqrt
 from typing import TYPE_CHECKING
 
+from duet_engine.protocol import Knobs
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,10 +28,10 @@ RESERVED_TOKENS_PER_REQUEST = 512
 """KV that SGLang keeps free for each resident request's coming tokens."""
 RESIDENT_TAIL = 1.65
 """Standard deviations of the number of resident requests that must still fit (their number is Poisson-like)."""
-SMALLEST_CHUNK_TOKENS = 128
-"""A decode worker doesn't take smaller chunks of a deflected prompt."""
+CHUNK_CANDIDATES_TOKENS = Knobs.model_fields["chunk_candidates_tokens"].default
+"""Sizes in which deflected prompts are cut."""
 DEFLECTION_SHARE = 0.7
-"""Share of the decode workers' headroom that is planned with; the rest covers unequal batches and coarse chunks."""
+"""Share of the decode workers' headroom that is planned with; the rest covers batches that aren't equally large."""
 LOWEST_UTILISATION, HIGHEST_UTILISATION = 0.3, 0.9
 GREATEST_SQUARED_VARIATION = 4.0
 MOST_REPLICAS = 4096
@@ -199,25 +201,26 @@ class Fleet:
     # --- deflection ---
 
     def headroom(self, output_tokens_per_second: float) -> float:
-        """Prefill tokens/s of one decode worker beside its share of the decode work, in mixed steps at the limit."""
+        """Prefill tokens/s of one decode worker beside its share of the decode work, in mixed steps within the limit.
+
+        The batch is that of steps at the limit: shorter ones leave fewer requests resident, so this errs to the safe.
+        """
         limit = self.step_limit_seconds
         requests = output_tokens_per_second * limit
         if requests > self.most_resident_requests:
             return 0.0
         weighted_tokens = self.lengths.uncached_tokens * (1 + self.lengths.squared_variation)
-
-        def fits(chunk_tokens: int) -> bool:
-            position = self.lengths.cached_tokens + max(weighted_tokens - chunk_tokens, 0.0) / 2
+        best = 0.0
+        for chunk_tokens in CHUNK_CANDIDATES_TOKENS:
             step = self.decode.steps.mixed_step_seconds(
                 requests=requests,
                 context_tokens=requests * self.lengths.context_tokens,
                 chunk_tokens=chunk_tokens,
-                cached_tokens=position,
+                cached_tokens=self.lengths.cached_tokens + max(weighted_tokens - chunk_tokens, 0.0) / 2,
             )
-            return step <= limit
-
-        chunk = largest(fits, low=SMALLEST_CHUNK_TOKENS, high=self.decode.chunked_prefill_tokens)
-        return chunk / limit if chunk >= SMALLEST_CHUNK_TOKENS else 0.0
+            if step <= limit and chunk_tokens <= self.decode.chunked_prefill_tokens:
+                best = max(best, chunk_tokens / step)
+        return best
 
     def deflectable(self, decode_replicas: int, output_tokens_per_second: float) -> float:
         """Uncached input tokens/s that the decode workers can take off the prefill pool within both objectives."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from duet_operator.planner.types import Demand, DemandSample
 
-LEVEL_WINDOWS = 3
+MOST_LEVEL_WINDOWS = 3
+"""The level is a mean over about a cold start, but not over more windows than this."""
 TREND_WINDOWS = 24
 """Enough for a trend; the work grows with its square."""
 FEWEST_FOR_NOISE = 5
@@ -66,7 +67,7 @@ def expect(times: Sequence[float], values: Sequence[float], *, horizon_seconds: 
     """Recent level, plus a trend that stands out of the noise, plus room for the noise."""
     if not values:
         return 0.0
-    last, level = values[-1], fmean(values[-LEVEL_WINDOWS:])
+    last, level = values[-1], fmean(values[-_level_windows(times, horizon_seconds) :])
     noise = _noise(values, level)
     growth = _slope(times, values) * horizon_seconds
     if _slope(times, values) * (times[-1] - times[0]) <= STEP_NOISE * noise:
@@ -74,6 +75,12 @@ def expect(times: Sequence[float], values: Sequence[float], *, horizon_seconds: 
     rising = growth > 0 or last - level > STEP_NOISE * noise
     wanted = max(level + growth + NOISE_QUANTILE * noise, last if rising else 0.0)
     return min(wanted, GREATEST_GROWTH * max(values))
+
+
+def _level_windows(times: Sequence[float], horizon_seconds: float) -> int:
+    """How many windows make the level: a quick start needs no long memory."""
+    spacing = times[-1] - times[-2] if len(times) > 1 else horizon_seconds
+    return min(max(round(horizon_seconds / spacing), 1), MOST_LEVEL_WINDOWS)
 
 
 def _noise(values: Sequence[float], level: float) -> float:

@@ -5,10 +5,8 @@ Invariant: neither is a part of a pod template, so writing one rolls nothing.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from duet_operator.resources.canonical import canonical
 from duet_operator.resources.names import history_name, live_name
 from duet_operator.resources.owner import metadata
 from duet_operator.resources.pools import LIVE_ITL_KEY
@@ -20,23 +18,10 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
-MEMORY_KEY = "memory.json"
 
-
-def history_config_map(deployment: DuetDeployment, memory_document: Mapping[str, Any]) -> Manifest:
-    """Where the planner's memory outlives the operator."""
-    return _config_map(
-        deployment, history_name(deployment.metadata.name), {MEMORY_KEY: canonical(dict(memory_document))}
-    )
-
-
-def read_memory_document(config_map: Mapping[str, Any] | None) -> object:
-    """The memory's document as it was written, None where there is none or it isn't JSON."""
-    data = (config_map or {}).get("data") or {}
-    try:
-        return json.loads(data[MEMORY_KEY])
-    except (KeyError, TypeError, ValueError):
-        return None
+def history_config_map(deployment: DuetDeployment, data: Mapping[str, str]) -> Manifest:
+    """Where what the planner remembers outlives the operator."""
+    return _config_map(deployment, history_name(deployment.metadata.name), data)
 
 
 def live_config_map(deployment: DuetDeployment) -> Manifest:
@@ -45,5 +30,5 @@ def live_config_map(deployment: DuetDeployment) -> Manifest:
     return _config_map(deployment, live_name(deployment.metadata.name), {LIVE_ITL_KEY: itl_milliseconds})
 
 
-def _config_map(deployment: DuetDeployment, name: str, data: dict[str, str]) -> Manifest:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(deployment, name), "data": data}
+def _config_map(deployment: DuetDeployment, name: str, data: Mapping[str, str]) -> Manifest:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(deployment, name), "data": dict(data)}
