@@ -1,0 +1,139 @@
+"""Command line of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+import uvloop
+
+from duet_engine.gateway.app import IDLE_CONNECTION_SECONDS, Gateway
+from duet_engine.gateway.discovery import PodDiscovery, StaticDiscovery, pod_selector
+from duet_engine.gateway.kubernetes_watch import ObjectWatch, cluster_access
+from duet_engine.gateway.live_settings import LiveSettings, live_settings
+from duet_engine.gateway.settings import Limits, Settings, SettingsError, StaticConfig, read_static_config
+from duet_engine.protocol import GATEWAY_ADMIN_PORT, GATEWAY_PORT
+
+_OBJECTS_PATH = "/apis/duetserve.io/v1alpha1/namespaces/{namespace}/duetdeployments"
+_PODS_PATH = "/api/v1/namespaces/{namespace}/pods"
+_DEFAULTS = Limits()
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--namespace", help="Namespace of the DuetDeployment.")
+@click.option("--name", help="Name of the DuetDeployment whose engines it serves.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Serve the workers of this YAML or JSON file, without Kubernetes.",
+)
+@click.option("--host", default=None, help="Address of the public port; default: $POD_IP, else loopback.")
+@click.option("--port", default=GATEWAY_PORT)
+@click.option("--admin-host", default=None, help="Address of the admin port; default: --host.")
+@click.option("--admin-port", default=GATEWAY_ADMIN_PORT)
+@click.option("--max-body-mib", default=_DEFAULTS.body_bytes // 2**20, type=click.IntRange(min=1))
+@click.option("--body-timeout-seconds", default=_DEFAULTS.body_timeout_seconds)
+@click.option("--held-requests", default=_DEFAULTS.held_requests, help="Most requests that wait here.")
+@click.option("--held-mib", default=_DEFAULTS.held_bytes // 2**20, help="Most bytes of requests that wait here.")
+@click.option("--hold-timeout-seconds", default=_DEFAULTS.hold_timeout_seconds, help="Longest wait for any worker.")
+@click.option("--queue-timeout-seconds", default=_DEFAULTS.queue_timeout_seconds, help="Longest wait for busy ones.")
+@click.option("--idle-timeout-seconds", default=_DEFAULTS.idle_timeout_seconds, help="Longest silence of an engine.")
+@click.option("--window-seconds", default=_DEFAULTS.window_seconds, help="Work that a worker may have ahead.")
+@click.option("--propagation-seconds", default=Settings().propagation_seconds, help="Accepting goes on after SIGTERM.")
+@click.option("--grace-seconds", default=Settings().grace_seconds, help="Longest time for the last answers.")
+@click.option("--log-level", default="INFO", type=click.Choice(("DEBUG", "INFO", "WARNING", "ERROR")))
+def main(
+    namespace: str | None,
+    name: str | None,
+    config: Path | None,
+    log_level: str,
+    **options: Any,  # noqa: ANN401 - as click passes them
+) -> None:
+    """Route OpenAI and SGLang requests to prefill and decode workers."""
+    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = _settings(**options)
+        if config is not None and not namespace and not name:
+            uvloop.run(_run_static(settings, read_static_config(config)))
+        elif config is None and namespace and name:
+            uvloop.run(_run_in_cluster(settings, namespace, name))
+        else:
+            raise click.UsageError("give --namespace and --name, or --config alone")
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _settings(
+    *,
+    host: str | None,
+    port: int,
+    admin_host: str | None,
+    admin_port: int,
+    propagation_seconds: float,
+    grace_seconds: float,
+    max_body_mib: int,
+    held_mib: int,
+    **limits: Any,  # noqa: ANN401 - each option is named like its field
+) -> Settings:
+    own_host = host or os.environ.get("POD_IP") or "127.0.0.1"
+    return Settings(
+        host=own_host,
+        port=port,
+        admin_host=admin_host or own_host,
+        admin_port=admin_port,
+        name=os.environ.get("POD_NAME") or socket.gethostname(),
+        propagation_seconds=propagation_seconds,
+        grace_seconds=grace_seconds,
+        limits=Limits(body_bytes=max_body_mib * 2**20, held_bytes=held_mib * 2**20, **limits),
+    )
+
+
+async def _run_static(settings: Settings, config: StaticConfig) -> None:
+    initial = live_settings(config.spec(), generation=1)
+    async with _session() as session:
+        gateway = Gateway(settings, session=session, initial=initial)
+        await gateway.start(StaticDiscovery(config))
+        await _until_told_to_stop()
+        await gateway.stop()
+
+
+async def _run_in_cluster(settings: Settings, namespace: str, name: str) -> None:
+    access = cluster_access()
+    async with _session() as session:
+        pods = ObjectWatch(
+            session, access, _PODS_PATH.format(namespace=namespace), selectors={"labelSelector": pod_selector(name)}
+        )
+        own = ObjectWatch(
+            session,
+            access,
+            _OBJECTS_PATH.format(namespace=namespace),
+            selectors={"fieldSelector": f"metadata.name={name}"},
+        )
+        gateway = Gateway(settings, session=session, initial=LiveSettings())
+        await gateway.start(PodDiscovery(pods), own.snapshots())
+        await _until_told_to_stop()
+        await gateway.stop()
+
+
+def _session() -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
+
+
+async def _until_told_to_stop() -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""One gateway process: its parts, wired, and its life from start to graceful end.
+
+Invariant: it says ready only while it should get new connections; from SIGTERM on it answers everything that it
+accepts, tells clients to close, and ends when the last answer has been sent or the grace period is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from duet_engine.gateway.admin import AdminServer
+from duet_engine.gateway.demand import Demand
+from duet_engine.gateway.discovery import Discovery
+from duet_engine.gateway.knobs import KnobPusher
+from duet_engine.gateway.live_settings import LiveSettings, live_settings
+from duet_engine.gateway.loop_lag import LoopLag
+from duet_engine.gateway.plan import PlanHolder
+from duet_engine.gateway.relay import Relay
+from duet_engine.gateway.routing import Dispatcher
+from duet_engine.gateway.server import PublicServer
+from duet_engine.gateway.settings import Settings
+from duet_engine.gateway.state_stream import listen
+from duet_engine.gateway.tokens import TokenEstimator
+from duet_engine.gateway.workers import Workers
+
+log = logging.getLogger(__name__)
+
+IDLE_CONNECTION_SECONDS = 3.0
+"""Shorter than the 5 s after which engines close idle connections, so that none is closed under a request."""
+_KEEP_ALIVE_SECONDS = 75.0
+
+
+class Gateway:
+    """Everything of one process, on the running loop."""
+
+    def __init__(self, settings: Settings, *, session: aiohttp.ClientSession, initial: LiveSettings) -> None:
+        self._settings = settings
+        self._live = initial
+        self._session = session
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: dict[str, asyncio.Task[None]] = {}
+        self._synced = asyncio.Event()
+        self._draining = False
+        self._loop = asyncio.get_running_loop()
+        instance_id = secrets.token_hex(8)
+        self.workers = Workers(instance_id)
+        self._plan = PlanHolder()
+        self._lag = LoopLag()
+        self._demand = Demand()
+        self._knobs = KnobPusher(session, self._live_now)
+        self._dispatcher = Dispatcher(
+            self.workers, live=self._live_now, limits=settings.limits, window_seconds=self._window_seconds
+        )
+        self._relay = Relay(session, self._dispatcher, settings.limits, instance_id)
+        tokens = TokenEstimator()
+        self._public = PublicServer(
+            self._relay,
+            demand=self._demand,
+            tokens=tokens,
+            lag=self._lag,
+            limits=settings.limits,
+            live=self._live_now,
+            unready_reason=self._unready_reason,
+        )
+        self._admin = AdminServer(
+            name=settings.name,
+            instance_id=instance_id,
+            demand=self._demand,
+            dispatcher=self._dispatcher,
+            workers=self.workers,
+            lag=self._lag,
+            tokens=tokens,
+            plan=self._plan,
+            public=self._public,
+            live=self._live_now,
+            unready_reason=self._unready_reason,
+        )
+        self._runners: list[web.AppRunner] = []
+        self._public_site: web.TCPSite | None = None
+
+    async def start(
+        self, discovery: Discovery, objects: AsyncIterator[Mapping[str, dict[str, Any]]] | None = None
+    ) -> None:
+        """Listen on both ports and follow the sources."""
+        self._lag.start()
+        self._spawn(self._follow_members(discovery))
+        if objects is not None:
+            self._spawn(self._follow_settings(objects))
+        settings = self._settings
+        admin = await self._serve(self._admin.application(), settings.admin_host, settings.admin_port)
+        self._public_site = await self._serve(self._public.application(), settings.host, settings.port)
+        log.info("serving on %s, admin on %s", self._public_site.name, admin.name)
+
+    async def stop(self) -> None:
+        """Leave the load balancers, finish what was accepted, end."""
+        self._draining = True
+        log.info("draining: unready now, accepting for %g s more", self._settings.propagation_seconds)
+        await asyncio.sleep(self._settings.propagation_seconds)
+        if self._public_site is not None:
+            await self._public_site.stop()
+        try:
+            await asyncio.wait_for(self._public.idle.wait(), self._settings.grace_seconds)
+        except TimeoutError:
+            log.warning("grace period over with %d requests in flight", self._public.inflight)
+        for runner in reversed(self._runners):
+            await runner.cleanup()
+        await self._relay.close()
+        self._lag.stop()
+        for task in [*self._tasks, *self._listeners.values()]:
+            task.cancel()
+
+    def _live_now(self) -> LiveSettings:
+        return self._live
+
+    def _window_seconds(self) -> float:
+        plan = self._plan.current(self._loop.time())
+        return self._settings.limits.window_seconds * (plan.dispatch_share if plan else 1.0)
+
+    def _unready_reason(self) -> str | None:
+        if self._draining:
+            return "draining"
+        return None if self._synced.is_set() else "the workers are not known yet"
+
+    async def _serve(self, app: web.Application, host: str, port: int) -> web.TCPSite:
+        app.on_response_prepare.append(self._close_while_draining)
+        runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=_KEEP_ALIVE_SECONDS,
+            shutdown_timeout=1.0,
+            handle_signals=False,
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        site = web.TCPSite(runner, host, port, backlog=1024)
+        await site.start()
+        return site
+
+    async def _close_while_draining(self, _: web.Request, response: web.StreamResponse) -> None:
+        if self._draining:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    async def _follow_members(self, discovery: Discovery) -> None:
+        async for members in discovery.members():
+            come, gone = self.workers.update(members)
+            for worker in gone:
+                self._listeners.pop(worker.key).cancel()
+            for worker in come:
+                self._listeners[worker.key] = self._loop.create_task(
+                    listen(worker, self._session, knobs=self._knobs, changed=self._dispatcher.wake)
+                )
+            if come or gone:
+                log.info("workers: %s", ", ".join(sorted(worker.name for worker in self.workers)) or "none")
+            self._synced.set()
+            self._dispatcher.wake()
+
+    async def _follow_settings(self, objects: AsyncIterator[Mapping[str, dict[str, Any]]]) -> None:
+        async for snapshot in objects:
+            for item in snapshot.values():
+                generation = item["metadata"].get("generation", 0)
+                if generation != self._live.generation:
+                    self._live = live_settings(item.get("spec") or {}, generation=generation)
+                    log.info("live settings of generation %d in force", generation)
+                    self._dispatcher.wake()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a part of the gateway stopped", exc_info=task.exception())

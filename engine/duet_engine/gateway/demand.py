@@ -1,0 +1,163 @@
+"""What users asked for and got, as counters that only grow: the gateway's half of every scaling decision.
+
+Invariant: bounds are the same in every gateway and never change within a protocol version, so that documents of several
+processes and pods add up count by count. Nothing here knows a clock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+
+from duet_engine.gateway.record import End, RequestRecord, miss_cause
+from duet_engine.protocol import ClassDemand, Histogram, MissCause
+from duet_engine.slo import Objective, judge
+
+_STEP = 1.08
+"""Relative width of a bucket of time: what a percentile is known to."""
+
+
+def _geometric(first: float, last: float) -> tuple[float, ...]:
+    bounds = [first]
+    while bounds[-1] < last:
+        bounds.append(float(f"{bounds[-1] * _STEP:.4g}"))
+    return tuple(bounds)
+
+
+TTFT_BOUNDS_SECONDS = _geometric(0.01, 120.0)
+GAP_BOUNDS_SECONDS = _geometric(0.001, 10.0)
+LENGTH_BOUNDS_TOKENS = tuple(float(2**power) for power in range(21))
+RATIO_BOUNDS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
+"""Observed over predicted TTFT."""
+
+
+class Distribution:
+    """Counts per bucket of fixed bounds."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """`count` observations of one value."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.sum += value * count
+
+    def document(self) -> Histogram:
+        return Histogram(bounds=self.bounds, counts=tuple(self.counts), sum=self.sum)
+
+
+class ClassCounters:
+    """Counters of one class of requests."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.arrivals = 0
+        self.ends: Counter[End] = Counter()
+        self.met_both = 0
+        self.met_ttft = 0
+        self.met_itl = 0
+        self.missed: Counter[MissCause] = Counter()
+        self.input_tokens_total = 0
+        self.cached_tokens_total = 0
+        self.output_tokens_total = 0
+        self.deflected_requests = 0
+        self.deflected_tokens = 0
+        self.ttft = Distribution(TTFT_BOUNDS_SECONDS)
+        self.itl = Distribution(GAP_BOUNDS_SECONDS)
+        self.tpot = Distribution(GAP_BOUNDS_SECONDS)
+        self.input_tokens = Distribution(LENGTH_BOUNDS_TOKENS)
+        self.output_tokens = Distribution(LENGTH_BOUNDS_TOKENS)
+        self.ttft_over_predicted = Distribution(RATIO_BOUNDS)
+
+    def arrived(self) -> None:
+        """A request that is well formed."""
+        self.arrivals += 1
+
+    def gap(self, seconds: float, tokens: int) -> None:
+        """`tokens` tokens came in one read, `seconds` after the one before them: one gap, and none between them."""
+        self.itl.observe(seconds)
+        if tokens > 1:
+            self.itl.observe(0.0, tokens - 1)
+
+    def ended(self, record: RequestRecord, objective: Objective) -> None:
+        """A request is over: judge it."""
+        assert record.end is not None
+        self.ends[record.end] += 1
+        self.input_tokens_total += record.prompt_tokens
+        self.cached_tokens_total += record.cached_tokens
+        self.output_tokens_total += record.output_tokens
+        self.input_tokens.observe(record.prompt_tokens)
+        if record.deflected:
+            self.deflected_requests += 1
+            self.deflected_tokens += max(0, record.prompt_tokens - record.cached_tokens)
+        if record.first_at is not None:
+            self.ttft.observe(record.ttft_seconds)
+        if record.end is End.COMPLETED:
+            self._completed(record)
+        if record.end in (End.CANCELLED, End.REFUSED):
+            return
+        verdict = judge(record.outcome(), objective)
+        self.met_both += verdict.met
+        self.met_ttft += verdict.ttft_met
+        self.met_itl += verdict.itl_met
+        cause = miss_cause(record, verdict, objective)
+        if cause is not None:
+            self.missed[cause] += 1
+
+    def _completed(self, record: RequestRecord) -> None:
+        self.output_tokens.observe(record.output_tokens)
+        if record.output_tokens > 1:
+            self.tpot.observe(record.outcome().tpot_seconds)
+        if record.streamed and record.first_at is not None and record.predicted_ttft_seconds > 0:
+            assert record.dispatched_at is not None
+            self.ttft_over_predicted.observe((record.first_at - record.dispatched_at) / record.predicted_ttft_seconds)
+
+    def document(self) -> ClassDemand:
+        """The class's part of the demand document."""
+        return ClassDemand(
+            name=self.name,
+            arrivals_total=self.arrivals,
+            completed_total=self.ends[End.COMPLETED],
+            failed_total=self.ends[End.FAILED],
+            rejected_total=self.ends[End.REJECTED],
+            met_both_total=self.met_both,
+            met_ttft_total=self.met_ttft,
+            met_itl_total=self.met_itl,
+            missed_total=dict(self.missed),
+            input_tokens_total=self.input_tokens_total,
+            cached_tokens_total=self.cached_tokens_total,
+            output_tokens_total=self.output_tokens_total,
+            deflected_requests_total=self.deflected_requests,
+            deflected_tokens_total=self.deflected_tokens,
+            ttft_seconds=self.ttft.document(),
+            itl_seconds=self.itl.document(),
+            tpot_seconds=self.tpot.document(),
+            input_tokens=self.input_tokens.document(),
+            output_tokens=self.output_tokens.document(),
+        )
+
+
+class Demand:
+    """All classes of one process."""
+
+    def __init__(self) -> None:
+        self._classes = {"default": ClassCounters("default")}
+        self.retries: Counter[str] = Counter()
+        """By what went wrong before: refused or failed."""
+        self.requests: Counter[tuple[str, str, str]] = Counter()
+        """By path, route kind and end."""
+
+    def of(self, record: RequestRecord) -> ClassCounters:
+        """The counters of a request's class."""
+        return self._classes[record.class_name]
+
+    def classes(self) -> Iterable[ClassCounters]:
+        return self._classes.values()
+
+    def documents(self) -> tuple[ClassDemand, ...]:
+        return tuple(counters.document() for counters in self._classes.values())

@@ -1,0 +1,162 @@
+"""Server-sent events as bytes: counts them, and looks into the few that say something about the whole answer.
+
+Invariant: what goes on is what came, cut only at event ends, less the usage event that the gateway asked for and the
+client didn't. Nothing is parsed but that event, and only where its marker stands; a marker can't stand inside a JSON
+string, where its quotes would be escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+END = b"\n\n"
+DONE = b"data: [DONE]\n\n"
+_PREFIX = b"data:"
+_USAGE = re.compile(rb'"usage":\s?\{')
+_ERROR = re.compile(rb'data:\s?\{"error":')
+LARGEST_EVENT_BYTES = 16 * 2**20
+
+
+class EventTooLarge(ValueError):
+    """An upstream sent megabytes without an event end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine counted them."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+
+
+class EventScanner:
+    """The events of one answer."""
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self._hide_usage = hide_usage
+        self._rest = b""
+        self._last = b""
+        self.usage: Usage | None = None
+        self.done = False
+        self.failed = False
+        """An error event went by."""
+
+    def feed(self, chunk: bytes) -> tuple[bytes, int]:
+        """Whole events, ready to go on, and how many of them carry tokens."""
+        if not self._rest and chunk.endswith(END):
+            whole = chunk
+        else:
+            data = self._rest + chunk
+            cut = data.rfind(END)
+            if cut < 0:
+                if len(data) > LARGEST_EVENT_BYTES:
+                    raise EventTooLarge(f"no event end in {len(data)} bytes")
+                self._rest = data
+                return b"", 0
+            whole, self._rest = data[: cut + 2], data[cut + 2 :]
+        events = whole.count(END)
+        if whole.endswith(DONE):
+            self.done = True
+            events -= 1
+        if _ERROR.search(whole):
+            self.failed = True
+        if _USAGE.search(whole):
+            return self._take_usage(whole, events)
+        if events:
+            self._last = whole
+        return whole, events
+
+    def final_usage(self) -> Usage | None:
+        """The usage event, else what the last event says (SGLang's own endpoint counts in each)."""
+        if self.usage is None and self._last:
+            payloads = [payload for event in split(self._last) if (payload := payload_of(event)) is not None]
+            self.usage = usage_of(payloads[-1]) if payloads else None
+        return self.usage
+
+    def _take_usage(self, whole: bytes, events: int) -> tuple[bytes, int]:
+        kept = []
+        for event in split(whole):
+            payload = payload_of(event) if _USAGE.search(event) else None
+            if payload is not None:
+                self.usage = usage_of(payload) or self.usage
+                if payload.get("choices") == []:
+                    events -= 1
+                    if self._hide_usage:
+                        continue
+            kept.append(event)
+        return b"".join(kept), events
+
+
+def split(whole: bytes) -> list[bytes]:
+    """Events with their ends."""
+    return [event + END for event in whole.split(END)[:-1]]
+
+
+def payload_of(event: bytes) -> dict[str, Any] | None:
+    """The JSON object of an event; None for anything else."""
+    if not event.startswith(_PREFIX):
+        return None
+    try:
+        payload = json.loads(event[len(_PREFIX) :])
+    except ValueError:
+        return None
+    return payload if isinstance(payload, dict) else None
+
+
+def usage_of(payload: dict[str, Any]) -> Usage | None:
+    """Token counts of an answer or event, OpenAI's `usage` or SGLang's `meta_info`."""
+    usage = payload.get("usage")
+    if isinstance(usage, dict):
+        details = usage.get("prompt_tokens_details") or {}
+        return _usage(usage.get("prompt_tokens"), usage.get("completion_tokens"), details.get("cached_tokens"))
+    meta = payload.get("meta_info")
+    if isinstance(meta, dict):
+        return _usage(meta.get("prompt_tokens"), meta.get("completion_tokens"), meta.get("cached_tokens"))
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFailure:
+    """An answer that says inside a 200 that there is none."""
+
+    message: str
+    status: int
+
+
+def failure_of(payload: dict[str, Any]) -> AnswerFailure | None:
+    """The error or abort that an answer or event reports."""
+    error = payload.get("error")
+    if error is None and payload.get("object") == "error":
+        error = payload
+    if isinstance(error, dict):
+        return AnswerFailure(str(error.get("message", "error")), _status(error.get("code")))
+    reason = _finish_reason(payload)
+    if reason == "abort":
+        return AnswerFailure("aborted by the engine", 503)
+    if isinstance(reason, dict) and reason.get("type") == "abort":
+        return AnswerFailure(str(reason.get("message", "aborted by the engine")), _status(reason.get("status_code")))
+    return None
+
+
+def _finish_reason(payload: dict[str, Any]) -> object:
+    meta = payload.get("meta_info")
+    if isinstance(meta, dict):
+        return meta.get("finish_reason")
+    choices = payload.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return choices[0].get("finish_reason")
+    return None
+
+
+def _status(code: object) -> int:
+    return code if isinstance(code, int) and 400 <= code <= 599 else 503
+
+
+def _usage(prompt: object, output: object, cached: object) -> Usage | None:
+    if not isinstance(prompt, int) or not isinstance(output, int):
+        return None
+    return Usage(prompt, output, cached if isinstance(cached, int) else 0)

@@ -1,0 +1,97 @@
+"""The settings that change while a gateway runs: objectives and deflection, from the spec of its DuetDeployment.
+
+Invariant: an unreadable field keeps its default and is said once in the log; a gateway never stops serving because of a
+field that it doesn't know. The API server has validated the object; this is no second validation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from duet_engine.policy.deflect import DeflectionMode, DeflectionRule
+from duet_engine.protocol import Knobs
+from duet_engine.slo import Objective
+
+log = logging.getLogger(__name__)
+
+MultiplexingMode = Literal["Auto", "On", "Off"]
+_MULTIPLEXING_MODES: dict[str, MultiplexingMode] = {"Auto": "Auto", "On": "On", "Off": "Off"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSettings:
+    """What is in force now; `generation` orders it."""
+
+    generation: int = 0
+    objective: Objective = field(default_factory=lambda: Objective(ttft_seconds=1.0, itl_seconds=0.05))
+    deflection: DeflectionRule = field(default_factory=lambda: DeflectionRule(itl_seconds=0.05))
+    multiplexing: MultiplexingMode = "Auto"
+    max_look_ahead: int = 8
+    model_names: tuple[str, ...] = ()
+    """Names that clients may ask for; empty while none is known."""
+
+    def knobs(self) -> Knobs:
+        """What engines must know of it."""
+        return Knobs(
+            generation=self.generation,
+            itl_milliseconds=max(1, round(self.objective.itl_seconds * 1e3)),
+            deflection_enabled=self.deflection.mode is not DeflectionMode.OFF,
+            beta_percent=round(self.deflection.beta * 100),
+            chunk_candidates_tokens=self.deflection.candidates_tokens,
+            multiplexing=self.multiplexing,
+            max_look_ahead=self.max_look_ahead,
+        )
+
+
+def live_settings(spec: Mapping[str, Any], *, generation: int) -> LiveSettings:
+    """Read the spec of a DuetDeployment, or of a static file."""
+    slo, deflection = _part(spec, "slo"), _part(spec, "deflection")
+    multiplexing, model = _part(spec, "multiplexing"), _part(spec, "model")
+    itl_seconds = _number(slo, "itlMilliseconds", 50.0) / 1e3
+    unloaded_percent = _number(slo, "ttftUnloadedPercent", 0.0)
+    names = tuple(str(model[key]) for key in ("servedName", "id") if model.get(key))
+    return LiveSettings(
+        generation=generation,
+        objective=Objective(
+            ttft_seconds=_number(slo, "ttftMilliseconds", 1000.0) / 1e3,
+            itl_seconds=itl_seconds,
+            ttft_unloaded_ratio=unloaded_percent / 100 if unloaded_percent else None,
+        ),
+        deflection=DeflectionRule(
+            itl_seconds=itl_seconds,
+            mode=_mode(deflection.get("mode")),
+            alpha=_number(deflection, "alphaPercent", 130.0) / 100,
+            beta=min(_number(deflection, "betaPercent", 85.0) / 100, 1.0),
+        ),
+        multiplexing=_MULTIPLEXING_MODES.get(str(multiplexing.get("mode")), "Auto"),
+        max_look_ahead=max(1, int(_number(multiplexing, "maxLookAhead", 8.0))),
+        model_names=names,
+    )
+
+
+def _part(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = spec.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(part: Mapping[str, Any], name: str, default: float) -> float:
+    value = part.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        log.warning("%s: not a positive number: %r; %g stays in force", name, value, default)
+        return default
+    return float(value)
+
+
+def _mode(value: object) -> DeflectionMode:
+    if value is None:
+        return DeflectionMode.AUTO
+    try:
+        return DeflectionMode(str(value))
+    except ValueError:
+        log.warning("deflection.mode: unknown %r; Auto stays in force", value)
+        return DeflectionMode.AUTO

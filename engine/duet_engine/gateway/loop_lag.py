@@ -1,0 +1,48 @@
+"""How late this process's event loop runs: the part of a request's latency that the gateway itself adds.
+
+Invariant: measuring costs one callback each interval, whatever the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+INTERVAL_SECONDS = 0.02
+WINDOW_SECONDS = 10.0
+SATURATED_SECONDS = 0.02
+
+
+class LoopLag:
+    """Lateness of a periodic callback over the last seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[float] = deque(maxlen=round(WINDOW_SECONDS / INTERVAL_SECONDS))
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to measure on the running loop."""
+        self._schedule(asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def p99_seconds(self) -> float:
+        """0 while nothing was measured."""
+        if not self._samples:
+            return 0.0
+        ordered = sorted(self._samples)
+        return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+
+    @property
+    def saturated(self) -> bool:
+        return self.p99_seconds() > SATURATED_SECONDS
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + INTERVAL_SECONDS
+        self._handle = loop.call_at(due, self._tick, loop, due)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._samples.append(max(0.0, loop.time() - due))
+        self._schedule(loop)

@@ -1,0 +1,259 @@
+"""The queue in which requests wait at the gateway, and their assignment to workers.
+
+Invariant: requests leave in order of arrival as far as `policy.dispatch` lets them; a retry keeps its place. Whoever
+holds an assignment must release it; a cancelled wait leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from duet_engine.gateway.errors import GatewayError
+from duet_engine.gateway.live_settings import LiveSettings
+from duet_engine.gateway.requests import ClientRequest
+from duet_engine.gateway.settings import Limits
+from duet_engine.gateway.workers import SentWork, Worker, Workers
+from duet_engine.policy.dispatch import (
+    LOOK_AHEAD_PROMPTS,
+    Hold,
+    HoldReason,
+    Local,
+    Pair,
+    dispatch,
+    hold_reason,
+    unloaded_ttft_seconds,
+)
+from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.protocol import Role
+
+OUTPUT_RESERVE_TOKENS = 512
+"""KV that SGLang itself promises to a new request's answer (`num_reserved_decode_tokens`)."""
+LONGEST_PAUSE_SECONDS = 0.25
+SHORTEST_PAUSE_SECONDS = 0.005
+_NOBODY = (HoldReason.NO_DECODE_WORKER, HoldReason.NO_PREFILL_WORKER)
+_WORDS = {
+    HoldReason.NO_DECODE_WORKER: "no decode worker is ready",
+    HoldReason.NO_PREFILL_WORKER: "no prefill worker is ready and no decode worker takes prompts",
+    HoldReason.DECODE_FULL: "the decode workers' KV caches or batches are full",
+    HoldReason.ITL_UNSAFE: "no prefill worker is ready and the decode workers have no safe room for a prompt",
+    HoldReason.PREFILL_BUSY: "all prefill workers are busy",
+    HoldReason.LOCAL_PREFILL_BUSY: "the decode workers are busy with other prompts",
+    HoldReason.TRIED_ALL: "every ready worker has refused or failed this request",
+}
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """A request's workers. `prefill` is None when the decode worker prefills."""
+
+    route: Pair | Local
+    decode: Worker
+    decode_work: SentWork
+    prefill: Worker | None
+    prefill_work: SentWork | None
+    unloaded_ttft_seconds: float
+
+    @property
+    def deflected(self) -> bool:
+        return self.prefill is None and self.decode.member.role is Role.DECODE
+
+    def explanation(self) -> str:
+        """For the response header and the access log."""
+        if isinstance(self.route, Local):
+            kind = "deflected" if self.deflected else "unified"
+            return f"{kind}={self.decode.name} reason={self.route.reason}"
+        assert self.prefill is not None
+        return f"prefill={self.prefill.name} decode={self.decode.name}"
+
+    def workers(self) -> list[Worker]:
+        return [self.decode] if self.prefill is None else [self.prefill, self.decode]
+
+    def prefill_ended(self) -> None:
+        """The prompt has left the prefill worker."""
+        if self.prefill is not None and self.prefill_work is not None:
+            self.prefill.ended(self.prefill_work)
+
+    def release(self) -> None:
+        """The request has left its workers."""
+        self.prefill_ended()
+        self.decode.ended(self.decode_work)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    arrived_at: float
+    request: ClientRequest
+    prompt: Prompt
+    excluded_until: dict[str, float]
+    future: asyncio.Future[Assignment]
+    unloaded_ttft_seconds: float = 0.0
+    since: float = field(default=0.0)
+
+
+class Dispatcher:
+    """One queue for one gateway process."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        *,
+        live: Callable[[], LiveSettings],
+        limits: Limits,
+        window_seconds: Callable[[], float],
+    ) -> None:
+        self._workers = workers
+        self._live = live
+        self._limits = limits
+        self._window_seconds = window_seconds
+        self._waiting: list[_Waiter] = []
+        self._held_bytes = 0
+        self._nobody_since: float | None = None
+        self._pass_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def waiting_requests(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(waiter.prompt.tokens for waiter in self._waiting)
+
+    async def assign(
+        self, request: ClientRequest, *, prompt_tokens: int, arrived_at: float, excluded_until: dict[str, float]
+    ) -> Assignment:
+        """Wait for workers.
+
+        Raises:
+            GatewayError: 429 or 503 with the reason when the queue is full or the wait too long.
+        """
+        self._check_limits(request)
+        now = self._loop.time()
+        waiter = _Waiter(
+            arrived_at=arrived_at,
+            request=request,
+            prompt=Prompt(
+                tokens=prompt_tokens,
+                waited_seconds=0.0,
+                ttft_objective_seconds=self._live().objective.ttft_seconds,
+                output_reserve_tokens=min(request.output_limit_tokens, OUTPUT_RESERVE_TOKENS),
+            ),
+            excluded_until=excluded_until,
+            future=self._loop.create_future(),
+            since=now,
+        )
+        insort(self._waiting, waiter, key=lambda each: each.arrived_at)
+        self._held_bytes += request.size_bytes
+        self.wake()
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+                waiter.future.result().release()
+                self.wake()
+            raise
+        finally:
+            self._held_bytes -= request.size_bytes
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    def wake(self) -> None:
+        """Something changed: decide again before the loop sleeps."""
+        if self._waiting and not self._pass_due:
+            self._pass_due = True
+            self._loop.call_soon(self._run_pass)
+
+    def _check_limits(self, request: ClientRequest) -> None:
+        too_many = len(self._waiting) >= self._limits.held_requests
+        if too_many or self._held_bytes + request.size_bytes > self._limits.held_bytes:
+            reason = "; ".join(["the gateway's queue is full", *self._current_reason()])
+            raise GatewayError(429, reason, retry_after_seconds=self._limits.hold_timeout_seconds / 10)
+
+    def _current_reason(self) -> list[str]:
+        if not self._waiting:
+            return []
+        now = self._loop.time()
+        fleet = self._workers.fleet(now)
+        return [_WORDS[hold_reason(self._waiting[0].prompt, fleet, self._live().deflection)]]
+
+    def _run_pass(self) -> None:
+        self._pass_due = False
+        now = self._loop.time()
+        fleet = self._workers.fleet(now)
+        rule, window_seconds = self._live().deflection, self._window_seconds()
+        seen = self._waiting[:LOOK_AHEAD_PROMPTS]
+        for waiter in seen:
+            self._refresh(waiter, fleet, now)
+        routes = dispatch([each.prompt for each in seen], fleet, rule, window_seconds=window_seconds)
+        for waiter, route in zip(seen, routes, strict=False):
+            if not isinstance(route, Hold) and not waiter.future.done():
+                self._leave(waiter, route)
+        self._expire(fleet, now)
+        self._plan_next_pass(fleet, window_seconds)
+
+    def _refresh(self, waiter: _Waiter, fleet: Fleet, now: float) -> None:
+        """The prompt as it is now: longer waited, perhaps with workers that it may try again."""
+        objective = self._live().objective
+        if not waiter.unloaded_ttft_seconds:
+            waiter.unloaded_ttft_seconds = unloaded_ttft_seconds(waiter.prompt.tokens, fleet)
+        waiter.prompt = replace(
+            waiter.prompt,
+            waited_seconds=now - waiter.arrived_at,
+            ttft_objective_seconds=objective.ttft_objective_seconds(waiter.unloaded_ttft_seconds),
+            excluded=frozenset(key for key, until in waiter.excluded_until.items() if until > now),
+        )
+
+    def _leave(self, waiter: _Waiter, route: Pair | Local) -> None:
+        self._waiting.remove(waiter)
+        decode = self._workers[route.decode]
+        tokens, reserve_tokens = waiter.prompt.tokens, waiter.prompt.output_reserve_tokens
+        local = isinstance(route, Local)
+        prefill = None if isinstance(route, Local) else self._workers[route.prefill]
+        waiter.future.set_result(
+            Assignment(
+                route=route,
+                decode=decode,
+                decode_work=decode.send(prompt_tokens=tokens, output_reserve_tokens=reserve_tokens, local=local),
+                prefill=prefill,
+                prefill_work=prefill.send(prompt_tokens=tokens, output_reserve_tokens=0, local=False)
+                if prefill
+                else None,
+                unloaded_ttft_seconds=waiter.unloaded_ttft_seconds,
+            )
+        )
+
+    def _expire(self, fleet: Fleet, now: float) -> None:
+        if not self._waiting:
+            self._nobody_since = None
+            return
+        rule = self._live().deflection
+        reason = hold_reason(self._waiting[0].prompt, fleet, rule)
+        if reason not in _NOBODY:
+            self._nobody_since = None
+        elif self._nobody_since is None:
+            self._nobody_since = now
+        for waiter in list(self._waiting):
+            held_seconds = now - max(waiter.since, self._nobody_since) if self._nobody_since is not None else 0.0
+            hold_over = held_seconds > self._limits.hold_timeout_seconds
+            if hold_over or now - waiter.since > self._limits.queue_timeout_seconds:
+                own_reason = hold_reason(waiter.prompt, fleet, rule)
+                message = f"no worker could take the request within {now - waiter.since:.0f} s: {_WORDS[own_reason]}"
+                self._waiting.remove(waiter)
+                if not waiter.future.done():
+                    waiter.future.set_exception(GatewayError(503, message, retry_after_seconds=5.0))
+
+    def _plan_next_pass(self, fleet: Fleet, window_seconds: float) -> None:
+        """The next pass by time: when the first prefill worker's window should open, else now and then."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            return
+        openings = [worker.ahead_seconds - window_seconds for worker in fleet.prefill]
+        soonest = min((seconds for seconds in openings if seconds > 0), default=LONGEST_PAUSE_SECONDS)
+        pause_seconds = min(max(soonest, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        self._timer = self._loop.call_later(pause_seconds, self.wake)

@@ -1,0 +1,66 @@
+"""Listens to one engine: what it is, then its state line by line, and pushes it the knobs that it lacks.
+
+Invariant: the stream is the probe. A worker whose stream is broken or silent is out of service until a line comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import aiohttp
+
+from duet_engine.gateway.knobs import KnobPusher
+from duet_engine.gateway.lines import lines
+from duet_engine.gateway.workers import Worker
+from duet_engine.protocol import INFO_PATH, STATE_PATH, ProtocolError, WorkerInfo, WorkerState
+
+log = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 3.0
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=SILENCE_SECONDS)
+
+
+async def listen(
+    worker: Worker,
+    session: aiohttp.ClientSession,
+    *,
+    knobs: KnobPusher,
+    changed: Callable[[], None],
+) -> None:
+    """Keep one worker's state up to date until cancelled."""
+    loop = asyncio.get_running_loop()
+    pause_seconds, complained = FIRST_PAUSE_SECONDS, False
+    while True:
+        try:
+            await _describe(worker, session)
+            async with session.get(
+                worker.member.url + STATE_PATH, params={"stream": "1"}, timeout=_TIMEOUT, raise_for_status=True
+            ) as response:
+                async for line in lines(response.content):
+                    state = WorkerState.read(line)
+                    worker.heard(state, loop.time())
+                    knobs.check(worker, state)
+                    changed()
+                    pause_seconds, complained = FIRST_PAUSE_SECONDS, False
+            reason = "stream ended"
+        except (aiohttp.ClientError, TimeoutError, OSError, ProtocolError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+        worker.lost()
+        changed()
+        if not complained:
+            log.info("worker %s at %s: no state: %s", worker.name, worker.member.url, reason)
+            complained = True
+        await asyncio.sleep(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+
+
+async def _describe(worker: Worker, session: aiohttp.ClientSession) -> None:
+    async with session.get(worker.member.url + INFO_PATH, timeout=_TIMEOUT, raise_for_status=True) as response:
+        info = WorkerInfo.read(await response.read())
+    if info.role is not worker.member.role:
+        raise ProtocolError(f"it runs as {info.role}, but is listed as {worker.member.role}")
+    worker.describe(info.profile)

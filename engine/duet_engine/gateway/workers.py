@@ -1,0 +1,244 @@
+"""Every worker's load as this gateway knows it: its last reported state and what was sent since.
+
+Invariant: each of this gateway's dispatches is counted exactly once: by this module until a state says that it includes
+it (`WorkerState.accepted`), by that state afterwards, and no more once it has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from duet_engine.gateway.breaker import Breaker
+from duet_engine.gateway.discovery import Member
+from duet_engine.perf.linear import LinearStepModel
+from duet_engine.policy.chunks import DecodeBatch
+from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker
+from duet_engine.protocol import RefusalReason, Role, StepKind, WorkerProfile, WorkerReport, WorkerState
+
+_NOT_READY_REFUSALS = (RefusalReason.DRAINING, RefusalReason.NOT_READY, RefusalReason.WRONG_ROLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentWork:
+    """One dispatch to one worker."""
+
+    sequence: int
+    prompt_tokens: int
+    output_reserve_tokens: int
+    local: bool
+    """The worker prefills it and decodes it."""
+
+
+class Worker:
+    """One engine. `known` is its profile; without one it can't be planned for and gets nothing."""
+
+    def __init__(self, member: Member, *, gateway_id: str) -> None:
+        self.member = member
+        self.connected = False
+        self.state: WorkerState | None = None
+        self.state_received_at = 0.0
+        self.profile: WorkerProfile | None = None
+        self.steps: LinearStepModel | None = None
+        self.breaker = Breaker()
+        self.errors_total = 0
+        self.refusals_total = 0
+        self._gateway_id = gateway_id
+        self._sequence = 0
+        self._sent: dict[int, SentWork] = {}
+        self._out_of_service = False
+        self._deflection_refused = False
+
+    @property
+    def key(self) -> str:
+        return self.member.uid
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+    @property
+    def revision(self) -> str:
+        return self.member.revision or (self.state.revision if self.state else "")
+
+    @property
+    def inflight(self) -> int:
+        return len(self._sent)
+
+    # --- what is heard ---
+
+    def describe(self, profile: WorkerProfile) -> None:
+        """The worker said what it is."""
+        self.profile = profile
+        self.steps = LinearStepModel.from_coefficients(profile.steps)
+
+    def heard(self, state: WorkerState, now: float) -> None:
+        """A line of its state stream: newer than whatever a refusal made this gateway believe."""
+        self.state = state
+        self.state_received_at = now
+        self.connected = True
+        self._out_of_service = False
+        self._deflection_refused = False
+
+    def lost(self) -> None:
+        """The state stream broke."""
+        self.connected = False
+
+    def refused(self, reason: RefusalReason) -> None:
+        """It took nothing; believe it until its next state."""
+        self.refusals_total += 1
+        if reason in _NOT_READY_REFUSALS:
+            self._out_of_service = True
+        elif reason is RefusalReason.DEFLECTION_OFF:
+            self._deflection_refused = True
+
+    def failed(self, now: float) -> None:
+        self.errors_total += 1
+        self.breaker.failed(now)
+
+    # --- what is sent ---
+
+    def send(self, *, prompt_tokens: int, output_reserve_tokens: int, local: bool) -> SentWork:
+        """Count a dispatch from now on."""
+        self._sequence += 1
+        self.breaker.sent()
+        work = SentWork(
+            sequence=self._sequence,
+            prompt_tokens=prompt_tokens,
+            output_reserve_tokens=output_reserve_tokens,
+            local=local,
+        )
+        self._sent[work.sequence] = work
+        return work
+
+    def ended(self, work: SentWork) -> None:
+        """The dispatch is over, however it ended."""
+        self._sent.pop(work.sequence, None)
+        self.breaker.undecided()
+
+    # --- what routing sees ---
+
+    def usable(self, now: float) -> bool:
+        """Whether it may get new work."""
+        state = self.state
+        return (
+            self.member.ready
+            and self.connected
+            and state is not None
+            and state.ready
+            and not state.draining
+            and not self._out_of_service
+            and self.steps is not None
+            and self.breaker.allows(now)
+        )
+
+    def prefill_view(self, now: float) -> PrefillWorker:
+        """As a prefill worker; only for usable ones."""
+        assert self.state and self.profile and self.steps
+        chunk_tokens = self.profile.chunked_prefill_tokens
+        queued = max(1, self.state.work.running + self.state.work.queued + self.state.work.prefill_bootstrap)
+        reported_seconds = 0.0
+        if self.state.queued_prefill_tokens > 0:
+            mean_tokens = max(1, self.state.queued_prefill_tokens // queued)
+            reported_seconds = queued * self.steps.prompt_seconds(mean_tokens, chunk_tokens=chunk_tokens)
+        done_since_seconds = now - self.state_received_at
+        if self.state.step is not StepKind.IDLE:  # both times are by the worker's clock
+            done_since_seconds += max(0.0, self.state.written_at_seconds - self.state.step_started_at_seconds)
+        unconfirmed_seconds = sum(
+            self.steps.prompt_seconds(work.prompt_tokens, chunk_tokens=chunk_tokens) for work in self._unconfirmed()
+        )
+        return PrefillWorker(
+            key=self.key,
+            revision=self.revision,
+            steps=self.steps,
+            chunk_tokens=chunk_tokens,
+            ahead_seconds=max(0.0, reported_seconds - done_since_seconds) + unconfirmed_seconds,
+        )
+
+    def decode_view(self) -> DecodeWorker:
+        """As a decode or unified worker; only for usable ones."""
+        assert self.state and self.profile and self.steps
+        state, unconfirmed = self.state, list(self._unconfirmed())
+        joining = [work for work in unconfirmed if not work.local]
+        local = [work for work in unconfirmed if work.local]
+        arriving = state.work.decode_prealloc + state.work.decode_transfer
+        requests = state.decode_requests + arriving
+        capacity_tokens = state.kv_capacity_tokens or self.profile.kv_capacity_tokens
+        claimed_tokens = sum(work.prompt_tokens + work.output_reserve_tokens for work in unconfirmed)
+        unified = self.member.role is Role.UNIFIED
+        return DecodeWorker(
+            key=self.key,
+            revision=self.revision,
+            steps=self.steps,
+            chunk_tokens=self.profile.chunked_prefill_tokens,
+            batch=DecodeBatch(
+                requests + len(joining), state.decode_context_tokens + sum(work.prompt_tokens for work in joining)
+            ),
+            kv_capacity_tokens=capacity_tokens,
+            kv_free_tokens=capacity_tokens - state.kv_used_tokens - state.kv_reserved_tokens - claimed_tokens,
+            free_slots=self.profile.max_running_requests - requests - state.work.deflected - len(unconfirmed),
+            prefills=unified or (state.deflection_active and not self._deflection_refused),
+            unified=unified,
+            local_prefill_tokens=(
+                (state.queued_prefill_tokens if unified else state.queued_deflected_tokens)
+                + sum(work.prompt_tokens for work in local)
+            ),
+        )
+
+    def report(self, now: float) -> WorkerReport:
+        """The worker's part of the demand document."""
+        return WorkerReport(
+            worker=self.name,
+            uid=self.key,
+            address=self.member.url,
+            role=self.member.role,
+            revision=self.revision,
+            profile_digest=self.profile.digest if self.profile else None,
+            reachable=self.connected,
+            ejected=self.breaker.ejected,
+            state=self.state,
+            state_age_seconds=now - self.state_received_at if self.state else 0.0,
+            inflight=self.inflight,
+            errors_total=self.errors_total,
+        )
+
+    def _unconfirmed(self) -> Iterator[SentWork]:
+        confirmed = self.state.accepted.get(self._gateway_id, 0) if self.state else 0
+        return (work for work in self._sent.values() if work.sequence > confirmed)
+
+
+class Workers:
+    """All workers by key."""
+
+    def __init__(self, gateway_id: str) -> None:
+        self._gateway_id = gateway_id
+        self._workers: dict[str, Worker] = {}
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def __getitem__(self, key: str) -> Worker:
+        return self._workers[key]
+
+    def update(self, members: Iterable[Member]) -> tuple[list[Worker], list[Worker]]:
+        """Take over a complete set; returns the workers that came and those that went."""
+        present = {member.uid: member for member in members}
+        gone = [worker for key, worker in self._workers.items() if key not in present]
+        for worker in gone:
+            del self._workers[worker.key]
+        come = []
+        for key, member in present.items():
+            if key in self._workers:
+                self._workers[key].member = member
+            else:
+                self._workers[key] = Worker(member, gateway_id=self._gateway_id)
+                come.append(self._workers[key])
+        return come, gone
+
+    def fleet(self, now: float) -> Fleet:
+        """Those that may get new work, as values."""
+        usable = [worker for worker in self if worker.usable(now)]
+        return Fleet(
+            prefill=tuple(worker.prefill_view(now) for worker in usable if worker.member.role is Role.PREFILL),
+            decode=tuple(worker.decode_view() for worker in usable if worker.member.role is not Role.PREFILL),
+        )

@@ -1,0 +1,244 @@
+"""Which waiting prompts leave now, and where to: one pass over the queue of a gateway.
+
+Invariant: order is kept. A prompt that must wait reserves its place on the worker it waits for, so no later prompt
+takes that place; one that waits for decode capacity, which every later prompt needs too, ends the pass. So no prompt
+starves.
+
+Prompts wait here instead of in engines: a worker is open while the work ahead of the next prompt is within a window,
+and every prompt's route is decided anew in each pass until it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from duet_engine.policy.chunks import DecodeBatch
+from duet_engine.policy.deflect import (
+    DeflectionMode,
+    DeflectionRule,
+    LocalPath,
+    best_local_path,
+    deflects,
+    has_room,
+    local_ahead_seconds,
+)
+from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
+
+LOOK_AHEAD_PROMPTS = 128
+"""Bounds the work of one pass; later prompts are seen once earlier ones have left."""
+
+
+class HoldReason(StrEnum):
+    """Why a prompt waits."""
+
+    NO_DECODE_WORKER = "no-decode-worker"
+    NO_PREFILL_WORKER = "no-prefill-worker"
+    DECODE_FULL = "decode-full"
+    ITL_UNSAFE = "itl-unsafe"
+    PREFILL_BUSY = "prefill-busy"
+    LOCAL_PREFILL_BUSY = "local-prefill-busy"
+    TRIED_ALL = "all-workers-tried"
+
+
+class DeflectReason(StrEnum):
+    """Why a prompt is prefilled where it is decoded."""
+
+    NO_PREFILL_WORKER = "no-prefill-worker"
+    TTFT_ENDANGERED = "ttft-endangered"
+    UNIFIED = "unified"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Prefill on one worker, decode on another."""
+
+    prefill: str
+    decode: str
+    ttft_seconds: float
+    ahead_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Prefill where it is decoded."""
+
+    decode: str
+    chunks_tokens: tuple[int, ...]
+    reason: DeflectReason
+    ttft_seconds: float
+    ahead_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Not now."""
+
+    reason: HoldReason
+
+
+Route = Pair | Local | Hold
+
+
+def dispatch(
+    waiting: Sequence[Prompt], fleet: Fleet, rule: DeflectionRule, *, window_seconds: float
+) -> list[Pair | Local | Hold]:
+    """A route for each prompt from the head of the queue on; the list ends where the pass ended."""
+    board = _Board(fleet, rule, window_seconds)
+    routes: list[Route] = []
+    for prompt in waiting[:LOOK_AHEAD_PROMPTS]:
+        if not board.open():
+            break
+        route, ends_pass = board.place(prompt)
+        routes.append(route)
+        if ends_pass:
+            break
+    return routes
+
+
+def hold_reason(prompt: Prompt, fleet: Fleet, rule: DeflectionRule) -> HoldReason:
+    """Why a prompt that a pass didn't send away waits, for logs and error messages."""
+    route, _ = _Board(fleet, rule, window_seconds=0.0).place(prompt)
+    return route.reason if isinstance(route, Hold) else HoldReason.PREFILL_BUSY
+
+
+class _Board:
+    """The fleet during one pass: every placed prompt changes what later ones see."""
+
+    def __init__(self, fleet: Fleet, rule: DeflectionRule, window_seconds: float) -> None:
+        self._prefill = {worker.key: worker for worker in fleet.prefill}
+        self._decode = {worker.key: worker for worker in fleet.decode}
+        self._rule = rule
+        self._window_seconds = window_seconds
+
+    def open(self) -> bool:
+        """Whether any worker can take one more prompt now. An empty fleet is open: there is a reason to give."""
+        if not self._decode:
+            return True
+        if any(worker.ahead_seconds <= self._window_seconds for worker in self._prefill.values()):
+            return True
+        return any(
+            worker.prefills
+            and (ahead_seconds := local_ahead_seconds(worker, self._rule)) is not None
+            and ahead_seconds <= self._window_seconds
+            for worker in self._decode.values()
+        )
+
+    def place(self, prompt: Prompt) -> tuple[Route, bool]:
+        """A route, and whether the pass ends with it."""
+        pair = self._best_pair(prompt)
+        local = best_local_path(prompt, self._decode.values(), self._rule)
+        if local is not None and deflects(
+            prompt,
+            self._rule,
+            prefill_ttft_seconds=pair.ttft_seconds if pair else None,
+            local_ttft_seconds=local.ttft_seconds,
+        ):
+            return self._take_local(prompt, local, has_pair=pair is not None), False
+        if pair is None:
+            reason = self._reason_without_path(prompt)
+            return Hold(reason), reason is not HoldReason.TRIED_ALL
+        return self._take_pair(prompt, pair), False
+
+    def _best_pair(self, prompt: Prompt) -> Pair | None:
+        """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
+        best: Pair | None = None
+        decode_by_revision: dict[str, DecodeWorker | None] = {}
+        for worker in self._prefill.values():
+            if worker.key in prompt.excluded:
+                continue
+            if worker.revision not in decode_by_revision:
+                decode_by_revision[worker.revision] = self._best_decode(prompt, worker.revision)
+            decode = decode_by_revision[worker.revision]
+            if decode is None:
+                continue
+            ttft_seconds = prefill_path_seconds(prompt, worker, decode)
+            if best is None or (ttft_seconds, worker.key) < (best.ttft_seconds, best.prefill):
+                best = Pair(worker.key, decode.key, ttft_seconds, worker.ahead_seconds)
+        return best
+
+    def _best_decode(self, prompt: Prompt, revision: str) -> DecodeWorker | None:
+        fitting = [
+            worker
+            for worker in self._decode.values()
+            if worker.revision == revision
+            and not worker.unified
+            and worker.key not in prompt.excluded
+            and has_room(prompt, worker)
+        ]
+        return min(
+            fitting,
+            key=lambda worker: (_step_with(prompt, worker), -worker.kv_free_tokens, worker.key),
+            default=None,
+        )
+
+    def _take_pair(self, prompt: Prompt, pair: Pair) -> Route:
+        worker = self._prefill[pair.prefill]
+        work_seconds = worker.steps.prompt_seconds(prompt.tokens, chunk_tokens=worker.chunk_tokens)
+        self._prefill[pair.prefill] = replace(worker, ahead_seconds=worker.ahead_seconds + work_seconds)
+        if pair.ahead_seconds > self._window_seconds:
+            return Hold(HoldReason.PREFILL_BUSY)
+        self._occupy(prompt, self._decode[pair.decode], local=False)
+        return pair
+
+    def _take_local(self, prompt: Prompt, path: LocalPath, *, has_pair: bool) -> Route:
+        self._occupy(prompt, path.worker, local=True)
+        if path.ahead_seconds > self._window_seconds:
+            return Hold(HoldReason.LOCAL_PREFILL_BUSY)
+        if path.worker.unified:
+            reason = DeflectReason.UNIFIED
+        else:
+            reason = DeflectReason.TTFT_ENDANGERED if has_pair else DeflectReason.NO_PREFILL_WORKER
+        return Local(path.worker.key, path.schedule.chunks_tokens, reason, path.ttft_seconds, path.ahead_seconds)
+
+    def _occupy(self, prompt: Prompt, worker: DecodeWorker, *, local: bool) -> None:
+        """The worker as the next prompt of this pass sees it. A prompt joins the decode batch with its first token."""
+        self._decode[worker.key] = replace(
+            worker,
+            batch=worker.batch
+            if local
+            else DecodeBatch(worker.batch.requests + 1, worker.batch.context_tokens + prompt.tokens),
+            kv_free_tokens=worker.kv_free_tokens - prompt.tokens - prompt.output_reserve_tokens,
+            free_slots=worker.free_slots - 1,
+            local_prefill_tokens=worker.local_prefill_tokens + (prompt.tokens if local else 0),
+        )
+
+    def _reason_without_path(self, prompt: Prompt) -> HoldReason:
+        decode = self._decode.values()
+        if not decode:
+            return HoldReason.NO_DECODE_WORKER
+        untried = [worker for worker in decode if worker.key not in prompt.excluded]
+        if not untried:
+            return HoldReason.TRIED_ALL
+        if not any(has_room(prompt, worker) for worker in untried):
+            return HoldReason.DECODE_FULL
+        local = [worker for worker in untried if worker.unified or self._rule.mode is not DeflectionMode.OFF]
+        if any(worker.prefills for worker in local):
+            one_at_a_time = self._rule.mode is DeflectionMode.PAPER
+            busy = one_at_a_time and any(worker.local_prefill_tokens > 0 for worker in local)
+            return HoldReason.LOCAL_PREFILL_BUSY if busy else HoldReason.ITL_UNSAFE
+        return HoldReason.NO_PREFILL_WORKER if not self._prefill else HoldReason.TRIED_ALL
+
+
+def prefill_path_seconds(prompt: Prompt, prefill: PrefillWorker, decode: DecodeWorker) -> float:
+    """Predicted TTFT from now through a pair: queue, own chunks, the last chunk's transfer, one step to be admitted."""
+    return (
+        prefill.ahead_seconds
+        + prefill.steps.prompt_seconds(prompt.tokens, chunk_tokens=prefill.chunk_tokens)
+        + prefill.steps.transfer_seconds(min(prompt.tokens, prefill.chunk_tokens))
+        + _step_with(prompt, decode)
+    )
+
+
+def unloaded_ttft_seconds(prompt_tokens: int, fleet: Fleet) -> float:
+    """The TTFT of a prompt on the best idle workers of this fleet; 0 when it has none."""
+    prefill = [w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in fleet.prefill]
+    local = [w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in fleet.decode if w.prefills]
+    return min(prefill or local, default=0.0)
+
+
+def _step_with(prompt: Prompt, worker: DecodeWorker) -> float:
+    """The worker's next decode step if the prompt joined it."""
+    batch = worker.batch
+    return worker.steps.decode_step_seconds(batch.requests + 1, batch.context_tokens + prompt.tokens)

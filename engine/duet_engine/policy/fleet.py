@@ -1,0 +1,63 @@
+"""What a routing decision looks at: workers and prompts as plain values.
+
+Invariant: a worker's load already includes what this gateway sent it and it hasn't confirmed yet; the policies never
+ask how a number came about. Only workers that may take new work are listed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from duet_engine.perf.linear import LinearStepModel
+from duet_engine.policy.chunks import DecodeBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillWorker:
+    """A worker of the prefill pool and the predicted seconds of work ahead of the next prompt."""
+
+    key: str
+    revision: str
+    steps: LinearStepModel
+    chunk_tokens: int
+    ahead_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeWorker:
+    """A worker that decodes; `prefills` says whether it takes whole prompts too (deflection, or a unified worker)."""
+
+    key: str
+    revision: str
+    steps: LinearStepModel
+    chunk_tokens: int
+    batch: DecodeBatch
+    kv_capacity_tokens: int
+    kv_free_tokens: int
+    free_slots: int
+    prefills: bool = False
+    unified: bool = False
+    local_prefill_tokens: int = 0
+    """Prompt tokens that wait here for a local prefill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All workers that may take new work."""
+
+    prefill: tuple[PrefillWorker, ...] = ()
+    decode: tuple[DecodeWorker, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A waiting request as routing sees it."""
+
+    tokens: int
+    """Uncached tokens: what a worker must compute."""
+    waited_seconds: float
+    ttft_objective_seconds: float
+    output_reserve_tokens: int = 0
+    """Room in the KV cache that the answer is expected to need."""
+    excluded: frozenset[str] = frozenset()
+    """Workers that refused or failed this request."""
