@@ -13,6 +13,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from duet_engine.protocol import (
@@ -72,14 +73,22 @@ class App:
         terminated = asyncio.Event()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, terminated.set)
-        port = await self._server.start(settings.host, settings.port)
-        if self._bootstrap_server is not None:
-            await self._bootstrap_server.start(settings.host, settings.bootstrap_port)
-        log(f"{settings.role} {settings.worker} listens on {settings.host}:{port} ({settings.gpu}, {settings.model})")
+        await self._listen()
         ready_at = started_at + cold_start_seconds(settings)
         loop.call_later(max(0.0, ready_at - Engine.now()), self._become_ready)
         await terminated.wait()
         return await self._terminate()
+
+    async def _listen(self) -> None:
+        """Open the sockets; a port that was 0 is known from now on."""
+        settings = self._settings
+        port = await self._server.start(settings.host, settings.port)
+        bootstrap_port = settings.bootstrap_port
+        if self._bootstrap_server is not None:
+            bootstrap_port = await self._bootstrap_server.start(settings.host, settings.bootstrap_port)
+        self.engine.settings = replace(settings, port=port, bootstrap_port=bootstrap_port)
+        ports = f"{settings.host}:{port}, bootstrap port {bootstrap_port}"
+        log(f"{settings.role} {settings.worker} listens on {ports} ({settings.gpu}, {settings.model})")
 
     def _become_ready(self) -> None:
         self.engine.ready = True
