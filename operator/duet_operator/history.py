@@ -5,7 +5,6 @@ Invariant: reading never fails: what can't be read is forgotten, and said. The d
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from duet_engine.protocol import Role, WorkerProfile
-from duet_operator.planner.memory import from_document, to_document
+from duet_operator.planner import memory
 from duet_operator.planner.types import PlannerMemory
 from duet_operator.signals.cold_start import MOST_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DATA_KEY = "history.json"
 POOL_ROLES = (Role.PREFILL, Role.DECODE)
 
 
@@ -33,28 +31,23 @@ class History:
     profiles: Mapping[Role, WorkerProfile] = field(default_factory=dict)
 
 
-def encode(history: History) -> str:
-    """The history as compact JSON."""
-    document = {
-        "planner": to_document(history.planner),
+def to_document(history: History) -> dict[str, Any]:
+    """The history as plain JSON values."""
+    return {
+        "planner": memory.to_document(history.planner),
         "coldStartSeconds": {
             role.value: [round(value, 1) for value in values] for role, values in history.cold_start_seconds.items()
         },
         "profiles": {role.value: profile.model_dump(mode="json") for role, profile in history.profiles.items()},
     }
-    return json.dumps(document, separators=(",", ":"))
 
 
-def decode(text: str) -> tuple[History, tuple[str, ...]]:
+def from_document(document: object) -> tuple[History, tuple[str, ...]]:
     """The history in a document, and what of it had to be forgotten."""
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        return History(), (f"history: not JSON ({error}); starting afresh",)
     if not isinstance(document, dict):
-        return History(), ("history: not an object; starting afresh",)
+        return History(), (f"history: expected an object, found {type(document).__name__}; starting afresh",)
     problems: list[str] = []
-    planner, problem = from_document(document.get("planner", {}))
+    planner, problem = memory.from_document(document.get("planner", {}))
     if problem is not None:
         problems.append(problem)
     history = History(

@@ -16,11 +16,11 @@ from duet_operator.resources.labels import REVISION
 from duet_operator.signals.workers import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from duet_engine.protocol import WorkerProfile, WorkerState
-    from duet_operator.planner.types import Attainment, Demand
     from duet_operator.pods import Pod
+    from duet_operator.signals.picture import Signals
 
 Manifest = dict[str, Any]
 
@@ -31,11 +31,13 @@ class PoolSight:
 
     deployment: Manifest | None
     pods: tuple[Pod, ...]
+    first_replicas: int = 0
+    """What it will be created with."""
 
     @property
     def replicas(self) -> int:
         """What its Deployment asks for."""
-        return 0 if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
+        return self.first_replicas if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
 
     @property
     def revision(self) -> str:
@@ -132,22 +134,6 @@ def pool_state(sight: PoolSight, states: Mapping[str, WorkerState], *, lost: Tro
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
-    """What gateways told in one pass."""
-
-    demand: Demand | None = None
-    attainment: Attainment | None = None
-    complete: bool = False
-    states: Mapping[str, WorkerState]
-    """Pod uid -> state."""
-    burn_rate_5m: float | None = None
-    burn_rate_1h: float | None = None
-    silent: Mapping[str, str]
-    """Ready gateway pods that didn't answer well -> why."""
-    gateways_ready: int = 0
-
-
 def observe(
     sights: Mapping[Role, PoolSight],
     signals: Signals,
@@ -178,8 +164,3 @@ def performance(profiles: Mapping[Role, WorkerProfile]) -> Performance:
     """What a replica of each pool can do, as far as some worker told."""
     told = {role: worker_performance(profile) for role, profile in profiles.items()}
     return Performance(prefill=told.get(Role.PREFILL), decode=told.get(Role.DECODE))
-
-
-def ready_gateways(pods: Sequence[Pod]) -> tuple[Pod, ...]:
-    """The gateway pods that must answer."""
-    return tuple(pod for pod in pods if pod.alive and pod.ready and pod.address)

@@ -40,8 +40,8 @@ def differs(manifest: Manifest, observed: Manifest, *, manager: str) -> bool:
     return owned is None or not _owns(owned, said)
 
 
-def handed_over(created: Manifest, *, manager: str) -> list[Manifest] | None:
-    """`managedFields` with what `manager` created made into what it applied, without a Deployment's `replicas`.
+def handed_over(created: Manifest, *, manager: str, keep_replicas: bool) -> list[Manifest] | None:
+    """`managedFields` with what `manager` created made into what it applied, without a pool's `replicas`.
 
     A field that is still owned through a creation would outlive its removal from the manifest, and replicas that are
     owned through an apply would be reset by the next one without them. None where there is nothing to hand over.
@@ -54,8 +54,15 @@ def handed_over(created: Manifest, *, manager: str) -> list[Manifest] | None:
     if any(_is(entry, manager, "Apply") for entry in others):
         return others
     fields = copy.deepcopy(mine[0]["fieldsV1"])
-    fields.get("f:spec", {}).pop("f:replicas", None)
+    if not keep_replicas:
+        fields.get("f:spec", {}).pop("f:replicas", None)
     return [*others, {**mine[0], "operation": "Apply", "fieldsV1": fields}]
+
+
+def controlled_by(child: Manifest, uid: str) -> bool:
+    """Whether the child belongs to the object of that uid."""
+    references = child["metadata"].get("ownerReferences") or ()
+    return any(reference.get("controller") and reference.get("uid") == uid for reference in references)
 
 
 def _is(entry: Mapping[str, Any], manager: str, operation: str) -> bool:

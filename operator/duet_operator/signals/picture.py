@@ -1,0 +1,85 @@
+"""What gateways told in one pass, from what they answered in this and earlier ones.
+
+Invariant: no I/O and no clock. `complete` is True only when every Ready gateway answered with a recent document; the
+reasons of those that didn't are named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from duet_operator.signals import workers
+from duet_operator.signals.demand import LONG_WINDOW_SECONDS, SHORT_WINDOW_SECONDS, DemandHistory
+from duet_operator.signals.freshness import Freshness
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from duet_engine.protocol import Role, WorkerProfile, WorkerState
+    from duet_operator.planner.types import Attainment, Demand
+    from duet_operator.pods import Pod
+    from duet_operator.signals.gateways import Scrape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What gateways told in one pass."""
+
+    demand: Demand | None = None
+    attainment: Attainment | None = None
+    states: Mapping[str, WorkerState]
+    """Pod uid -> state, of the pods that there are."""
+    profiles: Mapping[Role, WorkerProfile]
+    burn_rate_5m: float | None = None
+    burn_rate_1h: float | None = None
+    gateways: int = 0
+    """Ready gateway pods: those that must answer."""
+    silent: Mapping[str, str]
+    """Ready gateway pods that didn't answer well -> why."""
+
+    @property
+    def complete(self) -> bool:
+        """Everything that should be known is."""
+        return self.gateways > 0 and not self.silent
+
+
+def ready(pods: Sequence[Pod]) -> tuple[Pod, ...]:
+    """The gateway pods that must answer."""
+    return tuple(pod for pod in pods if pod.alive and pod.ready and pod.address)
+
+
+class Gateways:
+    """The gateways of one object over time."""
+
+    def __init__(self, *, window_seconds: float) -> None:
+        self._history = DemandHistory(window_seconds=window_seconds)
+        self._freshness = Freshness()
+
+    def see(
+        self,
+        scrape: Scrape,
+        *,
+        now_seconds: float,
+        stale_after_seconds: float,
+        goal: float,
+        pod_uids: Collection[str],
+        revision: str,
+    ) -> Signals:
+        """The picture with these answers."""
+        self._freshness = self._freshness.observe(scrape.documents, now_seconds=now_seconds)
+        stale = self._freshness.stale(now_seconds=now_seconds, limit_seconds=stale_after_seconds)
+        fresh = [document for pod, document in scrape.documents.items() if pod not in stale]
+        self._history.add(fresh, now_seconds=now_seconds)
+        silent = {**scrape.failures, **{pod: f"unchanged for {age:.0f} s" for pod, age in stale.items()}}
+        history = self._history
+        return Signals(
+            demand=history.demand(now_seconds=now_seconds) if fresh else None,
+            attainment=history.attainment(now_seconds=now_seconds) if fresh else None,
+            states=workers.states(workers.freshest(fresh), pod_uids=pod_uids),
+            profiles=workers.profiles(fresh, revision=revision),
+            burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
+            burn_rate_1h=history.burn_rate(window_seconds=LONG_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
+            gateways=len(scrape.documents) + len(scrape.failures),
+            silent=silent,
+        )
