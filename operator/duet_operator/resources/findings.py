@@ -1,0 +1,158 @@
+"""What the conditions should say, from one pass's facts.
+
+Invariant: each condition is decided by one function, and says in its message what a person on call would ask next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from duet_operator.planner.reasons import CEILINGS, Reason
+from duet_operator.resources.conditions import ConditionReason, Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from duet_operator.api.v1alpha1 import DuetDeployment
+    from duet_operator.planner.types import Counts, Decision, Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """One pass, as far as its report needs it."""
+
+    deployment: DuetDeployment
+    observation: Observation
+    decision: Decision
+    targets: Counts
+    """What scaling.mode made of the decision."""
+    gateways_ready: int
+    silent_gateways: Mapping[str, str] = field(default_factory=dict)
+    """Gateway pod -> why it doesn't count as having answered."""
+    pending: Mapping[str, str] = field(default_factory=dict)
+    """Pool -> why its pods are past the pending deadline."""
+    rollout_stuck: str | None = None
+    plugin_inactive: str | None = None
+    """Why a decode or prefill worker isn't ready though its engine runs."""
+    burn_rate_5m: float | None = None
+    burn_rate_1h: float | None = None
+
+
+def rejected(problem: str) -> tuple[Finding, ...]:
+    """An object that can't be acted on: what was made for it before goes on as it is."""
+    return (
+        Finding("Accepted", "False", ConditionReason.INVALID_SPEC, problem),
+        Finding("Progressing", "False", ConditionReason.INVALID_SPEC, "nothing changes until the spec is mended"),
+    )
+
+
+def findings(facts: Facts) -> tuple[Finding, ...]:
+    """All conditions."""
+    return (
+        Finding("Accepted", "True", ConditionReason.VALID, "the spec is valid"),
+        _ready(facts),
+        _progressing(facts),
+        _scaling_active(facts),
+        _scaling_limited(facts),
+        _slo_met(facts),
+        _signals_fresh(facts),
+        _capacity_pending(facts),
+    )
+
+
+def _ready(facts: Facts) -> Finding:
+    observation = facts.observation
+    prefill, decode = observation.prefill, observation.decode
+    if facts.targets.decode == 0 and decode.replicas == 0:
+        return Finding("Ready", "True", ConditionReason.IDLE, "scaled to zero; the next request wakes it")
+    if facts.deployment.spec.gateway.enabled and facts.gateways_ready == 0:
+        return Finding("Ready", "False", ConditionReason.NO_GATEWAY, "no gateway pod is ready")
+    if facts.plugin_inactive is not None and (decode.ready == 0 or prefill.ready == 0):
+        return Finding("Ready", "False", ConditionReason.PLUGIN_INACTIVE, facts.plugin_inactive)
+    if decode.ready == 0:
+        return Finding("Ready", "False", ConditionReason.NO_DECODE_WORKER, _starting("decode", decode.starting))
+    if prefill.ready == 0 and not observation.deflection_active:
+        return Finding("Ready", "False", ConditionReason.NO_PREFILL_WORKER, _starting("prefill", prefill.starting))
+    return Finding(
+        "Ready", "True", ConditionReason.SERVING, f"{prefill.ready} prefill and {decode.ready} decode workers serve"
+    )
+
+
+def _starting(role: str, starting: int) -> str:
+    return f"no {role} worker is ready, {starting} are starting"
+
+
+def _progressing(facts: Facts) -> Finding:
+    if facts.rollout_stuck is not None:
+        return Finding("Progressing", "False", ConditionReason.ROLLOUT_STUCK, facts.rollout_stuck)
+    if facts.observation.rollout_in_progress:
+        return Finding("Progressing", "True", ConditionReason.ROLLING_OUT, "pods of an older revision are replaced")
+    present, targets = facts.observation.present, facts.targets
+    busy = [
+        f"{role} {was}→{to}, {pool.starting} starting, {pool.draining} draining"
+        for role, pool, was, to in (
+            ("prefill", facts.observation.prefill, present.prefill, targets.prefill),
+            ("decode", facts.observation.decode, present.decode, targets.decode),
+        )
+        if was != to or pool.starting or pool.draining or pool.replacing
+    ]
+    if busy:
+        return Finding("Progressing", "True", ConditionReason.SCALING, "; ".join(busy))
+    return Finding("Progressing", "True", ConditionReason.SETTLED, "both pools have the number of workers they should")
+
+
+def _scaling_active(facts: Facts) -> Finding:
+    mode, decision = facts.deployment.spec.scaling.mode, facts.decision
+    if decision.held:
+        return Finding("ScalingActive", "False", decision.reason, decision.message)
+    if mode == "Recommend":
+        message = "scaling.mode is Recommend: decisions are reported and change nothing"
+        return Finding("ScalingActive", "False", ConditionReason.RECOMMEND_MODE, message)
+    if mode == "Manual":
+        message = "scaling.mode is Manual: the numbers are the spec's, where absent the present ones"
+        return Finding("ScalingActive", "False", ConditionReason.MANUAL_MODE, message)
+    return Finding("ScalingActive", "True", ConditionReason.AUTO_MODE, "the numbers follow demand")
+
+
+def _scaling_limited(facts: Facts) -> Finding:
+    limits = [reason for reason in facts.decision.limited_by if reason in CEILINGS]
+    if limits:
+        return Finding("ScalingLimited", "True", limits[0], facts.decision.message)
+    return Finding(
+        "ScalingLimited", "False", ConditionReason.WITHIN_BOUNDS, "demand needs no more than the bounds allow"
+    )
+
+
+def _slo_met(facts: Facts) -> Finding:
+    attainment = facts.observation.attainment
+    if facts.observation.demand is None:
+        return Finding("SLOMet", "Unknown", Reason.STALE_SIGNALS, "no gateway answered")
+    if attainment is None or attainment.met_both_share is None:
+        return Finding("SLOMet", "Unknown", ConditionReason.NO_TRAFFIC, "no request ended lately")
+    goal = facts.deployment.spec.slo.attainment_basis_points / 10_000
+    share = attainment.met_both_share
+    message = (
+        f"{100 * share:.1f} % of {attainment.completed_requests} requests met both objectives, goal {100 * goal:g} %"
+    )
+    if share >= goal:
+        return Finding("SLOMet", "True", ConditionReason.OBJECTIVES_MET, message)
+    return Finding("SLOMet", "False", ConditionReason.OBJECTIVES_MISSED, message)
+
+
+def _signals_fresh(facts: Facts) -> Finding:
+    silent = facts.silent_gateways
+    if silent:
+        told = "; ".join(f"{pod}: {why}" for pod, why in sorted(silent.items())[:3])
+        message = f"{len(silent)} of {max(facts.gateways_ready, len(silent))} gateway pods didn't answer: {told}"
+        return Finding("SignalsFresh", "False", ConditionReason.GATEWAY_SILENT, message)
+    if facts.observation.demand is None:
+        return Finding("SignalsFresh", "False", ConditionReason.GATEWAY_SILENT, "no gateway has told its demand yet")
+    return Finding("SignalsFresh", "True", ConditionReason.ALL_ANSWERED, "every ready gateway answered")
+
+
+def _capacity_pending(facts: Facts) -> Finding:
+    if facts.pending:
+        message = "; ".join(f"{pool}: {why}" for pool, why in sorted(facts.pending.items()))
+        return Finding("CapacityPending", "True", ConditionReason.PODS_PENDING, message)
+    return Finding("CapacityPending", "False", ConditionReason.NO_POD_PENDING, "no pod is past the pending deadline")

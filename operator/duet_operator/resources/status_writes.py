@@ -1,0 +1,88 @@
+"""Whether a status is worth a write, and the patch that writes it.
+
+Invariant: a pass that finds nothing new writes nothing. Conditions, counts and the decision's reason are written at
+once; measured numbers when they are a minute old, or sooner when one changed by more than a tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from duet_operator.api.v1alpha1 import DuetStatus, PoolStatus
+
+REFRESH_SECONDS = 60.0
+SHORTEST_REFRESH_SHARE = 0.25
+"""Numbers of light traffic jump by a tenth in every pass; they are written no oftener than this share of the refresh."""
+GREAT_CHANGE = 0.1
+
+
+def worth_writing(old: DuetStatus, new: DuetStatus, *, now: datetime, refresh_seconds: float = REFRESH_SECONDS) -> bool:
+    """Whether `new` should replace `old`, which is what the object has."""
+    if _at_once(old) != _at_once(new):
+        return True
+    before, after = _without_time(old.to_dict()), _without_time(new.to_dict())
+    if before == after:
+        return False
+    age_seconds = (now - old.decision.time).total_seconds() if old.decision else refresh_seconds
+    if age_seconds >= refresh_seconds:
+        return True
+    return age_seconds >= SHORTEST_REFRESH_SHARE * refresh_seconds and _changed_much(before, after)
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch that makes `new` of `old`; empty where they are equal."""
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            inner = merge_patch(before, value)
+            if inner:
+                patch[key] = inner
+        elif value != before:
+            patch[key] = value
+    return patch
+
+
+def _at_once(status: DuetStatus) -> tuple[object, ...]:
+    """What must never be out of date."""
+    decision = status.decision
+    return (
+        status.observed_generation,
+        status.resolved,
+        tuple(
+            (condition.type, condition.status, condition.reason, condition.observed_generation)
+            for condition in status.conditions
+        ),
+        _counts(status.prefill),
+        _counts(status.decode),
+        decision and (decision.reason, decision.limited_by),
+        status.history,
+    )
+
+
+def _counts(pool: PoolStatus | None) -> tuple[int | None, ...] | None:
+    """A pool's counts but the recommendation, which follows noisy demand."""
+    return pool and (pool.replicas, pool.ready, pool.starting, pool.draining, pool.replacing, pool.desired)
+
+
+def _without_time(status: dict[str, Any]) -> dict[str, Any]:
+    decision = {key: value for key, value in status.get("decision", {}).items() if key != "time"}
+    return {**status, "decision": decision}
+
+
+def _changed_much(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a measured number appeared, vanished or changed by more than a tenth."""
+    before, after = dict(_numbers(old)), dict(_numbers(new))
+    return before.keys() != after.keys() or any(
+        abs(value - before[path]) > GREAT_CHANGE * max(abs(value), abs(before[path])) for path, value in after.items()
+    )
+
+
+def _numbers(status: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for part in ("slo", "traffic", "prefill", "decode"):
+        for name, value in (status.get(part) or {}).items():
+            yield f"{part}.{name}", value
