@@ -98,10 +98,14 @@ def _pool(facts: Facts, role: Role) -> PoolStatus:
 
 def _slo(facts: Facts) -> SloStatus:
     attainment = facts.observation.attainment
+    if attainment is None:
+        return SloStatus(
+            burn_rate_5m_milli=_scaled(facts.burn_rate_5m, 1000), burn_rate_1h_milli=_scaled(facts.burn_rate_1h, 1000)
+        )
     return SloStatus(
-        ttft_p95_milliseconds=_scaled(attainment and attainment.ttft_p95_seconds, 1000),
-        itl_p95_milliseconds=_scaled(attainment and attainment.itl_p95_seconds, 1000),
-        attainment_basis_points=_scaled(attainment and attainment.met_both_share, 10_000),
+        ttft_p95_milliseconds=_scaled(attainment.ttft_p95_seconds, 1000),
+        itl_p95_milliseconds=_scaled(attainment.itl_p95_seconds, 1000),
+        attainment_basis_points=_scaled(attainment.met_both_share, 10_000),
         burn_rate_5m_milli=_scaled(facts.burn_rate_5m, 1000),
         burn_rate_1h_milli=_scaled(facts.burn_rate_1h, 1000),
     )

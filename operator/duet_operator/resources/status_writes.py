@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 60.0
 SHORTEST_REFRESH_SHARE = 0.25
-"""Numbers of light traffic jump by a tenth in every pass; they are written no oftener than this share of the refresh."""
+"""Numbers of light traffic jump by a tenth in every pass; a write waits for at least this share of the refresh."""
 GREAT_CHANGE = 0.1
 
 
@@ -66,7 +66,9 @@ def _at_once(status: DuetStatus) -> tuple[object, ...]:
 
 def _counts(pool: PoolStatus | None) -> tuple[int | None, ...] | None:
     """A pool's counts but the recommendation, which follows noisy demand."""
-    return pool and (pool.replicas, pool.ready, pool.starting, pool.draining, pool.replacing, pool.desired)
+    if pool is None:
+        return None
+    return (pool.replicas, pool.ready, pool.starting, pool.draining, pool.replacing, pool.desired)
 
 
 def _without_time(status: dict[str, Any]) -> dict[str, Any]:
