@@ -31,6 +31,9 @@ DEFAULT_IMAGES: Mapping[str, list[str]] = {
     "duet-operator": ["duet-operator"],
     "duet-gateway": ["duet-gateway"],
     "duet-simulated-engine": ["duet-simulated-engine"],
+    # For pods of one's own: this Python with its packages, and an image that leaves everything to `command`.
+    "python": [sys.executable],
+    "busybox": [],
 }
 
 
