@@ -10,7 +10,7 @@ import itertools
 import logging
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 from duet_dev.services.directory import Address
@@ -71,17 +71,24 @@ class Side(asyncio.Protocol):
 class Caller(Side):
     """The side that came to us; it waits until a target has accepted."""
 
-    def __init__(self, targets: Callable[[], Sequence[Address]]) -> None:
+    def __init__(self, targets: Callable[[], Awaitable[Sequence[Address]]]) -> None:
         super().__init__()
         self._targets = targets
+        self._early = b""  # what came before a target had accepted
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.transport.pause_reading()
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
+    def data_received(self, data: bytes) -> None:
+        if self.peer is not None:
+            self.peer.transport.write(data)
+        else:
+            self._early += data
+            self.transport.pause_reading()
+
     async def _connect(self) -> None:
-        for target in self._targets():
+        for target in await self._targets():
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                     _, side = await asyncio.get_running_loop().create_connection(Side, *target)
@@ -91,11 +98,19 @@ class Caller(Side):
             if self._lost:
                 side.reset()
                 return
-            self.peer, side.peer = side, self
-            self.transport.resume_reading()
+            self._join(side)
             return
         if not self._lost:
             self.reset()
+
+    def _join(self, side: Side) -> None:
+        self.peer, side.peer = side, self
+        if self._early:
+            side.transport.write(self._early)
+            self._early = b""
+            self.transport.resume_reading()
+        if self._ended:
+            side.transport.write_eof()
 
 
 class Route:
@@ -111,7 +126,7 @@ class Route:
             lambda: Caller(self._order), *address, backlog=1024
         )
 
-    def _order(self) -> Sequence[Address]:
+    async def _order(self) -> Sequence[Address]:
         """All targets, each connection beginning with another."""
         first = next(self._turn) % len(self.targets)
         return [*self.targets[first:], *self.targets[:first]]
