@@ -19,6 +19,8 @@ from duet_engine.protocol import ROUTE_HEADER
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+OPENING_EVENTS = {CHAT: 1}
+"""Events before a stream's first token: chat opens with the role, sent together with that token."""
 EVENT_END = b"\n\n"
 LAST_EVENT = b"data: [DONE]"
 KEPT_BYTES = 8192
@@ -113,6 +115,8 @@ async def send(session: aiohttp.ClientSession, ask: Ask) -> Record:
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         failure = f"{type(error).__name__}: {error}"
     ended_at = time.perf_counter()
+    first_gap = OPENING_EVENTS.get(ask.endpoint, 0)
+    gaps_seconds = reader.gaps_seconds[first_gap : first_gap + ask.output_tokens - 1]
     return Record(
         index=ask.index,
         endpoint=ask.endpoint,
@@ -122,7 +126,7 @@ async def send(session: aiohttp.ClientSession, ask: Ask) -> Record:
         input_tokens=ask.input_tokens,
         output_tokens=ask.output_tokens,
         ttft_seconds=None if reader.first_event_at is None else reader.first_event_at - reader.sent_at,
-        gaps_milliseconds=tuple(round(1000 * gap, 1) for gap in reader.gaps_seconds[: ask.output_tokens - 1]),
+        gaps_milliseconds=tuple(round(1000 * gap, 1) for gap in gaps_seconds),
         deflected=headers.get(ROUTE_HEADER, "").startswith("deflect"),
         failure=failure,
     )
