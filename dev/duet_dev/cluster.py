@@ -29,6 +29,7 @@ from duet_dev.supervisor import API_SERVER_TARGET
 
 STOP_TIMEOUT_SECONDS = 15.0
 POLL_SECONDS = 0.05
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def default_root(name: str) -> Path:
@@ -187,7 +188,9 @@ class Cluster:
         folders = [str(build.binary_path(tool).parent) for tool in (build.KUBECTL, build.HELM)]
         path = ":".join([*folders, f"{sys.prefix}/bin", os.environ.get("PATH", "")])
         kubeconfig = self.inner_kubeconfig if inside else self.kubeconfig
-        return {**os.environ, "PATH": path, "KUBECONFIG": str(kubeconfig)}
+        # Neither a cluster's private network nor loopback is behind the machine's proxy.
+        direct = {name: value for name, value in os.environ.items() if name.lower() not in PROXY_VARIABLES}
+        return {**direct, "PATH": path, "KUBECONFIG": str(kubeconfig)}
 
     def run(self, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401
         """Run a command inside; options as for `subprocess.run`, text by default."""

@@ -29,6 +29,7 @@ from duet_dev.controlplane import ControlPlane
 from duet_dev.errors import DevError
 from duet_dev.isolation import BY_NAME, Isolation
 from duet_dev.kubeapi import Api
+from duet_dev.services.directory import Address
 
 API_SERVER_TARGET = "apiserver"
 
@@ -118,12 +119,12 @@ class Supervisor:
     async def _forward(self, text: str, listener: socket.socket) -> None:
         if text == API_SERVER_TARGET:
 
-            async def resolve() -> forward.Address:
-                return HOST, self.control_plane.ports.api_server
+            async def resolve() -> list[Address]:
+                return [(HOST, self.control_plane.ports.api_server)]
         else:
             target = forward.Target.parse(text)
 
-            async def resolve() -> forward.Address:
+            async def resolve() -> list[Address]:
                 return await target.resolve(self._api)
 
         host, port = listener.getsockname()
