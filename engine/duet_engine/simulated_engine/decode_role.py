@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from duet_engine.perf.linear import LinearStepModel
+from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.protocol import Knobs, Refusal, RefusalReason, Work
 from duet_engine.simulated_engine.request import Failure, Refused, Request, Stage
 from duet_engine.simulated_engine.scheduler import Limits, Scheduler
@@ -77,8 +78,7 @@ class DecodeScheduler(Scheduler):
             return 0.0
         return headroom_tokens_per_second(
             self.model,
-            requests=len(self.running),
-            context_tokens=self.context_tokens,
+            self._batch,
             candidates_tokens=self.knobs.chunk_candidates_tokens,
             budget_seconds=self.budget_seconds,
             full_chunk_tokens=self.limits.chunked_prefill_tokens,
@@ -88,6 +88,10 @@ class DecodeScheduler(Scheduler):
     def budget_seconds(self) -> float:
         """How long a mixed step may take: the ITL objective less the margin for prediction errors."""
         return self.knobs.itl_milliseconds / 1e3 * self.knobs.beta_percent / 100
+
+    @property
+    def _batch(self) -> DecodeBatch:
+        return DecodeBatch(len(self.running), self.context_tokens)
 
     def _queues(self) -> Iterable[deque[Request]]:
         return (self.prealloc, self.transfer, self.transferred, self.deflected, self.retracted)
@@ -114,11 +118,12 @@ class DecodeScheduler(Scheduler):
                 RefusalReason.ITL_UNSAFE,
                 f"no chunk fits beside {len(self.running)} decoding requests in {self.budget_seconds * 1e3:.1f} ms",
             )
-        if self.retracted or self.prealloc or not self._admit(request):
-            needed = request.prompt_tokens + self._reserve_tokens(request)
+        needed = request.context_tokens + self._reserve_tokens(request)
+        awaited = sum(waiting.context_tokens + self._reserve_tokens(waiting) for waiting in self.prealloc)
+        if self.retracted or needed + awaited > self.kv.free_tokens or not self._admit(request):
             raise Refused(
                 RefusalReason.NO_KV,
-                f"{needed} KV tokens needed, {max(0, self.kv.free_tokens)} free, {len(self.prealloc)} requests wait",
+                f"{needed} KV tokens needed, {max(0, self.kv.free_tokens)} free, {awaited} awaited by earlier requests",
             )
         request.stage = Stage.DEFLECTED
         self.deflected.append(request)
@@ -134,8 +139,7 @@ class DecodeScheduler(Scheduler):
         chunks = safe_chunks(
             self.model,
             self.deflected,
-            requests=len(self.running),
-            context_tokens=self.context_tokens,
+            self._batch,
             candidates_tokens=self.knobs.chunk_candidates_tokens,
             budget_seconds=self.budget_seconds,
         )

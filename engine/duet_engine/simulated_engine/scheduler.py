@@ -148,6 +148,7 @@ class Scheduler(ABC):
         totals.steps[step.kind] += 1
         totals.step_seconds[step.kind] += seconds
         totals.busy_seconds += seconds
+        totals.prefill_tokens += step.prefill_tokens
         totals.prefill_busy_seconds += seconds if step.chunks else 0.0
         for request in step.decoding:
             if not request.done:
@@ -176,7 +177,6 @@ class Scheduler(ABC):
         request.computed_tokens += chunk.tokens
         request.chunks_done += 1
         request.progressed_at = now
-        self.totals.prefill_tokens += chunk.tokens
         if request.uncomputed_tokens == 0:
             self._queue_of(request).remove(request)
             self._prompt_computed(request, now)

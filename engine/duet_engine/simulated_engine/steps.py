@@ -6,10 +6,12 @@ safe candidate for the decode batch as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from duet_engine.policy.chunks import DecodeBatch, protects_anyone
 from duet_engine.protocol import StepKind
 
 if TYPE_CHECKING:
@@ -76,34 +78,53 @@ def pack(queue: Iterable[Request], budget_tokens: int, *, bounded: bool) -> tupl
 def safe_chunks(
     model: LinearStepModel,
     queue: Sequence[Request],
+    batch: DecodeBatch,
     *,
-    requests: int,
-    context_tokens: int,
     candidates_tokens: Iterable[int],
     budget_seconds: float,
 ) -> tuple[Chunk, ...]:
     """The chunks of the largest candidate size whose mixed step stays inside the budget; none if no size does."""
-    for candidate in sorted(candidates_tokens, reverse=True):
-        chunks = pack(queue, candidate, bounded=True)
-        if step_seconds(model, requests=requests, context_tokens=context_tokens, chunks=chunks) <= budget_seconds:
+    for candidate in bearable_sizes(model, batch, candidates_tokens=candidates_tokens, budget_seconds=budget_seconds):
+        chunks = pack(queue, candidate.tokens, bounded=True)
+        seconds = step_seconds(model, requests=batch.requests, context_tokens=batch.context_tokens, chunks=chunks)
+        if seconds <= candidate.budget_seconds:
             return chunks
     return ()
 
 
 def headroom_tokens_per_second(
     model: LinearStepModel,
+    batch: DecodeBatch,
     *,
-    requests: int,
-    context_tokens: int,
     candidates_tokens: Iterable[int],
     budget_seconds: float,
     full_chunk_tokens: int,
 ) -> float:
     """Prefill tokens per second that fit beside this decode batch inside the ITL budget."""
-    if requests == 0:
+    if batch.requests == 0:
         return full_chunk_tokens / model.prefill_step_seconds(full_chunk_tokens)
-    for candidate in sorted(candidates_tokens, reverse=True):
-        seconds = model.mixed_step_seconds(requests=requests, context_tokens=context_tokens, chunk_tokens=candidate)
-        if seconds <= budget_seconds:
-            return candidate / seconds
+    for candidate in bearable_sizes(model, batch, candidates_tokens=candidates_tokens, budget_seconds=budget_seconds):
+        seconds = model.mixed_step_seconds(
+            requests=batch.requests, context_tokens=batch.context_tokens, chunk_tokens=candidate.tokens
+        )
+        if seconds <= candidate.budget_seconds:
+            return candidate.tokens / seconds
     return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A chunk size and how long a step with it may take."""
+
+    tokens: int
+    budget_seconds: float
+
+
+def bearable_sizes(
+    model: LinearStepModel, batch: DecodeBatch, *, candidates_tokens: Iterable[int], budget_seconds: float
+) -> list[Candidate]:
+    """Sizes to try, largest first. Where holding prompts back protects nobody, the smallest at any length of step."""
+    sizes = sorted(candidates_tokens, reverse=True)
+    if protects_anyone(model, batch, smallest_tokens=sizes[-1], step_budget_seconds=budget_seconds):
+        return [Candidate(size, budget_seconds) for size in sizes]
+    return [Candidate(sizes[-1], math.inf)]
