@@ -14,7 +14,7 @@ from duet_operator.planner.reasons import CEILINGS, Reason
 if TYPE_CHECKING:
     from duet_engine.protocol import Role
     from duet_operator.planner.capacity import Fleet
-    from duet_operator.planner.sizing import Load
+    from duet_operator.planner.load import Load
     from duet_operator.planner.types import Counts, PlanSpec, PoolBounds, PoolState
 
 
@@ -120,7 +120,7 @@ def _prefill_numbers(account: Account, *, changed: bool) -> str:
     if load.requests <= 0:
         return "no prompts expected"
     own = fleet.input_capacity(counts.prefill)
-    capacity = own + fleet.deflectable(counts.decode, load.output_tokens)
+    capacity = own + fleet.deflectable(counts.decode, load)
     headroom = f"headroom {percent(max(1 - load.input_tokens / capacity, 0.0) if capacity > 0 else 0.0)}"
     if counts.prefill == 0:
         return f"decode workers take all prompts, {tokens(load.input_tokens)} input tok/s expected, {headroom}"

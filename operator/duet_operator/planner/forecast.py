@@ -11,11 +11,11 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from duet_operator.planner.capacity import Lengths
-from duet_operator.planner.sizing import Load
+from duet_operator.planner.lengths import Lengths
+from duet_operator.planner.load import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from duet_operator.planner.types import Demand, DemandSample
 
@@ -30,7 +30,6 @@ NOISE_QUANTILE = 1.28
 STEP_NOISE = 2.0
 """A last window this many standard deviations above the level is a step, not noise."""
 GREATEST_GROWTH = 1.5
-LENGTH_WINDOWS = 6
 UNKNOWN_INPUT_TOKENS, UNKNOWN_OUTPUT_TOKENS = 1024.0, 256.0
 """Until somebody asked for something; only figures shown to people depend on them."""
 
@@ -69,9 +68,7 @@ def expect(times: Sequence[float], values: Sequence[float], *, horizon_seconds: 
         return 0.0
     last, level = values[-1], fmean(values[-_level_windows(times, horizon_seconds) :])
     noise = _noise(values, level)
-    growth = _slope(times, values) * horizon_seconds
-    if _slope(times, values) * (times[-1] - times[0]) <= STEP_NOISE * noise:
-        growth = 0.0
+    growth = _trend(times, values, noise) * horizon_seconds
     rising = growth > 0 or last - level > STEP_NOISE * noise
     wanted = max(level + growth + NOISE_QUANTILE * noise, last if rising else 0.0)
     return min(wanted, GREATEST_GROWTH * max(values))
@@ -91,29 +88,40 @@ def _noise(values: Sequence[float], level: float) -> float:
     return median(steps) / (0.6745 * 2**0.5)
 
 
+def _trend(times: Sequence[float], values: Sequence[float], noise: float) -> float:
+    """Growth per second that all windows show and their later half too: then it's neither noise nor a step."""
+    slope = _slope(times, values)
+    if slope * (times[-1] - times[0]) <= STEP_NOISE * noise:
+        return 0.0
+    half = len(values) // 2
+    return min(slope, max(_slope(times[half:], values[half:]), 0.0))
+
+
 def _slope(times: Sequence[float], values: Sequence[float]) -> float:
-    """Median of the slopes of all pairs (Theil-Sen): a few windows of a new level aren't a trend."""
-    slopes = [
+    """Median of the slopes of all pairs (Theil-Sen), which a few odd windows don't move."""
+    if len(values) < FEWEST_FOR_NOISE:
+        return 0.0
+    return median(
         (values[later] - values[earlier]) / (times[later] - times[earlier])
         for later in range(1, len(values))
         for earlier in range(later)
-        if times[later] > times[earlier]
-    ]
-    return median(slopes) if len(values) >= FEWEST_FOR_NOISE else 0.0
+    )
 
 
 def mean_lengths(demand: Demand, samples: Sequence[DemandSample]) -> Lengths:
-    """What a typical request looks like, smoothed over the last windows: few requests make one window's means noisy."""
-    windows = spaced(samples, demand.window_seconds)[-LENGTH_WINDOWS:]
+    """What a typical request looks like, over all the windows that a trend is taken from: one alone is too noisy."""
+    windows = spaced(samples, demand.window_seconds)
     requests = sum(sample.requests_per_second for sample in windows)
     if requests <= 0:
         return Lengths(input_tokens=UNKNOWN_INPUT_TOKENS, cached_tokens=0.0, output_tokens=UNKNOWN_OUTPUT_TOKENS)
-    uncached = sum(sample.uncached_input_tokens_per_second for sample in windows) / requests
-    output = sum(sample.output_tokens_per_second for sample in windows) / requests
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / requests
+
     cached = demand.cached_tokens_per_second / demand.requests_per_second if demand.requests_per_second > 0 else 0.0
     return Lengths(
-        input_tokens=max(uncached + cached, 1.0),
+        input_tokens=max(mean(sample.uncached_input_tokens_per_second for sample in windows) + cached, 1.0),
         cached_tokens=cached,
-        output_tokens=max(output, 1.0),
-        p95_input_tokens=demand.p95_input_tokens,
+        output_tokens=max(mean(sample.output_tokens_per_second for sample in windows), 1.0),
+        p95_input_tokens=mean(sample.requests_per_second * sample.p95_input_tokens for sample in windows),
     )

@@ -34,6 +34,7 @@ def with_demand(memory: PlannerMemory, demand: Demand, *, now_seconds: float) ->
         output_tokens_per_second=max(
             demand.output_tokens_per_second, demand.requests_per_second * demand.mean_output_tokens
         ),
+        p95_input_tokens=demand.p95_input_tokens,
     )
     recent = [
         earlier for earlier in memory.samples if now_seconds - LONGEST_SECONDS <= earlier.time_seconds < now_seconds
@@ -79,7 +80,8 @@ def _merged(needs: tuple[Need, ...]) -> tuple[Need, ...]:
 
 
 def to_document(memory: PlannerMemory) -> dict[str, Any]:
-    """The memory as plain JSON values; rows are [seconds, requests/s, uncached input tok/s, output tok/s]."""
+    """The memory as plain JSON values; rows are [seconds, requests/s, uncached input tok/s, output tok/s, P95
+    prompt tokens]."""
     return {
         "version": VERSION,
         "correction": round(memory.correction, 4),
@@ -89,6 +91,7 @@ def to_document(memory: PlannerMemory) -> dict[str, Any]:
                 round(sample.requests_per_second, 3),
                 round(sample.uncached_input_tokens_per_second, 1),
                 round(sample.output_tokens_per_second, 1),
+                round(sample.p95_input_tokens),
             ]
             for sample in memory.samples
         ],
@@ -104,7 +107,7 @@ def from_document(document: object) -> tuple[PlannerMemory, str | None]:
     if not isinstance(document, dict):
         return PlannerMemory(), f"planner memory: expected an object, found {type(document).__name__}; starting afresh"
     problems: list[str] = []
-    samples = _rows(document, "samples", width=4, problems=problems)
+    samples = _rows(document, "samples", width=5, problems=problems)
     needs = _rows(document, "needs", width=3, problems=problems)
     correction = document.get("correction", 1.0)
     if not _is_number(correction):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from duet_operator.planner.correction import corrected
 from duet_operator.planner.forecast import forecast
-from duet_operator.planner.sizing import Load
+from duet_operator.planner.load import Load
 
 if TYPE_CHECKING:
-    from duet_operator.planner.capacity import Lengths
+    from duet_operator.planner.lengths import Lengths
     from duet_operator.planner.types import Demand, Observation, PlannerMemory, PlanSpec
 
 SHORTEST_CLEARING_SECONDS = 30.0

@@ -17,31 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from duet_operator.planner.capacity import Fleet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What must be carried, per second."""
-
-    requests: float
-    input_tokens: float
-    """Uncached ones: what must be computed."""
-    output_tokens: float
-
-    def __add__(self, other: Load) -> Load:
-        return Load(
-            requests=self.requests + other.requests,
-            input_tokens=self.input_tokens + other.input_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-        )
-
-    def scaled(self, factor: float) -> Load:
-        """The same mix, `factor` times as much."""
-        return Load(
-            requests=self.requests * factor,
-            input_tokens=self.input_tokens * factor,
-            output_tokens=self.output_tokens * factor,
-        )
+    from duet_operator.planner.load import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +75,7 @@ def carries(load: Load, fleet: Fleet, counts: Counts) -> bool:
     """Whether this size carries the load."""
     if fleet.output_capacity(counts.decode) < load.output_tokens:
         return False
-    taken = fleet.deflectable(counts.decode, load.output_tokens)
+    taken = fleet.deflectable(counts.decode, load)
     return fleet.input_capacity(counts.prefill) + taken >= load.input_tokens
 
 
@@ -114,7 +90,7 @@ def _candidates(load: Load, fleet: Fleet, limits: Limits) -> Iterator[Counts]:
     for decode in range(_fewest_useful_decode(load, fleet, limits), highest.decode + 1):
         if best_cost is not None and limits.cost_of(Counts(lowest.prefill, decode)) > best_cost:
             return
-        left = load.input_tokens - fleet.deflectable(decode, load.output_tokens)
+        left = load.input_tokens - fleet.deflectable(decode, load)
         counts = Counts(max(_fewest_prefill(left, fleet), lowest.prefill), decode)
         if limits.allow(counts):
             best_cost = min(limits.cost_of(counts), best_cost or limits.cost_of(counts))

@@ -201,6 +201,7 @@ class DemandSample:
     requests_per_second: float
     uncached_input_tokens_per_second: float
     output_tokens_per_second: float
+    p95_input_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

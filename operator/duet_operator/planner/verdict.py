@@ -198,7 +198,7 @@ def _capacity_per_replica(grounds: Grounds) -> dict[str, float]:
     return {
         "decode_batch_requests": fleet.decode_batch,
         "decode_output_tokens_per_second": fleet.output_capacity(decode) / decode,
-        "decode_deflectable_tokens_per_second": fleet.deflectable(decode, load.output_tokens) / decode,
+        "decode_deflectable_tokens_per_second": fleet.deflectable(decode, load) / decode,
         "prefill_input_tokens_per_second": fleet.input_capacity(prefill) / prefill,
     }
 
