@@ -36,6 +36,7 @@ class ConditionReason(StrEnum):
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     ROLLOUT_STUCK = "RolloutStuck"
+    CHILD_REFUSED = "ChildRefused"
 
     AUTO_MODE = "AutoMode"
     RECOMMEND_MODE = "RecommendMode"
@@ -49,6 +50,7 @@ class ConditionReason(StrEnum):
 
     ALL_ANSWERED = "AllAnswered"
     GATEWAY_SILENT = "GatewaySilent"
+    GATEWAY_DISABLED = "GatewayDisabled"
 
     NO_POD_PENDING = "NoPodPending"
     PODS_PENDING = "PodsPending"

@@ -1,12 +1,14 @@
-"""The ConfigMaps of a DuetDeployment: the planner's memory, and settings that engines start with.
+"""The ConfigMaps of a DuetDeployment: what the operator remembers of it, and settings that engines start with.
 
 Invariant: neither is a part of a pod template, so writing one rolls nothing.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+from duet_operator.resources.canonical import canonical
 from duet_operator.resources.names import history_name, live_name
 from duet_operator.resources.owner import metadata
 from duet_operator.resources.pools import LIVE_ITL_KEY
@@ -18,17 +20,29 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
+MEMORY_KEY = "memory.json"
 
-def history_config_map(deployment: DuetDeployment, data: Mapping[str, str]) -> Manifest:
-    """Where what the planner remembers outlives the operator."""
+
+def history_config_map(deployment: DuetDeployment, memory_document: Mapping[str, Any]) -> Manifest:
+    """Where what was remembered outlives the operator."""
+    data = {MEMORY_KEY: canonical(dict(memory_document))}
     return _config_map(deployment, history_name(deployment.metadata.name), data)
+
+
+def read_memory_document(config_map: Mapping[str, Any] | None) -> object:
+    """The document as it was written, None where there is none or it isn't JSON."""
+    data = (config_map or {}).get("data") or {}
+    try:
+        return json.loads(data[MEMORY_KEY])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def live_config_map(deployment: DuetDeployment) -> Manifest:
     """What a new engine starts with until a gateway or the operator pushes its knobs."""
-    itl_milliseconds = str(deployment.spec.slo.itl_milliseconds)
-    return _config_map(deployment, live_name(deployment.metadata.name), {LIVE_ITL_KEY: itl_milliseconds})
+    data = {LIVE_ITL_KEY: str(deployment.spec.slo.itl_milliseconds)}
+    return _config_map(deployment, live_name(deployment.metadata.name), data)
 
 
-def _config_map(deployment: DuetDeployment, name: str, data: Mapping[str, str]) -> Manifest:
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(deployment, name), "data": dict(data)}
+def _config_map(deployment: DuetDeployment, name: str, data: dict[str, str]) -> Manifest:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(deployment, name), "data": data}

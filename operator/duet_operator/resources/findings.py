@@ -33,6 +33,8 @@ class Facts:
     pending: Mapping[str, str] = field(default_factory=dict)
     """Pool -> why its pods are past the pending deadline."""
     rollout_stuck: str | None = None
+    refused: str | None = None
+    """Why a child couldn't be brought about."""
     plugin_inactive: str | None = None
     """Why a decode or prefill worker isn't ready though its engine runs."""
     burn_rate_5m: float | None = None
@@ -84,6 +86,8 @@ def _starting(role: str, starting: int) -> str:
 
 
 def _progressing(facts: Facts) -> Finding:
+    if facts.refused is not None:
+        return Finding("Progressing", "False", ConditionReason.CHILD_REFUSED, facts.refused)
     if facts.rollout_stuck is not None:
         return Finding("Progressing", "False", ConditionReason.ROLLOUT_STUCK, facts.rollout_stuck)
     if facts.observation.rollout_in_progress:
@@ -141,6 +145,9 @@ def _slo_met(facts: Facts) -> Finding:
 
 
 def _signals_fresh(facts: Facts) -> Finding:
+    if not facts.deployment.spec.gateway.enabled:
+        message = "gateway.enabled is false, and demand is only measured at Duet's gateway yet: the numbers stay"
+        return Finding("SignalsFresh", "False", ConditionReason.GATEWAY_DISABLED, message)
     silent = facts.silent_gateways
     if silent:
         told = "; ".join(f"{pod}: {why}" for pod, why in sorted(silent.items())[:3])
