@@ -18,7 +18,7 @@ from pathlib import Path
 
 from duet_dev.errors import DevError
 from duet_dev.paths import TOOLS, cache_root
-from duet_dev.progress import JobProgress, announced, say
+from duet_dev.progress import JobProgress, say
 from duet_dev.toolchain import find_go, required_version
 
 COMMON_FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly")
@@ -93,10 +93,17 @@ def build(tools: Iterable[Tool] = ALL_TOOLS) -> None:
         todo = missing(wanted)
         if not todo:
             return
-        modules = {tool.module: TOOLS / tool.module for tool in todo}
-        go = find_go(required_version(modules.values()))
+        _build_all(find_go(required_version({TOOLS / tool.module for tool in todo})), todo)
+
+
+def _build_all(go: Path, todo: list[Tool]) -> None:
+    modules = {tool.module: [other for other in todo if other.module == tool.module] for tool in todo}
+    with JobProgress("fetching the modules") as progress:
+        packages = sum(_packages_to_compile(go, tools, progress) for tools in modules.values())
+    say(f"to build: {', '.join(tool.name for tool in todo)}")
+    with JobProgress("building the binaries", total=packages) as progress:
         for tool in todo:
-            _build_one(go, tool)
+            _build_one(go, tool, progress)
 
 
 @contextmanager
@@ -115,29 +122,34 @@ def _build_lock() -> Iterator[None]:
         yield
 
 
-def _build_one(go: Path, tool: Tool) -> None:
+def _build_one(go: Path, tool: Tool, progress: JobProgress) -> None:
+    progress.describe(tool.name)
     module, target = TOOLS / tool.module, binary_path(tool)
-    flags = [*COMMON_FLAGS, "-ldflags", linker_flags(module)]
-    packages = _packages_to_compile(go, tool, flags)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".partial-{tool.name}")
-    command = [str(go), "build", "-v", "-p", str(_cores()), *flags, "-o", str(partial), tool.package]
-    with JobProgress(f"building {tool.name}", total=packages) as progress:
-        for line in _go_lines(command, cwd=module):
-            if line.startswith("go: "):
-                progress.describe(line.removeprefix("go: "))
-            else:
-                progress.advance(line)
+    command = [str(go), "build", "-v", "-p", str(_cores()), *_flags(module), "-o", str(partial), tool.package]
+    for line in _go_lines(command, cwd=module):
+        if not line.startswith("go: "):
+            progress.advance(tool.name)
     partial.replace(target)
 
 
-def _packages_to_compile(go: Path, tool: Tool, flags: list[str]) -> int:
-    """How many packages the build cache lacks; downloads the modules on the way."""
+def _packages_to_compile(go: Path, tools: list[Tool], progress: JobProgress) -> int:
+    """How many packages of one module's tools the build cache lacks; fetches the module's sources on the way."""
+    module = TOOLS / tools[0].module
     template = '{{if ne .StaleReason "not installed but available in build cache"}}{{.ImportPath}}{{end}}'
-    command = [str(go), "list", "-deps", "-f", template, *flags, tool.package]
-    with announced(f"fetching what {tool.name} is made of"):
-        lines = [line for line in _go_lines(command, cwd=TOOLS / tool.module) if not line.startswith("go: ")]
-    return len([line for line in lines if line])
+    packages = [tool.package for tool in tools]
+    found = 0
+    for line in _go_lines([str(go), "list", "-deps", "-f", template, *_flags(module), *packages], cwd=module):
+        if line.startswith("go: "):
+            progress.describe(line.removeprefix("go: "))
+        elif line:
+            found += 1
+    return found
+
+
+def _flags(module: Path) -> list[str]:
+    return [*COMMON_FLAGS, "-ldflags", linker_flags(module)]
 
 
 def _go_lines(command: list[str], *, cwd: Path) -> Iterator[str]:

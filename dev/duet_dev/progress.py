@@ -12,6 +12,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 PLAIN_INTERVAL_SECONDS = 20.0
 
@@ -45,10 +46,10 @@ class JobProgress:
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=30),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             )
-            self._live = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._live = Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
             self._task = self._live.add_task(self.title, total=self.total, detail="")
             self._live.start()
         else:

@@ -1,5 +1,6 @@
 """The local cluster as a person uses it: up, in use from both sides, down, and killed at any moment."""
 
+import ipaddress
 import json
 import os
 import signal
@@ -69,7 +70,7 @@ def test_a_service_answers_inside_by_name_and_outside_by_forward(local_cluster: 
     create(local_cluster, namespace, labelled("web", serve, ports=[{"containerPort": 8000}]))
     local_cluster.kubectl("expose", "pod", "web", "-n", namespace, "--port=80", "--target-port=8000")
     local_cluster.kubectl("wait", "pod/web", "-n", namespace, "--for=condition=Ready", "--timeout=30s")
-    expected = Path("/etc/debian_version" if Path("/etc/debian_version").exists() else "/etc/os-release")
+    expected = Path("/etc/os-release")
 
     port = local_cluster.forward(f"service/{namespace}/web:80")
     url = f"http://127.0.0.1:{port}/{expected.name}"
@@ -122,6 +123,20 @@ def test_two_clusters_at_once_see_only_their_own_objects(local_cluster: Cluster,
         assert second.url != local_cluster.url
     assert not second.running
     assert local_cluster.kubectl("get", "nodes", "-o", "name").stdout.count("node/") == 3
+
+
+def test_without_namespaces_pods_and_services_live_on_loopback_addresses(tmp_path: Path) -> None:
+    with Cluster(ClusterConfig("loopback", isolation="loopback"), tmp_path / "loopback") as cluster:
+        serve = [sys.executable, "-m", "http.server", "--directory=/etc", "--bind=$(POD_IP)", "8000"]
+        address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+        create(cluster, "default", labelled("web", serve, env=[address]))
+        cluster.kubectl("expose", "pod", "web", "--port=8080", "--target-port=8000")
+        cluster.kubectl("wait", "pod/web", "--for=condition=Ready", "--timeout=30s")
+        pod = cluster.kubectl("get", "pod", "web", "-o", "jsonpath={.status.podIP}").stdout
+        assert ipaddress.ip_address(pod).is_loopback
+        port = cluster.forward("service/default/web:8080")
+        url = f"http://127.0.0.1:{port}/os-release"
+        assert eventually(lambda: urllib.request.urlopen(url, timeout=5).read()) == Path("/etc/os-release").read_bytes()
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

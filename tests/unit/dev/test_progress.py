@@ -1,5 +1,7 @@
 """Time left is an estimate from the rate so far."""
 
+import io
+
 import pytest
 
 from duet_dev.progress import JobProgress, duration, time_left
@@ -32,3 +34,20 @@ def test_a_job_that_failed_is_not_called_done(capsys: pytest.CaptureFixture[str]
     with pytest.raises(RuntimeError), JobProgress("a job"):
         raise RuntimeError
     assert "done" not in capsys.readouterr().err
+
+
+def test_on_a_terminal_the_line_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with JobProgress("a job", total=3) as progress:
+        progress.advance("one")
+        progress.advance("two")
+    assert "2/3, two" in terminal.getvalue()
+    assert "a job: done in 0:0" in terminal.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
