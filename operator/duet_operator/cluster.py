@@ -358,12 +358,19 @@ async def connect(
     timeout_seconds: float = 10.0,
     on_write: Callable[[str, str], None] = lambda _verb, _kind: None,
 ) -> KubernetesCluster:
-    """The cluster of a kubeconfig file if one is named, else the one that this pod runs in, else the user's own."""
+    """The cluster of a kubeconfig file if one is named, else the one that this pod runs in, else the user's own.
+
+    Raises:
+        ClusterError: where none of them can be read.
+    """
     configuration = client.Configuration()
-    if kubeconfig is None and IN_CLUSTER_VARIABLE in os.environ:
-        config.load_incluster_config(client_configuration=configuration)
-    else:
-        await config.load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
+    try:
+        if kubeconfig is None and IN_CLUSTER_VARIABLE in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
+    except (config.ConfigException, OSError) as error:
+        raise ClusterError("connect", status=0, reason="NoConfiguration", message=str(error)) from error
     configuration.connection_pool_maxsize = CONNECTIONS
     api = client.ApiClient(configuration=configuration)
     return KubernetesCluster(api, timeout_seconds=timeout_seconds, on_write=on_write)

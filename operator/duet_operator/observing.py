@@ -65,11 +65,17 @@ class PoolSight:
     @property
     def failed_creation(self) -> Mapping[str, str] | None:
         """The condition that says that pods can't even be created, such as for a quota."""
-        status = (self.deployment or {}).get("status") or {}
-        for condition in status.get("conditions") or ():
-            if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-                return dict(condition)
-        return None
+        return self._condition("ReplicaFailure", "True")
+
+    @property
+    def stuck(self) -> str | None:
+        """Why its rollout doesn't get on, None where it does."""
+        condition = self._condition("Progressing", "False")
+        return None if condition is None else str(condition.get("message", "its rollout is stuck"))
+
+    def _condition(self, kind: str, status: str) -> Mapping[str, str] | None:
+        present = ((self.deployment or {}).get("status") or {}).get("conditions") or ()
+        return next((dict(each) for each in present if each["type"] == kind and each["status"] == status), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ class World:
 
     # --- reading ---
 
-    def keys(self) -> tuple[Key, ...]:
+    def duets(self) -> tuple[Key, ...]:
         """All DuetDeployments."""
         return tuple(self._duets)
 
@@ -78,7 +78,7 @@ class World:
         pods = self._pods.get(key, {}).values()
         return tuple(sorted(pods, key=lambda pod: (pod.created_seconds, pod.name)))
 
-    def counts(self) -> Mapping[str, int]:
+    def counts(self) -> dict[str, int]:
         """How many objects of each sort are cached."""
         return {
             "duetdeployments": len(self._duets),
@@ -114,20 +114,31 @@ class World:
             self._forget(identity)
             self._on_change(known[0])
 
-    def relist(self, kind: str, bodies: Iterable[Mapping[str, Any]], *, resource_version: str) -> None:
-        """All objects of a kind as one list shows them: what it lacks is gone, unless it is newer than the list."""
+    def relist(
+        self,
+        kind: str,
+        bodies: Iterable[Mapping[str, Any]],
+        *,
+        resource_version: str,
+        namespace: str | None = None,
+    ) -> None:
+        """All objects of a kind (in one namespace) as one list shows them: what it lacks and isn't newer is gone."""
+
+        def listable(identity: _Id) -> bool:
+            return identity.kind == kind and namespace in (None, identity.namespace)
+
         listed = set()
         for body in bodies:
             listed.add(self._identify(body)[0])
             self.put(body)
         for identity, (owner, version) in tuple(self._owners.items()):
-            if identity.kind == kind and identity not in listed and not _older(resource_version, version):
+            if listable(identity) and identity not in listed and not _older(resource_version, version):
                 self._forget(identity)
                 self._on_change(owner)
         self._gone = {
             identity: version
             for identity, version in self._gone.items()
-            if identity.kind != kind or _older(resource_version, version)
+            if not listable(identity) or _older(resource_version, version)
         }
 
     # --- inside ---

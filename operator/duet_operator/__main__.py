@@ -1,0 +1,69 @@
+"""`duet-operator`: reads the settings, sets up the log, runs the operator.
+
+Exit status: 0 after SIGTERM or SIGINT, 1 when the Lease was lost or something failed, 2 for unusable settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+
+from duet_operator.cluster import ClusterError
+from duet_operator.lease import LeaseLostError
+from duet_operator.process import run
+from duet_operator.settings import LogFormat, SettingsError, from_environment, package_version
+
+logger = logging.getLogger("duet_operator")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_log(form: LogFormat, level: str) -> None:
+    """Log to standard error."""
+    handler = logging.StreamHandler()
+    if form == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def main() -> None:
+    """Run until told to stop."""
+    try:
+        settings = from_environment(os.environ)
+    except SettingsError as error:
+        print(f"duet-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        sys.exit(2)
+    set_up_log(settings.log_format, settings.log_level)
+    logger.info("duet-operator %s starts", package_version())
+    try:
+        asyncio.run(run(settings, kubeconfig=os.environ.get("KUBECONFIG") or None))
+    except LeaseLostError as error:
+        logger.error("ends, so that another operator may act: %s", error)
+        sys.exit(1)
+    except ClusterError as error:
+        logger.error("ends: %s", error)
+        sys.exit(1)
+    logger.info("duet-operator ends")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""One DuetDeployment: observe, plan, act, report.
+
+Invariant: a pass depends on the cache, the gateways' answers and this object's memory alone; run again with nothing new
+it writes nothing. A child that can't be brought about is told in the status and keeps nothing else from being done.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from duet_engine.protocol import Role
+from duet_operator import observing, scaling
+from duet_operator.acting import Children, ForeignObjectError
+from duet_operator.api.v1alpha1 import InvalidObjectError, parse
+from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
+from duet_operator.history import POOL_ROLES
+from duet_operator.memory import Memory
+from duet_operator.observing import PoolSight
+from duet_operator.planner.mode import apply_mode, initial_counts
+from duet_operator.planner.spec import plan_spec
+from duet_operator.resources import names
+from duet_operator.resources.children import plain_children
+from duet_operator.resources.config_maps import history_config_map
+from duet_operator.resources.findings import Facts
+from duet_operator.resources.images import Images, resolve
+from duet_operator.resources.labels import GATEWAY_ROLE
+from duet_operator.resources.pools import pool_deployment
+from duet_operator.resources.strategic_merge import InvalidTemplateError
+from duet_operator.scaling import Order, PoolScaler
+from duet_operator.signals.picture import ready
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from duet_operator.api.v1alpha1 import DuetDeployment
+    from duet_operator.drain_executor import Scaled
+    from duet_operator.metrics import Metrics
+    from duet_operator.observing import Trouble
+    from duet_operator.planner.types import Counts, Decision, Observation, Planner, PlanSpec
+    from duet_operator.reporting import Reporter
+    from duet_operator.settings import Settings
+    from duet_operator.signals.gateways import GatewayReader
+    from duet_operator.signals.picture import Signals
+    from duet_operator.world import Key, World
+
+Manifest = dict[str, Any]
+
+UNREADABLE_INTERVAL_SECONDS = 30.0
+"""Between passes of an object that can't be read; a change of it wakes at once."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What every controller works with."""
+
+    world: World
+    settings: Settings
+    reader: GatewayReader
+    children: Children
+    scaler: PoolScaler
+    reporter: Reporter
+    metrics: Metrics
+    planner: Planner
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What one pass saw."""
+
+    pools: Mapping[Role, PoolSight]
+    lost: Mapping[Role, Trouble]
+    signals: Signals
+    observation: Observation
+
+
+class Controller:
+    """The loop's view of one object."""
+
+    def __init__(self, key: Key, services: Services) -> None:
+        self.key = key
+        self._services = services
+        self._memory = Memory(demand_window_seconds=services.settings.demand_window_seconds)
+
+    async def run_pass(self) -> float:
+        """One pass; returns the seconds until the next one is due."""
+        duet = self._services.world.duet(self.key)
+        if duet is None or "deletionTimestamp" in duet["metadata"]:
+            return UNREADABLE_INTERVAL_SECONDS
+        try:
+            deployment = parse(duet)
+            images = self._images(deployment)
+            manifests = plain_children(deployment, images)
+            pools = {role: pool_deployment(deployment, role, images) for role in POOL_ROLES}
+        except (InvalidObjectError, InvalidTemplateError) as error:
+            await self._services.reporter.reject(duet, str(error))
+            return UNREADABLE_INTERVAL_SECONDS
+        self._recall(deployment)
+        spec = plan_spec(deployment.spec)
+        sight = await self._observe(deployment, spec)
+        performance = observing.performance(self._memory.profiles)
+        decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
+        self._memory.planner = decision.memory
+        targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
+        problems = await self._keep_children(deployment, manifests, pools, first=sight.observation.present)
+        scaled = await self._scale(deployment, sight, targets, problems=problems)
+        facts = self._facts(deployment, sight, problems=problems, decision=decision, targets=targets)
+        await self._services.reporter.report(duet, facts, images=images, scaled=scaled)
+        self._services.metrics.decided(decision.reason)
+        return float(deployment.spec.scaling.interval_seconds)
+
+    async def save(self) -> None:
+        """Keep the memory over a restart, if there is anything new in it."""
+        duet, document = self._services.world.duet(self.key), self._memory.unsaved()
+        if duet is None or document is None or "deletionTimestamp" in duet["metadata"]:
+            return
+        try:
+            deployment = parse(duet)
+        except InvalidObjectError:
+            return
+        manifest = history_config_map(deployment, document)
+        await self._services.children.ensure(manifest, key=self.key, uid=deployment.metadata.uid)
+        self._memory.saved(document)
+
+    # --- observe ---
+
+    def _images(self, deployment: DuetDeployment) -> Images:
+        settings = self._services.settings
+        return resolve(deployment, engine_image=settings.engine_image, gateway_image=settings.gateway_image)
+
+    def _recall(self, deployment: DuetDeployment) -> None:
+        name = names.history_name(deployment.metadata.name)
+        self._memory.recall(self._services.world.child(self.key, CONFIG_MAP.name, name), name=str(self.key))
+
+    async def _observe(self, deployment: DuetDeployment, spec: PlanSpec) -> Sight:
+        now_seconds = self._services.now().timestamp()
+        pools = self._pools(deployment, spec)
+        deadline = float(deployment.spec.scaling.pending_deadline_seconds)
+        lost = {
+            role: observing.trouble(pool, now_seconds=now_seconds, deadline_seconds=deadline)
+            for role, pool in pools.items()
+        }
+        signals = await self._signals(spec, pools, now_seconds)
+        self._memory.see_pools(pools)
+        self._memory.learn(signals.profiles)
+        observation = observing.observe(
+            pools,
+            signals,
+            lost,
+            cold_start_p90_seconds=self._memory.cold_start_p90_seconds,
+            now_seconds=now_seconds,
+        )
+        return Sight(pools=pools, lost=lost, signals=signals, observation=observation)
+
+    def _pools(self, deployment: DuetDeployment, spec: PlanSpec) -> dict[Role, PoolSight]:
+        world, first = self._services.world, initial_counts(deployment.spec.scaling.mode, spec)
+        pods = world.pods(self.key)
+        return {
+            role: PoolSight(
+                deployment=world.child(self.key, DEPLOYMENT.name, names.pool_name(self.key.name, role)),
+                pods=tuple(pod for pod in pods if pod.role == role.value),
+                first_replicas=first.of(role),
+            )
+            for role in POOL_ROLES
+        }
+
+    async def _signals(self, spec: PlanSpec, pools: Mapping[Role, PoolSight], now_seconds: float) -> Signals:
+        services = self._services
+        gateways = ready([pod for pod in services.world.pods(self.key) if pod.role == GATEWAY_ROLE])
+        scrape = await services.reader.read(gateways)
+        services.metrics.scraped(answered=len(scrape.documents), failed=len(scrape.failures))
+        return self._memory.gateways.see(
+            scrape,
+            now_seconds=now_seconds,
+            stale_after_seconds=services.settings.document_stale_seconds(spec.interval_seconds),
+            goal=spec.attainment_goal,
+            worker_pods=[pod for pool in pools.values() for pod in pool.pods],
+            revision=pools[Role.DECODE].revision,
+        )
+
+    # --- act ---
+
+    async def _keep_children(
+        self,
+        deployment: DuetDeployment,
+        manifests: tuple[Manifest, ...],
+        pools: Mapping[Role, Manifest],
+        *,
+        first: Counts,
+    ) -> list[str]:
+        """All children as they should be; what went wrong comes back in words."""
+        children, uid = self._services.children, deployment.metadata.uid
+        problems: list[str] = []
+        wanted = [(manifest, None) for manifest in manifests] + [
+            (manifest, first.of(role)) for role, manifest in pools.items()
+        ]
+        for manifest, replicas in wanted:
+            try:
+                await children.ensure(manifest, key=self.key, uid=uid, first_replicas=replicas)
+            except (ClusterError, ForeignObjectError) as error:
+                problems.append(str(error))
+        keep = {(manifest["kind"], manifest["metadata"]["name"]) for manifest, _ in wanted}
+        keep.add((CONFIG_MAP.name, names.history_name(self.key.name)))
+        try:
+            await children.prune(keep, key=self.key, uid=uid)
+        except ClusterError as error:
+            problems.append(str(error))
+        for problem in problems:
+            logger.warning("%s: %s", self.key, problem)
+        return problems
+
+    async def _scale(
+        self, deployment: DuetDeployment, sight: Sight, targets: Counts, *, problems: list[str]
+    ) -> dict[Role, Scaled]:
+        """Both pools a step nearer to their targets. Decode workers start to leave when prefill has handed over."""
+        settings, spec = self._services.settings, deployment.spec
+        handing_over = False
+        scaled: dict[Role, Scaled] = {}
+        for role in (Role.PREFILL, Role.DECODE):
+            pool = sight.pools[role]
+            if pool.deployment is None:
+                continue
+            order = Order(
+                namespace=self.key.namespace,
+                deployment=names.pool_name(self.key.name, role),
+                sight=pool,
+                target=targets.of(role),
+                rollout_in_progress=sight.observation.rollout_in_progress,
+                states=sight.signals.states,
+                rules=scaling.rules(
+                    spec,
+                    now_seconds=sight.observation.now_seconds,
+                    settle_seconds=settings.drain_settle_seconds,
+                ),
+                lease_seconds=settings.drain_lease_seconds(spec.scaling.interval_seconds),
+            )
+            try:
+                outcome = await self._services.scaler.carry_out(order, start_allowed=not handing_over)
+            except ClusterError as error:
+                problems.append(str(error))
+                continue
+            handing_over = outcome.handing_over
+            if outcome.scaled is not None:
+                scaled[role] = outcome.scaled
+        return scaled
+
+    # --- report ---
+
+    def _facts(
+        self,
+        deployment: DuetDeployment,
+        sight: Sight,
+        *,
+        decision: Decision,
+        targets: Counts,
+        problems: list[str],
+    ) -> Facts:
+        signals = sight.signals
+        return Facts(
+            deployment=deployment,
+            observation=sight.observation,
+            decision=decision,
+            targets=targets,
+            gateways_ready=signals.gateways,
+            silent_gateways=signals.silent,
+            pending={
+                role.value: f"{lost.pods} pods: {lost.reason} ({lost.example})"
+                for role, lost in sight.lost.items()
+                if lost.pods
+            },
+            rollout_stuck=next((stuck for pool in sight.pools.values() if (stuck := pool.stuck)), None),
+            refused="; ".join(problems) or None,
+            burn_rate_5m=signals.burn_rate_5m,
+            burn_rate_1h=signals.burn_rate_1h,
+        )

@@ -1,0 +1,226 @@
+"""The control loop: every object has its pass each interval and soon after something happened to it.
+
+Invariant: no object ever has two passes at once; what fails for one delays only that one, longer each time; nothing is
+passed before everything watched was listed once. A lost Lease ends the loop, and nothing is written after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from duet_operator.acting import ForeignObjectError
+from duet_operator.cluster import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    DUET,
+    POD,
+    ROLE_BINDING,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Cluster,
+    ClusterError,
+    Kind,
+)
+from duet_operator.controller import Controller, Services
+from duet_operator.lease import LeaseLostError
+from duet_operator.resources.labels import MANAGED_BY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from duet_operator.metrics import Metrics
+    from duet_operator.settings import Settings
+    from duet_operator.world import Key, World
+
+OWN_SELECTOR = f"{MANAGED_BY}=duet-operator"
+CHILD_KINDS = (DEPLOYMENT, POD, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING, CONFIG_MAP)
+LONGEST_BACKOFF_SECONDS = 60.0
+LONGEST_PASS_SECONDS = 120.0
+SAVE_AT_EXIT_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+def selector(kind: Kind) -> str:
+    """What the API server is asked for of a kind: our own objects whole, of all others only what we made."""
+    return "" if kind is DUET else OWN_SELECTOR
+
+
+class ControlLoop:
+    """Runs a controller for each object in the world."""
+
+    def __init__(self, *, cluster: Cluster, services: Services) -> None:
+        self._cluster = cluster
+        self._services = services
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._wakes: dict[Key, asyncio.Event] = {}
+        self._controllers: dict[Key, tuple[str, Controller]] = {}
+        self._slots = asyncio.Semaphore(services.settings.concurrent_passes)
+        self._failure: asyncio.Future[None] | None = None
+        self.synchronised = asyncio.Event()
+
+    @property
+    def _world(self) -> World:
+        return self._services.world
+
+    @property
+    def _settings(self) -> Settings:
+        return self._services.settings
+
+    @property
+    def _metrics(self) -> Metrics:
+        return self._services.metrics
+
+    # --- running ---
+
+    async def run(self) -> None:
+        """Until cancelled, or until the Lease is lost, which raises LeaseLostError."""
+        self._failure = asyncio.get_running_loop().create_future()
+        self._world.on_change(self._wake)
+        helpers = [asyncio.create_task(self._relist_for_ever()), asyncio.create_task(self._save_for_ever())]
+        try:
+            await asyncio.wait([self._failure, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            for done in (self._failure, *helpers):
+                if done.done():
+                    done.result()
+        finally:
+            self._world.on_change(lambda _key: None)
+            await _end([*helpers, *self._tasks.values()])
+
+    async def save_all(self) -> None:
+        """Keep all memories; called once nothing else runs, and given up after a few seconds."""
+        try:
+            async with asyncio.timeout(SAVE_AT_EXIT_SECONDS):
+                await asyncio.gather(*(self._save(key) for key in self._controllers))
+        except TimeoutError:
+            logger.warning("not all memories could be saved within %g s", SAVE_AT_EXIT_SECONDS)
+
+    async def _relist_for_ever(self) -> None:
+        delay = 0.5
+        while not self.synchronised.is_set():
+            try:
+                await self._relist()
+            except ClusterError as error:
+                logger.warning("nothing can be done before everything was listed: %s", error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
+            else:
+                self.synchronised.set()
+        for key in self._world.duets():
+            self._wake(key)
+        # The watches began at about the same time: what fell between list and watch is seen by a second look.
+        delay = min(30.0, self._settings.relist_seconds)
+        while True:
+            await asyncio.sleep(delay)
+            delay = self._settings.relist_seconds
+            try:
+                await self._relist()
+            except ClusterError as error:
+                logger.warning("listing everything again failed, the watches go on: %s", error)
+
+    async def _relist(self) -> None:
+        for kind in (*CHILD_KINDS, DUET):
+            for namespace in self._settings.namespaces or (None,):
+                listing = await self._cluster.list(kind, namespace=namespace, label_selector=selector(kind))
+                self._world.relist(
+                    kind.name, listing.items, resource_version=listing.resource_version, namespace=namespace
+                )
+        self._metrics.cached(self._world.counts())
+
+    # --- passes ---
+
+    def _wake(self, key: Key) -> None:
+        """Something happened to this object."""
+        if not self.synchronised.is_set():
+            return
+        self._wakes.setdefault(key, asyncio.Event()).set()
+        if key not in self._tasks and self._world.duet(key) is not None:
+            self._tasks[key] = task = asyncio.create_task(self._serve(key), name=f"duet {key}")
+            task.add_done_callback(lambda done: self._served(key, done))
+
+    async def _serve(self, key: Key) -> None:
+        """Passes of one object, until it's gone."""
+        failures = 0
+        while (duet := self._world.duet(key)) is not None:
+            self._wakes[key].clear()
+            controller = self._controller(key, duet["metadata"].get("uid", ""))
+            started = time.monotonic()
+            async with self._slots:
+                interval = await self._pass(controller, failures)
+            if interval is None:
+                failures += 1
+                # No early wake after a failure: what fails at once would fail as often as things happen.
+                await asyncio.sleep(min(2.0 ** min(failures, 6), LONGEST_BACKOFF_SECONDS))
+            else:
+                failures = 0
+                await self._rest(key, until=started + interval)
+
+    def _controller(self, key: Key, uid: str) -> Controller:
+        """The object's controller; another object of the same name starts with no memory of this one."""
+        known = self._controllers.get(key)
+        if known is None or known[0] != uid:
+            known = self._controllers[key] = (uid, Controller(key, self._services))
+        return known[1]
+
+    async def _pass(self, controller: Controller, failures: int) -> float | None:
+        """One pass; None where it failed."""
+        started = time.monotonic()
+        interval: float | None = None
+        try:
+            async with asyncio.timeout(LONGEST_PASS_SECONDS):
+                interval = await controller.run_pass()
+        except LeaseLostError:
+            raise
+        except (ClusterError, TimeoutError) as error:
+            logger.warning("%s: pass failed: %s", controller.key, error or type(error).__name__)
+        except Exception:
+            # Anything else is a defect here, and no other object may suffer from it.
+            logger.exception("%s: pass failed for the %d. time", controller.key, failures + 1)
+        self._metrics.passed(seconds=time.monotonic() - started, failed=interval is None)
+        return interval
+
+    async def _rest(self, key: Key, *, until: float) -> None:
+        """Until the next pass is due, or a moment after something happened: that moment gathers what comes along."""
+        wake = self._wakes[key]
+        try:
+            async with asyncio.timeout(max(until - time.monotonic(), 0.0)):
+                await wake.wait()
+                await asyncio.sleep(self._settings.debounce_seconds)
+        except TimeoutError:
+            return
+
+    def _served(self, key: Key, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(key, None)
+        self._wakes.pop(key, None)
+        if self._world.duet(key) is None:
+            self._controllers.pop(key, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+        elif self._world.duet(key) is not None and not task.cancelled():
+            self._wake(key)
+
+    # --- memories ---
+
+    async def _save_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.history_flush_seconds)
+            for key in tuple(self._controllers):
+                await self._save(key)
+
+    async def _save(self, key: Key) -> None:
+        try:
+            await self._controllers[key][1].save()
+        except (ClusterError, ForeignObjectError, LeaseLostError) as error:
+            logger.warning("%s: its memory wasn't saved: %s", key, error)
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel them and wait until they are done."""
+    tasks = tuple(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

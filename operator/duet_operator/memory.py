@@ -1,0 +1,82 @@
+"""What the operator remembers of one object between passes.
+
+Invariant: all of it may be lost: pools then keep their counts until enough has been seen again. What makes that shorter
+is kept in the object's history ConfigMap.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from duet_engine.protocol import Role
+from duet_operator import history
+from duet_operator.planner.types import PlannerMemory
+from duet_operator.resources.config_maps import read_memory_document
+from duet_operator.signals.cold_start import ColdStarts
+from duet_operator.signals.picture import Gateways
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from duet_engine.protocol import WorkerProfile
+    from duet_operator.observing import PoolSight
+
+logger = logging.getLogger(__name__)
+
+
+class Memory:
+    """One object's memory."""
+
+    def __init__(self, *, demand_window_seconds: float) -> None:
+        self.gateways = Gateways(window_seconds=demand_window_seconds)
+        self.planner = PlannerMemory()
+        self.profiles: Mapping[Role, WorkerProfile] = {}
+        self._cold_starts = {role: ColdStarts() for role in history.POOL_ROLES}
+        self._recalled = False
+        self._saved: dict[str, Any] = history.to_document(history.History())
+
+    def recall(self, config_map: Mapping[str, Any] | None, *, name: str) -> None:
+        """Take up what an operator before this one saved; only the first call does anything."""
+        if self._recalled:
+            return
+        self._recalled = True
+        if config_map is None:
+            return
+        past, problems = history.from_document(read_memory_document(config_map))
+        for problem in problems:
+            logger.warning("%s: %s", name, problem)
+        self.planner, self.profiles = past.planner, past.profiles
+        for role, seconds in past.cold_start_seconds.items():
+            self._cold_starts[role] = ColdStarts(seconds)
+        self._saved = self.document()
+
+    def see_pools(self, pools: Mapping[Role, PoolSight]) -> None:
+        """Measure the cold starts of pods that have become ready."""
+        self._cold_starts = {role: self._cold_starts[role].observe(sight.pods) for role, sight in pools.items()}
+
+    def learn(self, profiles: Mapping[Role, WorkerProfile]) -> None:
+        """What workers told of themselves; a pool without any worker keeps what its last one told."""
+        self.profiles = {**self.profiles, **profiles}
+
+    @property
+    def cold_start_p90_seconds(self) -> float | None:
+        """Of the slower pool, None before the first cold start."""
+        measured = [starts.p90_seconds for starts in self._cold_starts.values() if starts.p90_seconds is not None]
+        return max(measured, default=None)
+
+    def document(self) -> dict[str, Any]:
+        """What is worth keeping."""
+        cold_starts = {role: starts.seconds for role, starts in self._cold_starts.items() if starts.seconds}
+        return history.to_document(
+            history.History(planner=self.planner, cold_start_seconds=cold_starts, profiles=self.profiles)
+        )
+
+    def unsaved(self) -> dict[str, Any] | None:
+        """The document, if it isn't the one that was saved last."""
+        document = self.document()
+        return None if document == self._saved else document
+
+    def saved(self, document: dict[str, Any]) -> None:
+        """This document is safe."""
+        self._saved = document

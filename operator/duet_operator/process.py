@@ -1,0 +1,251 @@
+"""The operator as a process: puts its parts together, runs them, and ends them in order.
+
+Invariant: what starts here ends here, in the reverse order: passes, memories, watches, Lease, connections. Nothing acts
+before the Lease is held, and nothing writes after it's lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import kopf
+
+from duet_operator import handlers, web
+from duet_operator.acting import Children
+from duet_operator.cluster import DUET, FIELD_MANAGER, LEASE, ClusterError, KubernetesCluster, connect
+from duet_operator.controller import Services
+from duet_operator.drain_executor import DrainExecutor
+from duet_operator.engines import EngineClient
+from duet_operator.lease import LeaseGate
+from duet_operator.loop import ControlLoop
+from duet_operator.metrics import Metrics
+from duet_operator.planner.plan import plan
+from duet_operator.reporting import Reporter
+from duet_operator.scaling import PoolScaler
+from duet_operator.signals.gateways import GatewayReader
+from duet_operator.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from duet_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+KOPF_EXIT_SECONDS = 10.0
+
+
+class ClusterLeaseStore:
+    """The Lease as an object of the cluster."""
+
+    def __init__(self, cluster: KubernetesCluster, *, namespace: str, name: str) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._name = name
+
+    async def read(self) -> dict[str, Any] | None:
+        return await self._cluster.get(LEASE, self._namespace, self._name)
+
+    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> None:
+        metadata = {"name": self._name, "namespace": self._namespace}
+        manifest = {"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": metadata, "spec": spec}
+        if over is None:
+            await self._cluster.create(manifest)
+        else:
+            version = over["metadata"]["resourceVersion"]
+            await self._cluster.replace({**manifest, "metadata": {**metadata, "resourceVersion": version}})
+
+
+def services(
+    settings: Settings,
+    *,
+    cluster: KubernetesCluster,
+    session: aiohttp.ClientSession,
+    world: World,
+    metrics: Metrics,
+    instance: str,
+) -> Services:
+    """Everything that passes work with."""
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    engines = EngineClient(
+        session, timeout_seconds=settings.scrape_timeout_seconds, token_path=settings.engine_token_path
+    )
+    drains = DrainExecutor(cluster=cluster, world=world, engines=engines, metrics=metrics, now=now)
+    return Services(
+        world=world,
+        settings=settings,
+        reader=GatewayReader(session, timeout_seconds=settings.scrape_timeout_seconds),
+        children=Children(cluster=cluster, world=world),
+        scaler=PoolScaler(cluster=cluster, drains=drains),
+        reporter=Reporter(
+            cluster=cluster,
+            world=world,
+            metrics=metrics,
+            instance=instance,
+            refresh_seconds=settings.status_refresh_seconds,
+            now=now,
+        ),
+        metrics=metrics,
+        planner=plan,
+        now=now,
+    )
+
+
+async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
+    """The operator, until SIGTERM or SIGINT.
+
+    Raises:
+        LeaseLostError: where another operator has taken over, or nobody can tell.
+        ClusterError: where this process can't find its cluster.
+    """
+    instance = settings.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    metrics, world = Metrics(), World(field_manager=FIELD_MANAGER)
+    async with AsyncExitStack() as stack:
+        direct = await stack.enter_async_context(
+            await connect(
+                kubeconfig=kubeconfig, timeout_seconds=settings.request_timeout_seconds, on_write=metrics.write
+            )
+        )
+        # A new connection each time: a kept one would hold up an engine or a gateway that is ending.
+        connector = aiohttp.TCPConnector(limit=256, force_close=True)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        gate = LeaseGate(
+            ClusterLeaseStore(direct, namespace=settings.namespace, name=settings.lease_name),
+            identity=instance,
+            lease_seconds=settings.lease_seconds,
+        )
+        cluster = direct.gated(gate.check) if settings.lease_enabled else direct
+        loop = ControlLoop(
+            cluster=cluster,
+            services=services(
+                settings, cluster=cluster, session=session, world=world, metrics=metrics, instance=instance
+            ),
+        )
+        app = web.application(metrics=metrics, world=world, leading=loop.synchronised.is_set)
+        port = await stack.enter_async_context(web.serving(app, host=settings.http_host, port=settings.http_port))
+        logger.info("%s serves /healthz and /metrics on %s:%d", instance, settings.http_host, port)
+        process = Process(settings, gate=gate, loop=loop, world=world, cluster=cluster, kubeconfig=kubeconfig)
+        await process.run()
+
+
+class Process:
+    """The order of starting and ending."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        gate: LeaseGate,
+        loop: ControlLoop,
+        world: World,
+        cluster: KubernetesCluster,
+        kubeconfig: str | None,
+    ) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._loop = loop
+        self._world = world
+        self._cluster = cluster
+        self._kubeconfig = kubeconfig
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until a signal, or until something that must not end does."""
+        self._take_signals()
+        stopped = asyncio.create_task(self._stop.wait(), name="stop")
+        lease = [asyncio.create_task(self._gate.run(), name="lease")] if self._settings.lease_enabled else []
+        try:
+            if self._settings.lease_enabled and not await self._before(self._gate.held.wait(), stopped, *lease):
+                return
+            if not await self._before(self._wait_for_definition(), stopped, *lease):
+                return
+            await self._act(stopped, *lease)
+        finally:
+            await _cancel(stopped, *lease)
+            await self._gate.release()
+
+    async def _act(self, *enders: asyncio.Task[Any]) -> None:
+        """Watches and the control loop, until one of `enders` or of themselves is done."""
+        kopf_stop, kopf_ready = asyncio.Event(), asyncio.Event()
+        watches = asyncio.create_task(self._watch(kopf_stop, kopf_ready), name="watches")
+        passes: asyncio.Task[None] | None = None
+        try:
+            if not await self._before(kopf_ready.wait(), watches, *enders):
+                return
+            # Kopf has put its own handlers in place; the order of ending is decided here.
+            self._take_signals()
+            passes = asyncio.create_task(self._loop.run(), name="passes")
+            await _first(passes, watches, *enders)
+        finally:
+            if passes is not None:
+                await _cancel(passes)
+                await self._loop.save_all()
+            kopf_stop.set()
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(watches, KOPF_EXIT_SECONDS)
+
+    async def _watch(self, stop: asyncio.Event, ready: asyncio.Event) -> None:
+        namespaces = self._settings.namespaces
+        await kopf.operator(
+            registry=handlers.registry(self._world, kubeconfig=self._kubeconfig),
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+
+    async def _wait_for_definition(self) -> None:
+        """Until the API server serves DuetDeployments and lets us read them: watches that begin sooner stay blind."""
+        namespaces = self._settings.namespaces or (None,)
+        while True:
+            try:
+                for namespace in namespaces:
+                    await self._cluster.list(DUET, namespace=namespace)
+            except ClusterError as error:
+                logger.warning("waiting until DuetDeployments can be read: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    async def _before(self, awaited: Coroutine[Any, Any, object], *enders: asyncio.Task[Any]) -> bool:
+        """True when `awaited` was done before any of `enders`, whose error is raised."""
+        task = asyncio.ensure_future(awaited)
+        try:
+            await _first(task, *enders)
+            return task.done()
+        finally:
+            await _cancel(task)
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Until one is done; its error is raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    """End them; errors were raised where they mattered."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

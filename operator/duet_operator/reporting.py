@@ -1,0 +1,163 @@
+"""Tells people what a pass found and did: the status, and an Event per change of a count and transition of a condition.
+
+Invariant: a status that says nothing new isn't written, and no Event says more than the status does. An Event that
+can't be written is lost, for the status says the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from duet_engine.protocol import Role
+from duet_operator.api.v1alpha1 import API_VERSION, KIND, DuetStatus, ScaleAction
+from duet_operator.cluster import DUET, Cluster, ClusterError
+from duet_operator.resources.conditions import conditions, transitions
+from duet_operator.resources.findings import Facts, rejected
+from duet_operator.resources.status import resolved, status
+from duet_operator.resources.status_writes import merge_patch, worth_writing
+from duet_operator.settings import package_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from duet_operator.api.v1alpha1 import Condition
+    from duet_operator.drain_executor import Scaled
+    from duet_operator.metrics import Metrics
+    from duet_operator.planner.types import Decision
+    from duet_operator.resources.images import Images
+    from duet_operator.world import World
+
+Manifest = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+REPORTER = "duetserve.io/duet-operator"
+LONGEST_NOTE = 1024
+GOOD_WHEN_FALSE = frozenset({"CapacityPending", "ScalingLimited"})
+
+
+class Reporter:
+    """Reports on any object."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        world: World,
+        metrics: Metrics,
+        instance: str,
+        refresh_seconds: float,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._cluster = cluster
+        self._world = world
+        self._metrics = metrics
+        self._instance = instance
+        self._refresh_seconds = refresh_seconds
+        self._now = now
+
+    async def report(self, duet: Manifest, facts: Facts, *, images: Images, scaled: Mapping[Role, Scaled]) -> None:
+        """The status after a pass, if it's worth a write, and the Events."""
+        now = self._now()
+        actions = tuple(_action(role, change, facts.decision, now) for role, change in scaled.items())
+        for action in actions:
+            self._metrics.scaled(action.pool, before=action.from_replicas, after=action.to_replicas)
+            await self._post(scale_event(duet, action, instance=self._instance, now=now))
+        pinned = resolved(facts.deployment, images, operator_version=package_version())
+        after = status(facts, resolved=pinned, actions=actions, now=now)
+        if worth_writing(facts.deployment.status, after, now=now, refresh_seconds=self._refresh_seconds):
+            await self._write(duet, facts.deployment.status, after)
+
+    async def reject(self, duet: Manifest, problem: str) -> None:
+        """The status of an object that can't be acted on."""
+        now, generation = self._now(), int(duet["metadata"].get("generation", 0))
+        before = _readable_status(duet)
+        told = conditions(rejected(problem), before=before.conditions, generation=generation, now=now)
+        after = before.model_copy(update={"observed_generation": generation, "conditions": told})
+        if worth_writing(before, after, now=now, refresh_seconds=self._refresh_seconds):
+            await self._write(duet, before, after)
+
+    async def _write(self, duet: Manifest, before: DuetStatus, after: DuetStatus) -> None:
+        metadata = duet["metadata"]
+        changes = merge_patch(before.to_dict(), after.to_dict())
+        self._world.put(await self._cluster.patch_status(DUET, metadata["namespace"], metadata["name"], changes))
+        for condition in transitions(before.conditions, after.conditions):
+            await self._post(condition_event(duet, condition, instance=self._instance, now=self._now()))
+
+    async def _post(self, manifest: Manifest) -> None:
+        try:
+            await self._cluster.create(manifest)
+        except ClusterError as error:
+            logger.warning("an Event is lost: %s", error)
+
+
+def _action(role: Role, change: Scaled, decision: Decision, now: datetime) -> ScaleAction:
+    prefill = role is Role.PREFILL
+    return ScaleAction(
+        time=now,
+        pool="prefill" if prefill else "decode",
+        from_replicas=change.before,
+        to_replicas=change.after,
+        reason=(decision.prefill if prefill else decision.decode).reason,
+        message=decision.message,
+    )
+
+
+def _readable_status(duet: Manifest) -> DuetStatus:
+    """The present status, empty where it can't be read."""
+    try:
+        return DuetStatus.model_validate(duet.get("status") or {})
+    except ValidationError:
+        return DuetStatus()
+
+
+def scale_event(duet: Manifest, action: ScaleAction, *, instance: str, now: datetime) -> Manifest:
+    """The Event of a changed count."""
+    reason = "ScaledUp" if action.to_replicas > action.from_replicas else "ScaledDown"
+    note = f"{action.pool} {action.from_replicas}→{action.to_replicas} ({action.reason}): {action.message}"
+    return event(duet, reason=reason, action="Scale", note=note, warning=False, instance=instance, now=now)
+
+
+def condition_event(duet: Manifest, condition: Condition, *, instance: str, now: datetime) -> Manifest:
+    """The Event of a condition that changed."""
+    good = "False" if condition.type in GOOD_WHEN_FALSE else "True"
+    return event(
+        duet,
+        reason=condition.reason,
+        action=f"{condition.type}{condition.status}",
+        note=f"{condition.type} is {condition.status}: {condition.message}",
+        warning=condition.status not in (good, "Unknown"),
+        instance=instance,
+        now=now,
+    )
+
+
+def event(
+    duet: Manifest, *, reason: str, action: str, note: str, warning: bool, instance: str, now: datetime
+) -> Manifest:
+    """An Event about a DuetDeployment."""
+    metadata = duet["metadata"]
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": f"{metadata['name']}.{time.time_ns():x}", "namespace": metadata["namespace"]},
+        "eventTime": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "reportingController": REPORTER,
+        "reportingInstance": instance[:128],
+        "action": action,
+        "reason": reason,
+        "type": "Warning" if warning else "Normal",
+        "note": note if len(note) <= LONGEST_NOTE else note[: LONGEST_NOTE - 1] + "…",
+        "regarding": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata.get("uid", ""),
+        },
+    }

@@ -1,0 +1,118 @@
+"""Brings a pool's count about: up through `scale`, down through drains.
+
+Invariant: a count changes only from the one that the pass saw: what somebody else changed meanwhile is looked at again
+first. Growth ends drains before it asks for new pods.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from duet_operator.cluster import DEPLOYMENT, Cluster, ConflictError
+from duet_operator.drain import Pool, Rules, Start, Worker, decide
+from duet_operator.drain_executor import DrainExecutor, Place, Scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from duet_engine.protocol import DrainStatus, WorkerState
+    from duet_operator.api.v1alpha1 import DuetSpec
+    from duet_operator.observing import PoolSight
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one pool should become, and how."""
+
+    namespace: str
+    deployment: str
+    sight: PoolSight
+    target: int
+    rollout_in_progress: bool
+    states: Mapping[str, WorkerState]
+    """Pod uid -> state."""
+    rules: Rules
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an order."""
+
+    scaled: Scaled | None = None
+    handing_over: bool = False
+    """Some worker is draining and still has work that others wait for."""
+
+
+def rules(spec: DuetSpec, *, now_seconds: float, settle_seconds: float) -> Rules:
+    """How drains of an object go."""
+    return Rules(
+        now_seconds=now_seconds,
+        settle_seconds=settle_seconds,
+        timeout_seconds=float(spec.drain.timeout_seconds),
+        terminate_on_timeout=spec.drain.on_timeout == "Terminate",
+        spread=spec.scaling.scale_down.victims == "Spread",
+    )
+
+
+class PoolScaler:
+    """Scales any pool."""
+
+    def __init__(self, *, cluster: Cluster, drains: DrainExecutor) -> None:
+        self._cluster = cluster
+        self._drains = drains
+
+    async def carry_out(self, order: Order, *, start_allowed: bool) -> Outcome:
+        """One step towards the target."""
+        workers = await self._workers(order)
+        sight = order.sight
+        pool = Pool(
+            replicas=sight.replicas,
+            target=order.target,
+            workers=workers,
+            revision=sight.revision,
+            rollout_in_progress=order.rollout_in_progress,
+            start_allowed=start_allowed,
+        )
+        actions = decide(pool, order.rules)
+        place = Place(
+            namespace=order.namespace,
+            deployment=order.deployment,
+            lease_seconds=order.lease_seconds,
+            settle_seconds=order.rules.settle_seconds,
+        )
+        try:
+            scaled = await self._drains.execute(actions, place)
+            if order.target > sight.replicas:
+                scaled = await self._grow(order)
+        except ConflictError as error:
+            logger.info("%s/%s changes in the next pass: %s", order.namespace, order.deployment, error)
+            scaled = None
+        starting = {action.pod.uid for action in actions if isinstance(action, Start)}
+        leaving = [worker for worker in workers if worker.draining or worker.pod.uid in starting]
+        return Outcome(scaled, any(worker.pod.alive and worker.remaining > 0 for worker in leaving))
+
+    async def _grow(self, order: Order) -> Scaled:
+        before = order.sight.replicas
+        await self._cluster.patch_scale(
+            DEPLOYMENT, order.namespace, order.deployment, expected=before, replicas=order.target
+        )
+        return Scaled(before=before, after=order.target)
+
+    async def _workers(self, order: Order) -> tuple[Worker, ...]:
+        """The pool's pods with how their drains stand."""
+        pods = order.sight.alive
+        asked = [pod for pod in pods if pod.draining_since_seconds is not None or pod.drain_requested]
+        statuses: Mapping[str, DrainStatus] = await self._drains.statuses(asked)
+        return tuple(
+            Worker(
+                pod=pod,
+                status=statuses.get(pod.uid),
+                work_left=order.states[pod.uid].work.total if pod.uid in order.states else 0,
+            )
+            for pod in pods
+        )
