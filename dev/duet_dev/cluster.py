@@ -23,7 +23,7 @@ from duet_dev import build, control, credentials, isolation
 from duet_dev.components import HOST, Files
 from duet_dev.config import CONFIG_FILE, WHOLE_CLUSTER, ClusterConfig
 from duet_dev.errors import DevError
-from duet_dev.paths import PACKAGE_PARENT, cache_root
+from duet_dev.paths import cache_root, python_path
 from duet_dev.processes import MARKER_VARIABLE
 from duet_dev.supervisor import API_SERVER_TARGET
 
@@ -233,7 +233,7 @@ class Cluster:
                 stderr=log,
                 pass_fds=(lock,),
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(PACKAGE_PARENT), MARKER_VARIABLE: str(self.root)},
+                env={**os.environ, "PYTHONPATH": python_path(), MARKER_VARIABLE: str(self.root)},
             )
 
     @property

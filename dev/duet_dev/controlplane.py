@@ -21,7 +21,7 @@ from duet_dev.components import HOST, Files, Ports
 from duet_dev.config import ClusterConfig
 from duet_dev.errors import DevError
 from duet_dev.kubeapi import UNAVAILABLE, Api
-from duet_dev.paths import PACKAGE_PARENT
+from duet_dev.paths import python_path
 from duet_dev.processes import MARKER_VARIABLE, Child
 
 READY_TIMEOUT_SECONDS = 120.0
@@ -137,7 +137,7 @@ class ControlPlane:
         environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": str(self.files.root),
-            "PYTHONPATH": str(PACKAGE_PARENT),
+            "PYTHONPATH": python_path(),
             "PYTHONUNBUFFERED": "1",
             MARKER_VARIABLE: os.environ.get(MARKER_VARIABLE, self.config.name),
         }

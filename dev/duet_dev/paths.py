@@ -19,3 +19,8 @@ def cache_root() -> Path:
         return Path(chosen).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().resolve() / "duet"
+
+
+def python_path() -> str:
+    """PYTHONPATH for processes that import this package: where it lies, and what this process was given."""
+    return ":".join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
