@@ -65,10 +65,9 @@ def size(load: Load, *, fleet: Fleet, limits: Limits, present: Counts) -> Sizing
 
 
 def deflected_share(load: Load, fleet: Fleet, counts: Counts) -> float:
-    """Share of prompts that the prefill pool leaves to the decode workers."""
-    if load.input_tokens <= 0:
-        return 0.0
-    return min(max(1 - fleet.input_capacity(counts.prefill) / load.input_tokens, 0.0), 1.0)
+    """Share of prompts that the prefill pool leaves to the decode workers, as far as they can take them."""
+    left = max(load.input_tokens - fleet.input_capacity(counts.prefill), 0.0)
+    return min(left, fleet.deflectable(counts.decode, load)) / load.input_tokens if left > 0 else 0.0
 
 
 def carries(load: Load, fleet: Fleet, counts: Counts) -> bool:

@@ -34,6 +34,8 @@ STANDING = (
     Reason.STALE_SIGNALS,
     Reason.ROLLOUT,
     Reason.STABILIZATION,
+    Reason.ITL_UNMEETABLE,
+    Reason.TTFT_UNMEETABLE,
 )
 """Reasons for standing still, the most important first."""
 
@@ -115,8 +117,9 @@ def _pool(grounds: Grounds, role: Role) -> PoolAccount:
         comfortable=grounds.comfortable.of(role),
         count=count,
     )
-    limited = limits_on(pool, feasible=grounds.need.feasible, keeps=grounds.rules.keeps)
-    return pool.judged(limited + _unmeetable(grounds, role), reason=_reason(grounds, pool, limited))
+    guarded = limits_on(pool, feasible=grounds.need.feasible, keeps=grounds.rules.keeps)
+    limited = guarded + _unmeetable(grounds, role)
+    return pool.judged(limited, reason=_reason(grounds, pool, limited))
 
 
 def _unmeetable(grounds: Grounds, role: Role) -> tuple[Reason, ...]:
