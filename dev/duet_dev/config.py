@@ -86,6 +86,11 @@ class ClusterConfig:
         return cls(**{**document, "components": tuple(document["components"])}, nodes=nodes)
 
 
+def cluster_dns(service_network: str) -> str:
+    """The address of the cluster's name server, by custom the tenth of the Services'."""
+    return str(ipaddress.ip_network(service_network)[10])
+
+
 def kubelet_document(config: ClusterConfig, *, pod_network: str, service_network: str, mounts: bool) -> dict[str, Any]:
     """What the process kubelet and the service relay read."""
     # This Python's own commands come first, so that an image's command is the installed one.
@@ -93,7 +98,7 @@ def kubelet_document(config: ClusterConfig, *, pod_network: str, service_network
     return {
         "nodes": [asdict(node) for node in config.nodes],
         "podCIDR": pod_network,
-        "clusterDNS": str(ipaddress.ip_network(service_network)[10]),
+        "clusterDNS": cluster_dns(service_network),
         "mounts": mounts,
         "images": dict(config.images),
         "env": {"PATH": path, "PYTHONUNBUFFERED": "1", **config.environment},

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from duet_dev.config import cluster_dns
 from duet_dev.errors import DevError
 
 
@@ -33,7 +34,9 @@ class Isolation:
             return list(command)
         networks = (self.pod_network, self.service_network)
         routes = "".join(f"ip route add local {network} dev lo; " for network in networks)
-        script = f'ip link set lo up; {routes}"$@"; exit $?'
+        # Without an address other than 127.0.0.1 the resolver hides IPv4 answers from whoever sets AI_ADDRCONFIG.
+        address = f"ip address add {cluster_dns(self.service_network)}/32 dev lo; "
+        script = f'ip link set lo up; {address}{routes}"$@"; exit $?'
         return ["unshare", *self.unshare, "--", "sh", "-ec", script, "sh", *command]
 
     def entered(self, pid: int, command: Sequence[str]) -> list[str]:

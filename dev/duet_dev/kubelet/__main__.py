@@ -14,6 +14,7 @@ from duet_dev.kubelet.context import Context
 from duet_dev.kubelet.devices import Devices
 from duet_dev.kubelet.events import Events
 from duet_dev.kubelet.node import NodeAgent
+from duet_dev.kubelet.partition import Partition
 from duet_dev.kubelet.pods import Pods
 from duet_dev.kubelet.processes import MARKER, Guardian, end_leftovers
 from duet_dev.kubelet.server import serving
@@ -36,7 +37,7 @@ async def registered(agent: NodeAgent) -> None:
 async def run(context: Context, pods: Pods) -> None:
     async with serving(pods=pods, context=context) as port, asyncio.TaskGroup() as group:
         for node in context.nodes.values():
-            agent = NodeAgent(node, api=context.api, port=port, heartbeat_seconds=context.config.heartbeat_seconds)
+            agent = NodeAgent(node, context=context, port=port)
             await registered(agent)
             group.create_task(agent.beat())
         await pods.reserve_known_addresses()
@@ -63,6 +64,7 @@ async def main(kubeconfig: Path, root: Path, config: Config) -> None:
             root=root,
             marker=run_name,
             events=Events(api),
+            partition=Partition(root),
             nodes={node.name: node for node in config.nodes},
             devices={node.name: Devices(node.name, node.resources) for node in config.nodes},
         )

@@ -8,6 +8,7 @@ from duet_dev.kubeapi import Api, JsonObject
 from duet_dev.kubelet.config import Config, Node
 from duet_dev.kubelet.devices import Devices
 from duet_dev.kubelet.events import Events
+from duet_dev.kubelet.partition import Partition
 
 HOST_ADDRESS = "127.0.0.1"
 
@@ -25,6 +26,7 @@ class Context:
     root: Path
     marker: str  # in the environment of every process under this kubelet
     events: Events
+    partition: Partition
     nodes: Mapping[str, Node]
     devices: Mapping[str, Devices]
 

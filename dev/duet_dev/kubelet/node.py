@@ -6,14 +6,13 @@ import logging
 from duet_dev.kubeapi import (
     STRATEGIC_MERGE,
     UNAVAILABLE,
-    Api,
     ApiError,
     JsonObject,
     precise_timestamp,
     timestamp,
 )
 from duet_dev.kubelet.config import Node
-from duet_dev.kubelet.context import HOST_ADDRESS
+from duet_dev.kubelet.context import HOST_ADDRESS, Context
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 LEASE_SECONDS = 40
@@ -60,8 +59,8 @@ def is_ready(node: JsonObject) -> bool:
 
 
 class NodeAgent:
-    def __init__(self, node: Node, *, api: Api, port: int, heartbeat_seconds: float) -> None:
-        self._node, self._api, self._port, self._heartbeat_seconds = node, api, port, heartbeat_seconds
+    def __init__(self, node: Node, *, context: Context, port: int) -> None:
+        self._node, self._context, self._api, self._port = node, context, context.api, port
         self._path = f"/api/v1/nodes/{node.name}"
 
     async def register(self) -> None:
@@ -102,6 +101,7 @@ class NodeAgent:
     async def beat(self) -> None:
         """Renew the lease for ever, and the node's conditions whenever the controller had given it up."""
         while True:
+            await self._context.partition.over(self._node.name)
             try:
                 renewal = {"spec": {"renewTime": precise_timestamp()}}
                 await self._api.patch(f"{LEASES}/{self._node.name}", renewal)
@@ -110,4 +110,4 @@ class NodeAgent:
                     await self._api.patch(f"{self._path}/status", status, kind=STRATEGIC_MERGE)
             except UNAVAILABLE as error:
                 log.warning("heartbeat of %s: %s", self._node.name, error)
-            await asyncio.sleep(self._heartbeat_seconds)
+            await asyncio.sleep(self._context.config.heartbeat_seconds)

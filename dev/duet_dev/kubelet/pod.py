@@ -225,6 +225,7 @@ class Pod:
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
         """Repeat through the API server's absences; a pod that is gone or another needs nothing more."""
         while True:
+            await self._context.partition.over(self.node)
             try:
                 return await call()
             except UNAVAILABLE as error:

@@ -34,6 +34,7 @@ class Pods:
     async def follow(self, node: str) -> None:
         """Run what the API server assigns to the node, for ever."""
         async for event in self._context.api.watch("/api/v1/pods", fieldSelector=f"spec.nodeName={node}"):
+            await self._context.partition.over(node)
             try:
                 self._handle(event)
             except Exception:
