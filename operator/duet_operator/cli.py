@@ -1,0 +1,114 @@
+"""`duet`: the command line for people; what it needs is imported when a command needs it.
+
+Invariant: works on a machine without Kopf or a cluster. Exit status 1 means that something given isn't right, and the
+message names it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PASS_ALL_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Duet: SLO-driven autoscaling and serving of SGLang with separate prefill and decode pools."""
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    from duet_operator.settings import package_version
+
+    click.echo(package_version())
+
+
+@main.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition, for `kubectl apply --server-side -f -`."""
+    from duet_operator.api.crd import to_yaml
+
+    click.echo(to_yaml(), nl=False)
+
+
+@main.command()
+@click.argument("manifest", type=click.File("r", encoding="utf-8"))
+def validate(manifest: TextIO) -> None:
+    """Check the DuetDeployments in MANIFEST (YAML or JSON, - for standard input).
+
+    Types, bounds and names of fields are checked here; rules between fields are the API server's, see
+    `kubectl apply --dry-run=server`.
+    """
+    from duet_operator.api.v1alpha1 import KIND
+
+    checked = 0
+    for document in _documents(manifest):
+        if document.get("kind") != KIND:
+            continue
+        problems = _problems(document)
+        if problems:
+            raise click.ClickException("\n".join(problems))
+        metadata = document["metadata"]
+        click.echo(f"{KIND} {metadata.get('namespace', 'default')}/{metadata['name']} is valid")
+        checked += 1
+    if not checked:
+        raise click.ClickException(f"{manifest.name} holds no {KIND}")
+
+
+@main.command(context_settings=PASS_ALL_ON, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def gateway(arguments: tuple[str, ...]) -> None:
+    """Run the gateway, as `duet-gateway` does; needs the extra `gateway`."""
+    try:
+        from duet_engine.gateway.__main__ import main as run_gateway
+    except ImportError as error:
+        raise click.ClickException(f"{error.name} is missing: install duet-serve[gateway]") from error
+    run_gateway.main(args=list(arguments), prog_name="duet gateway")
+
+
+def _documents(manifest: TextIO) -> Iterator[Mapping[str, Any]]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise click.ClickException("PyYAML is missing: install duet-serve[operator]") from error
+    try:
+        for document in yaml.safe_load_all(manifest):
+            if isinstance(document, dict):
+                yield document
+    except yaml.YAMLError as error:
+        raise click.ClickException(f"{manifest.name} isn't YAML: {error}") from error
+
+
+def _problems(document: Mapping[str, Any]) -> list[str]:
+    """What is wrong with one object: fields that don't exist, and what the models say."""
+    from duet_operator.api.crd import custom_resource_definition
+    from duet_operator.api.v1alpha1 import InvalidObjectError, parse
+
+    schema = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    unknown = [f"{path} isn't a field; look for a typing error" for path in _unknown(document, schema, "")]
+    try:
+        parse(document)
+    except InvalidObjectError as error:
+        return [str(error), *unknown]
+    return unknown
+
+
+def _unknown(value: object, schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Paths of fields that the schema doesn't have; where it takes anything, anything goes."""
+    if isinstance(value, list) and "items" in schema:
+        for index, item in enumerate(value):
+            yield from _unknown(item, schema["items"], f"{path}[{index}]")
+    if not isinstance(value, dict) or "properties" not in schema:
+        return
+    for name, part in value.items():
+        place = f"{path}.{name}".lstrip(".")
+        if name in schema["properties"]:
+            yield from _unknown(part, schema["properties"][name], place)
+        else:
+            yield place
