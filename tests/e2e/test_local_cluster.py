@@ -16,7 +16,7 @@ import pytest
 from tests.support.processes import carrying, left_after
 
 from duet_dev.cluster import Cluster
-from duet_dev.config import CONTROL_PLANE, ClusterConfig
+from duet_dev.config import API_SERVER_ONLY, CONTROL_PLANE, ClusterConfig
 from duet_dev.errors import DevError
 from duet_dev.paths import PACKAGE_PARENT
 
@@ -93,14 +93,14 @@ def test_pod_addresses_exist_only_inside(local_cluster: Cluster) -> None:
     assert "local 10.244.0.1" not in outside.stdout
 
 
-def test_a_component_that_crashes_comes_back_with_its_objects(local_cluster: Cluster, namespace: str) -> None:
-    local_cluster.kubectl("create", "configmap", "kept", "-n", namespace, "--from-literal=a=b")
-    local_cluster.signal("kube-apiserver", signal.SIGKILL)
-    eventually(lambda: restarted(local_cluster, "kube-apiserver"))
-    kept = eventually(
-        lambda: local_cluster.kubectl("get", "configmap", "kept", "-n", namespace, "-o", "jsonpath={.data.a}")
-    )
-    assert kept.stdout == "b"
+def test_a_component_that_crashes_comes_back_with_its_objects(tmp_path: Path) -> None:
+    # A cluster of its own: the session's other tests shall not see their API server go.
+    with Cluster(ClusterConfig("crash", components=API_SERVER_ONLY), tmp_path / "crash") as cluster:
+        cluster.kubectl("create", "configmap", "kept", "--from-literal=a=b")
+        cluster.signal("kube-apiserver", signal.SIGKILL)
+        eventually(lambda: restarted(cluster, "kube-apiserver"))
+        kept = eventually(lambda: cluster.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.a}"))
+        assert kept.stdout == "b"
 
 
 def restarted(cluster: Cluster, component: str) -> None:
@@ -198,11 +198,16 @@ def starting(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 MOMENTS = ("lock", "control.sock", "logs/etcd.log", "logs/kube-scheduler.log", "logs/kubelet.log", "kubeconfig")
 
 
+CASES = [
+    *((signal.SIGKILL, moment) for moment in MOMENTS),
+    *((number, moment) for number in (signal.SIGINT, signal.SIGTERM) for moment in ("logs/etcd.log", "kubeconfig")),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(("number", "moment"), CASES)
 def test_a_signal_at_any_moment_leaves_no_process(
-    starting: subprocess.Popen[str], tmp_path: Path, moment: str, number: signal.Signals
+    starting: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, moment: str
 ) -> None:
     reached(starting, tmp_path, moment)
     starting.send_signal(number)
