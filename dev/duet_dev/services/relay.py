@@ -24,42 +24,46 @@ log = logging.getLogger(__name__)
 class Side(asyncio.Protocol):
     """One of the two sockets of a relayed connection."""
 
-    def __init__(self) -> None:
-        self.peer: Side | None = None
+    def __init__(self, peer: "Side | None" = None) -> None:
+        self.peer = peer
         self.transport: asyncio.Transport
-        self._ended = self._lost = False
+        self.ended = self.lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
+    @property
+    def _living_peer(self) -> "Side | None":
+        return self.peer if self.peer is not None and not self.peer.lost else None
+
     def data_received(self, data: bytes) -> None:
-        if self.peer is not None:
-            self.peer.transport.write(data)
+        if peer := self._living_peer:
+            peer.transport.write(data)
 
     def eof_received(self) -> bool:
-        self._ended = True
-        if self.peer is not None:
-            self.peer.transport.write_eof()
-            if self.peer._ended:
+        self.ended = True
+        if peer := self._living_peer:
+            peer.transport.write_eof()
+            if peer.ended:
                 self.transport.close()
-                self.peer.transport.close()
+                peer.transport.close()
         return True
 
     def pause_writing(self) -> None:
-        if self.peer is not None and not self.peer._lost:
-            self.peer.transport.pause_reading()
+        if peer := self._living_peer:
+            peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.peer is not None and not self.peer._lost:
-            self.peer.transport.resume_reading()
+        if peer := self._living_peer:
+            peer.transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost = True
-        if self.peer is not None and not self.peer._lost:
-            if error is None and self.peer._ended and self._ended:
-                self.peer.transport.close()
+        self.lost = True
+        if peer := self._living_peer:
+            if error is None and peer.ended and self.ended:
+                peer.transport.close()
             else:
-                self.peer.reset()
+                peer.reset()
 
     def reset(self) -> None:
         raw: socket.socket = self.transport.get_extra_info("socket")
@@ -68,13 +72,25 @@ class Side(asyncio.Protocol):
         self.transport.abort()
 
 
+class Target(Side):
+    """The side that we connected to. It is joined before it can speak: a target may be the first to."""
+
+    def __init__(self, caller: "Caller") -> None:
+        super().__init__(caller)
+        self._caller = caller
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._caller.join(self)
+
+
 class Caller(Side):
-    """The side that came to us; it waits until a target has accepted."""
+    """The side that came to us; what it says waits until a target has accepted."""
 
     def __init__(self, targets: Callable[[], Awaitable[Sequence[Address]]]) -> None:
         super().__init__()
         self._targets = targets
-        self._early = b""  # what came before a target had accepted
+        self._early = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -82,7 +98,7 @@ class Caller(Side):
 
     def data_received(self, data: bytes) -> None:
         if self.peer is not None:
-            self.peer.transport.write(data)
+            super().data_received(data)
         else:
             self._early += data
             self.transport.pause_reading()
@@ -91,26 +107,25 @@ class Caller(Side):
         for target in await self._targets():
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                    _, side = await asyncio.get_running_loop().create_connection(Side, *target)
+                    await asyncio.get_running_loop().create_connection(lambda: Target(self), *target)
             except (OSError, TimeoutError) as error:
                 log.info("%s:%s: %s", *target, error)
-                continue
-            if self._lost:
-                side.reset()
+            if self.peer is not None or self.lost:
                 return
-            self._join(side)
-            return
-        if not self._lost:
+        if not self.lost:
             self.reset()
 
-    def _join(self, side: Side) -> None:
-        self.peer, side.peer = side, self
+    def join(self, target: Target) -> None:
+        if self.lost:
+            target.reset()
+            return
+        self.peer = target
         if self._early:
-            side.transport.write(self._early)
+            target.transport.write(self._early)
             self._early = b""
             self.transport.resume_reading()
-        if self._ended:
-            side.transport.write_eof()
+        if self.ended:
+            target.transport.write_eof()
 
 
 class Route:
