@@ -27,8 +27,8 @@ LAG_PERIOD_SECONDS = 0.02
 PULSE_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 15.0
 WORD = " the"
-"""One token for the tokenizers of the usual models, and for the simulated engine, which counts four bytes as one. Each prompt begins
-with a number of its own, so that no cache of prefixes can serve it."""
+"""One token for the tokenizers of the usual models, and for the simulated engine, which counts four bytes as one. Each
+prompt begins with a number of its own, so that no cache of prefixes can serve it."""
 UNSTREAMED_EVERY = 25
 CHAT_EVERY = 3
 

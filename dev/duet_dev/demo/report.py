@@ -73,7 +73,7 @@ def print_report(console: Console, run: Run) -> None:
     for record in run.results.failed[:SHOWN_FAILURES]:
         console.print(f"  [red]failed[/] request {record.index} ({record.endpoint}): {record.failure}", markup=True)
     for criterion in (run.clock(), *run.criteria()):
-        console.print(_line(criterion))
+        console.print(_line(criterion), soft_wrap=True)
     console.print(VERDICTS[run.exit_status()])
 
 

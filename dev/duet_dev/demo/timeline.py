@@ -6,7 +6,7 @@ every band also differs in shade or hatching.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,11 @@ def draw_timeline(run: Run, path: Path, *, title: str) -> None:
         _draw_load(panels[0], run)
         _draw_pool(panels[1], run, "prefill", BLUE)
         _draw_pool(panels[2], run, "decode", GREEN)
-        objective = run.results.objective
-        _draw_latency(
-            panels[3],
-            run,
-            "Time to first token",
-            objective.ttft_seconds,
-            lambda figures: (figures.ttft_p50_seconds, figures.ttft_p95_seconds),
-        )
-        _draw_latency(
-            panels[4],
-            run,
-            "Inter-token latency",
-            objective.itl_seconds,
-            lambda figures: (figures.itl_p50_seconds, figures.itl_p95_seconds),
-        )
+        objective, windows = run.results.objective, _windows(run)
+        ttfts = [(end, figures.ttft_p50_seconds, figures.ttft_p95_seconds) for end, figures in windows]
+        _draw_latency(panels[3], "Time to first token", objective.ttft_seconds, ttfts)
+        itls = [(end, figures.itl_p50_seconds, figures.itl_p95_seconds) for end, figures in windows]
+        _draw_latency(panels[4], "Inter-token latency", objective.itl_seconds, itls)
         panels[4].set_xlabel("seconds since the first request")
         panels[4].set_xlim(0, run.duration_seconds)
         figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
@@ -163,19 +153,20 @@ def _mark(axes: Axes, action: ScaleAction, time: float) -> None:
     )
 
 
-def _draw_latency(
-    axes: Axes,
-    run: Run,
-    title: str,
-    objective_seconds: float,
-    pick: Callable[[Figures], tuple[float | None, float | None]],
-) -> None:
-    """P50 and P95 over a sliding window against the objective."""
+def _windows(run: Run) -> list[tuple[float, Figures]]:
+    """Figures over a sliding window, each with the window's end."""
     ends = np.arange(WINDOW_SECONDS, run.duration_seconds + WINDOW_STEP_SECONDS, WINDOW_STEP_SECONDS)
     start = run.start_seconds
-    windows = [run.results.figures(start + end - WINDOW_SECONDS, start + end) for end in ends]
-    middle, tail = zip(*(pick(window) for window in windows), strict=True) if windows else ((), ())
-    middle_ms, tail_ms = _milliseconds(middle), _milliseconds(tail)
+    return [(float(end), run.results.figures(start + end - WINDOW_SECONDS, start + end)) for end in ends]
+
+
+def _draw_latency(
+    axes: Axes, title: str, objective_seconds: float, points: Sequence[tuple[float, float | None, float | None]]
+) -> None:
+    """P50 and P95 over a sliding window against the objective."""
+    ends = [end for end, _, _ in points]
+    middle_ms = _milliseconds([middle for _, middle, _ in points])
+    tail_ms = _milliseconds([tail for _, _, tail in points])
     axes.plot(ends, tail_ms, color=VERMILION, linewidth=2, label="P95")
     axes.plot(ends, middle_ms, color=BLUE, linewidth=1.6, label="P50")
     limit = 1000 * objective_seconds

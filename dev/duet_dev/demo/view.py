@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -43,7 +44,9 @@ class View:
         """Until cancelled."""
         started = time.time()
         if not console.is_terminal:
-            await _every(PLAIN_SECONDS, lambda: console.print(self.line(time.time() - started), highlight=False))
+            await _every(
+                PLAIN_SECONDS, lambda: console.print(self.line(time.time() - started), highlight=False, soft_wrap=True)
+            )
             return
         with Live(self.render(0.0), console=console, auto_refresh=False) as live:
             await _every(REDRAW_SECONDS, lambda: live.update(self.render(time.time() - started), refresh=True))
