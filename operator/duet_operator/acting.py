@@ -51,8 +51,7 @@ class Children:
         keep_replicas = "replicas" in manifest.get("spec", {})
         if ownership.handed_over(observed, manager=FIELD_MANAGER, keep_replicas=keep_replicas) is not None:
             # The cache holds only our own entries of managedFields, and a patch must name them all.
-            full = await self._cluster.get(kind_of(manifest), key.namespace, manifest["metadata"]["name"])
-            observed = await self._hand_over(full or observed, keep_replicas=keep_replicas)
+            observed = await self._hand_over(await self._fresh(observed), keep_replicas=keep_replicas)
         if ownership.differs(manifest, observed, manager=FIELD_MANAGER):
             logger.info("%s: applying %s %s", key, manifest["kind"], manifest["metadata"]["name"])
             self._world.put(await self._cluster.apply(manifest))
@@ -85,13 +84,23 @@ class Children:
 
     async def _hand_over(self, created: Manifest, *, keep_replicas: bool) -> Manifest:
         """From now on the object is one that was applied, so later applies can take fields away."""
-        entries = ownership.handed_over(created, manager=FIELD_MANAGER, keep_replicas=keep_replicas)
-        if entries is not None:
+        while (
+            entries := ownership.handed_over(created, manager=FIELD_MANAGER, keep_replicas=keep_replicas)
+        ) is not None:
             metadata = created["metadata"]
             changes = {"metadata": {"managedFields": entries, "resourceVersion": metadata["resourceVersion"]}}
-            created = await self._cluster.patch(kind_of(created), metadata["namespace"], metadata["name"], changes)
+            try:
+                created = await self._cluster.patch(kind_of(created), metadata["namespace"], metadata["name"], changes)
+            except ConflictError:
+                # Its controller was quicker: what it wrote belongs in the list too.
+                created = await self._fresh(created)
         self._world.put(created)
         return created
+
+    async def _fresh(self, manifest: Manifest) -> Manifest:
+        """The object as the API server has it, with everybody's managed fields."""
+        metadata = manifest["metadata"]
+        return await self._cluster.get(kind_of(manifest), metadata["namespace"], metadata["name"]) or manifest
 
     async def prune(self, wanted: Collection[tuple[str, str]], *, key: Key, uid: str) -> None:
         """Delete children of ours that aren't wanted any more; `wanted` holds kinds and names."""

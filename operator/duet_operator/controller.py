@@ -85,7 +85,7 @@ class Controller:
     def __init__(self, key: Key, services: Services) -> None:
         self.key = key
         self._services = services
-        self._memory = Memory(demand_window_seconds=services.settings.demand_window_seconds)
+        self._memory = Memory(attainment_window_seconds=services.settings.attainment_window_seconds)
 
     async def run_pass(self) -> float:
         """One pass; returns the seconds until the next one is due."""
@@ -177,6 +177,7 @@ class Controller:
         return self._memory.gateways.see(
             scrape,
             now_seconds=now_seconds,
+            window_seconds=services.settings.demand_window_for(spec.interval_seconds),
             stale_after_seconds=services.settings.document_stale_seconds(spec.interval_seconds),
             goal=spec.attainment_goal,
             worker_pods=[pod for pool in pools.values() for pod in pool.pods],

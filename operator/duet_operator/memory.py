@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class Memory:
     """One object's memory."""
 
-    def __init__(self, *, demand_window_seconds: float) -> None:
-        self.gateways = Gateways(window_seconds=demand_window_seconds)
+    def __init__(self, *, attainment_window_seconds: float) -> None:
+        self.gateways = Gateways(attainment_window_seconds=attainment_window_seconds)
         self.planner = PlannerMemory()
         self.profiles: Mapping[Role, WorkerProfile] = {}
         self._cold_starts = {role: ColdStarts() for role in history.POOL_ROLES}

@@ -86,14 +86,18 @@ class Reporter:
         metadata = duet["metadata"]
         changes = merge_patch(before.to_dict(), after.to_dict())
         self._world.put(await self._cluster.patch_status(DUET, metadata["namespace"], metadata["name"], changes))
+        known = {condition.type for condition in before.conditions}
         for condition in transitions(before.conditions, after.conditions):
+            # That all is well from the start is no news.
+            if condition.type not in known and not is_bad(condition):
+                continue
             await self._post(condition_event(duet, condition, instance=self._instance, now=self._now()))
 
     async def _post(self, manifest: Manifest) -> None:
         try:
             await self._cluster.create(manifest)
         except ClusterError as error:
-            logger.warning("an Event is lost: %s", error)
+            logger.info("an Event is lost: %s", error)
 
 
 def _action(role: Role, change: Scaled, decision: Decision, now: datetime) -> ScaleAction:
@@ -123,15 +127,19 @@ def scale_event(duet: Manifest, action: ScaleAction, *, instance: str, now: date
     return event(duet, reason=reason, action="Scale", note=note, warning=False, instance=instance, now=now)
 
 
+def is_bad(condition: Condition) -> bool:
+    """Whether it says that something isn't as it should be."""
+    return condition.status == ("True" if condition.type in GOOD_WHEN_FALSE else "False")
+
+
 def condition_event(duet: Manifest, condition: Condition, *, instance: str, now: datetime) -> Manifest:
     """The Event of a condition that changed."""
-    good = "False" if condition.type in GOOD_WHEN_FALSE else "True"
     return event(
         duet,
         reason=condition.reason,
         action=f"{condition.type}{condition.status}",
         note=f"{condition.type} is {condition.status}: {condition.message}",
-        warning=condition.status not in (good, "Unknown"),
+        warning=is_bad(condition),
         instance=instance,
         now=now,
     )

@@ -66,8 +66,10 @@ class Settings:
     """How long a gateway or an engine may take to answer."""
     request_timeout_seconds: float = 10.0
     """How long the API server may take to answer."""
-    demand_window_seconds: float = 30.0
-    """Length of the window over which demand is measured."""
+    demand_window_seconds: float = 10.0
+    """Window over which demand is measured; three intervals if that is longer."""
+    attainment_window_seconds: float = 60.0
+    """Window over which attainment and latencies are measured."""
     stale_seconds: float = 15.0
     """A gateway whose document hasn't changed for so long, or three intervals if that is longer, counts as silent."""
 
@@ -94,6 +96,10 @@ class Settings:
     def drain_lease_seconds(self, interval_seconds: float) -> float:
         """Lease of a drain of an object with this interval."""
         return max(self.drain_lease_floor_seconds, 6.0 * interval_seconds)
+
+    def demand_window_for(self, interval_seconds: float) -> float:
+        """Window of the demand of an object with this interval."""
+        return max(self.demand_window_seconds, 3.0 * interval_seconds)
 
     def document_stale_seconds(self, interval_seconds: float) -> float:
         """Age past which a gateway's unchanged document counts as silence."""

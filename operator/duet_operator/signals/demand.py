@@ -40,10 +40,10 @@ class _Measured:
 
 
 class DemandHistory:
-    """The counters of one object's gateways over the last hour: fine for the demand window, coarse before."""
+    """The counters of one object's gateways over the last hour: all of the last `fine_seconds`, few from before."""
 
-    def __init__(self, *, window_seconds: float) -> None:
-        self._window_seconds = window_seconds
+    def __init__(self, *, fine_seconds: float) -> None:
+        self._fine_seconds = fine_seconds
         self._samples: dict[str, deque[_Sample]] = {}
         self._began: float | None = None
         self._waiting: tuple[int, int] = (0, 0)
@@ -61,9 +61,9 @@ class DemandHistory:
             )
         self._forget(now_seconds)
 
-    def demand(self, *, now_seconds: float) -> Demand | None:
-        """What users asked for over the demand window; None before there is a window."""
-        measured = self._measure(self._window_seconds, now_seconds)
+    def demand(self, *, window_seconds: float, now_seconds: float) -> Demand | None:
+        """What users asked for over the window; None before there is one."""
+        measured = self._measure(window_seconds, now_seconds)
         if measured is None:
             return None
         counted, seconds = measured.totals, measured.seconds
@@ -83,9 +83,9 @@ class DemandHistory:
             waiting_tokens=self._waiting[1],
         )
 
-    def attainment(self, *, now_seconds: float) -> Attainment | None:
-        """How well the objectives were met over the demand window."""
-        measured = self._measure(self._window_seconds, now_seconds)
+    def attainment(self, *, window_seconds: float, now_seconds: float) -> Attainment | None:
+        """How well the objectives were met over the window."""
+        measured = self._measure(window_seconds, now_seconds)
         if measured is None:
             return None
         counted = measured.totals
@@ -122,7 +122,7 @@ class DemandHistory:
 
     def _forget(self, now: float) -> None:
         for instance, samples in tuple(self._samples.items()):
-            self._samples[instance] = kept = _thinned(samples, now=now, fine_seconds=2 * self._window_seconds)
+            self._samples[instance] = kept = _thinned(samples, now=now, fine_seconds=self._fine_seconds)
             if not kept or now - kept[-1].time_seconds > LONG_WINDOW_SECONDS:
                 del self._samples[instance]
 

@@ -14,7 +14,7 @@ from duet_operator.signals.demand import LONG_WINDOW_SECONDS, SHORT_WINDOW_SECON
 from duet_operator.signals.freshness import Freshness
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from duet_engine.protocol import Role, WorkerProfile, WorkerState
     from duet_operator.planner.types import Attainment, Demand
@@ -52,8 +52,9 @@ def ready(pods: Sequence[Pod]) -> tuple[Pod, ...]:
 class Gateways:
     """The gateways of one object over time."""
 
-    def __init__(self, *, window_seconds: float) -> None:
-        self._history = DemandHistory(window_seconds=window_seconds)
+    def __init__(self, *, attainment_window_seconds: float) -> None:
+        self._attainment_window_seconds = attainment_window_seconds
+        self._history = DemandHistory(fine_seconds=2 * attainment_window_seconds)
         self._freshness = Freshness()
 
     def see(
@@ -61,9 +62,10 @@ class Gateways:
         scrape: Scrape,
         *,
         now_seconds: float,
+        window_seconds: float,
         stale_after_seconds: float,
         goal: float,
-        pod_uids: Collection[str],
+        worker_pods: Sequence[Pod],
         revision: str,
     ) -> Signals:
         """The picture with these answers."""
@@ -74,9 +76,11 @@ class Gateways:
         silent = {**scrape.failures, **{pod: f"unchanged for {age:.0f} s" for pod, age in stale.items()}}
         history = self._history
         return Signals(
-            demand=history.demand(now_seconds=now_seconds) if fresh else None,
-            attainment=history.attainment(now_seconds=now_seconds) if fresh else None,
-            states=workers.states(workers.freshest(fresh), pod_uids=pod_uids),
+            demand=history.demand(window_seconds=window_seconds, now_seconds=now_seconds) if fresh else None,
+            attainment=history.attainment(window_seconds=self._attainment_window_seconds, now_seconds=now_seconds)
+            if fresh
+            else None,
+            states=workers.states(workers.freshest(fresh), worker_pods),
             profiles=workers.profiles(fresh, revision=revision),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             burn_rate_1h=history.burn_rate(window_seconds=LONG_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from duet_engine.protocol import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from duet_engine.protocol import GatewayDemand, WorkerProfile, WorkerReport, WorkerState
+    from duet_operator.pods import Pod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +44,10 @@ def _age(report: WorkerReport) -> float:
     return report.state_age_seconds if report.state is not None else float("inf")
 
 
-def states(reports: Mapping[str, WorkerReport], *, pod_uids: Collection[str]) -> dict[str, WorkerState]:
+def states(reports: Mapping[str, WorkerReport], pods: Iterable[Pod]) -> dict[str, WorkerState]:
     """Pod uid -> state, of the pods that there are."""
-    return {uid: report.state for uid, report in reports.items() if uid in pod_uids and report.state is not None}
+    told = {pod.uid: reports.get(pod.uid) or reports.get(pod.name) for pod in pods}
+    return {uid: report.state for uid, report in told.items() if report is not None and report.state is not None}
 
 
 def load(states: Iterable[WorkerState]) -> Load:
