@@ -1,6 +1,7 @@
 """`kubectl logs`: a container's output from its file, its tail, its previous run, or as it comes."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,15 +16,19 @@ BLOCK_BYTES = 2**16
 
 def seek_tail(file: BinaryIO, lines: int) -> None:
     """Move to where the last so many lines begin."""
-    position = file.seek(0, 2)
+    position = file.seek(0, os.SEEK_END)
     tail = b""
     while position > 0 and tail.count(b"\n") <= lines:
         step = min(BLOCK_BYTES, position)
         position -= step
         file.seek(position)
         tail = file.read(step) + tail
-    kept = b"".join(tail.splitlines(keepends=True)[-lines:]) if lines else b""
-    file.seek(-len(kept), 2)
+    start = len(tail) - tail.endswith(b"\n")
+    for _ in range(lines):
+        start = tail.rfind(b"\n", 0, start)
+        if start < 0:
+            break
+    file.seek(min(0, start + 1 - len(tail)), os.SEEK_END)
 
 
 class Logs:
