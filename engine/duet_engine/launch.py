@@ -29,7 +29,12 @@ SETTLE_SECONDS = 1.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    options = parser.parse_args(given)
     sys.exit(drain(options.url, timeout_seconds=options.timeout))
 
 
@@ -38,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("drain", help="refuse new work and wait until nothing is left (a pod's preStop)")
     address = os.environ.get("POD_IP", "127.0.0.1")
+    address = f"[{address}]" if ":" in address else address
     command.add_argument("--url", default=f"http://{address}:{DEFAULT_PORT}", help="the engine (default: %(default)s)")
     command.add_argument(
         "--timeout",

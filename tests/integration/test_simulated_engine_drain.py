@@ -72,7 +72,7 @@ async def test_a_drain_refuses_new_work_and_finishes_what_runs(engine: Engine, s
 
 
 async def test_a_lease_that_runs_out_gives_the_worker_back(engine: Engine, session: aiohttp.ClientSession) -> None:
-    await drain(session, engine, "PUT", lease_seconds=0.4)
+    await drain(session, engine, "PUT", lease_seconds=1.5)
     assert await refused_as_draining(session, engine)
     assert not (await state(session, engine)).ready
     await until(session, engine, lambda seen: seen.ready and not seen.draining)
@@ -114,12 +114,14 @@ async def test_sigterm_with_streams_in_flight_loses_nothing(session: aiohttp.Cli
 
 async def test_a_prefill_worker_that_ends_hands_over_first(session: aiohttp.ClientSession) -> None:
     with running_engine("prefill") as prefill, running_engine("decode") as decode:
-        await faults(session, prefill, hang_seconds=1)
+        await faults(session, prefill, hang_seconds=60)
         half = BODY | prefill.pair_fields(3)
         first = asyncio.create_task(ask(session, prefill, COMPLETIONS, half))
         answer = asyncio.create_task(stream(session, decode, COMPLETIONS, half))
         await until(session, prefill, lambda seen: seen.work.queued == 1)
         prefill.process.send_signal(signal.SIGTERM)
+        await until(session, prefill, lambda seen: seen.draining)
+        await faults(session, prefill, hang_seconds=0)
         assert (await first)[0] == 200
         assert len(await answer) == 200
         assert await asyncio.to_thread(prefill.process.wait, 20) == 0

@@ -161,7 +161,7 @@ async def test_an_abort_or_a_leaving_client_on_one_side_reaches_the_other(
     pair: tuple[Engine, Engine], session: aiohttp.ClientSession
 ) -> None:
     prefill, decode = pair
-    await faults(session, prefill, hang_seconds=3)
+    await faults(session, prefill, hang_seconds=60)
     halves = [BODY | prefill.pair_fields(room) | {"rid": f"abort-{room}"} for room in (20, 21, 22)]
     prefills = [asyncio.create_task(ask(session, prefill, COMPLETIONS, half)) for half in halves]
     decodes = [asyncio.create_task(ask(session, decode, COMPLETIONS, half)) for half in halves]
@@ -177,6 +177,7 @@ async def test_an_abort_or_a_leaving_client_on_one_side_reaches_the_other(
     decodes[2].cancel()
     status, document = await prefills[2]
     assert status == 500 and "is gone" in document["message"]
+    await faults(session, prefill, hang_seconds=0)
     for engine in pair:
         seen = await until(session, engine, lambda seen: seen.work.total == 0)
         assert seen.kv_used_tokens == seen.kv_reserved_tokens == 0

@@ -8,7 +8,17 @@ from itertools import pairwise
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support.simulated_engines import SMALL_MODEL, Engine, ask, faults, get_json, running_engine, stream, until
+from tests.support.simulated_engines import (
+    SMALL_MODEL,
+    Engine,
+    ask,
+    faults,
+    get_json,
+    running_engine,
+    running_process,
+    stream,
+    until,
+)
 
 from duet_engine.perf import catalog
 from duet_engine.perf.linear import LinearStepModel
@@ -189,6 +199,7 @@ async def test_metrics_have_sglang_s_names_and_count_what_happened(session: aioh
         (sample.name, sample.labels.get("le"), sample.labels.get("kind")): sample
         for family in text_string_to_metric_families(text)
         for sample in family.samples
+        if sample.labels.get("is_streaming") != "True"
     }
     assert samples["sglang:num_running_reqs", None, None].labels == {
         "model_name": SMALL_MODEL,
@@ -204,13 +215,15 @@ async def test_metrics_have_sglang_s_names_and_count_what_happened(session: aioh
     assert values["sglang:time_to_first_token_seconds_count"] == 1
     assert values["sglang:inter_token_latency_seconds_count"] == 29
     assert values["sglang:e2e_request_latency_seconds_count"] == 1
+    assert values["sglang:queue_time_seconds_count"] == 1
+    assert samples["sglang:time_to_first_token_seconds_count", None, None].labels["is_streaming"] == "False"
     assert {"sglang:token_usage", "sglang:num_decode_prealloc_queue_reqs", "sglang:gen_throughput"} <= values.keys()
     assert samples["duet_engine_steps_total", None, "decode"].value == 29
     assert samples["sglang:inter_token_latency_seconds_bucket", "+Inf", None].value == 29
 
 
 async def test_until_the_cold_start_is_over_only_probes_answer(session: aiohttp.ClientSession) -> None:
-    with running_engine("unified", "--cold-start-seconds", "3", ready=False) as cold:
+    with running_engine("unified", "--cold-start-seconds", "600", ready=False) as cold:
         expected = {"/duet/live": 200, "/duet/ready": 503, "/ready": 503, "/health": 503, "/duet/state": 503}
         for path, status in expected.items():
             async with session.get(cold.url + path) as response:
@@ -218,27 +231,47 @@ async def test_until_the_cold_start_is_over_only_probes_answer(session: aiohttp.
         async with session.post(cold.url + "/v1/completions", json=LONG) as response:
             assert response.status == 503
             assert response.headers[REFUSAL_HEADER] == "not-ready" and "retry-after" in response.headers
+
+
+async def test_after_its_cold_start_an_engine_serves(session: aiohttp.ClientSession) -> None:
+    with running_engine("unified", "--cold-start-seconds", "1", ready=False) as cold:
         deadline = time.monotonic() + 20
         while (await get_json(session, cold.url + "/duet/ready"))["reason"] == "starting":
             assert time.monotonic() < deadline
         assert len(await stream(session, cold, "/v1/completions", {"prompt": "a", "max_tokens": 1})) == 1
 
 
-async def test_faults_on_request(session: aiohttp.ClientSession) -> None:
+async def until_live_is(session: aiohttp.ClientSession, engine: Engine, wanted: bool) -> None:
+    deadline = time.monotonic() + 20
+    while (await get_json(session, engine.url + "/duet/live"))["live"] is not wanted:
+        assert time.monotonic() < deadline
+
+
+async def test_a_worker_whose_steps_hang_is_not_live_until_they_go_on(session: aiohttp.ClientSession) -> None:
     with running_engine("unified", "--watchdog-seconds", "0.3") as broken:
-        await faults(session, broken, fail_next_requests=1)
-        assert (await ask(session, broken, "/v1/completions", LONG))[0] == 500
-        task = asyncio.create_task(stream(session, broken, "/v1/completions", LONG | {"max_tokens": 50}))
+        await asyncio.sleep(0.5)  # idle for longer than the watchdog's patience
+        task = asyncio.create_task(stream(session, broken, "/v1/completions", LONG | {"max_tokens": 10_000}))
         await until(session, broken, lambda seen: seen.decode_requests == 1)
-        await faults(session, broken, hang_seconds=1.5)
-        deadline = time.monotonic() + 10
-        while (await get_json(session, broken.url + "/duet/live"))["live"]:
-            assert time.monotonic() < deadline
-        assert len(await task) == 50
-        assert (await get_json(session, broken.url + "/duet/live"))["live"]
+        await until_live_is(session, broken, True)
+        await faults(session, broken, hang_seconds=2)
+        await until_live_is(session, broken, False)
+        await until_live_is(session, broken, True)
+        task.cancel()
+
+
+async def test_failures_and_crashes_on_request(session: aiohttp.ClientSession) -> None:
+    with running_engine("unified") as broken:
+        await faults(session, broken, fail_next_requests=1)
+        assert (await ask(session, broken, "/v1/completions", LONG | {"max_tokens": 1}))[0] == 500
+        assert (await ask(session, broken, "/v1/completions", LONG | {"max_tokens": 1}))[0] == 200
+        async with session.post(f"{broken.url}/simulate/faults", json={"slow": 2}) as response:
+            assert response.status == 400 and "slow: unknown" in await response.text()
         with pytest.raises(aiohttp.ClientError):
             await faults(session, broken, crash=True)
-        assert broken.process.wait(10) == 1
-    with running_engine("unified") as other:
-        async with session.post(f"{other.url}/simulate/faults", json={"slow": 2}) as response:
-            assert response.status == 400 and "slow: unknown" in await response.text()
+        assert await asyncio.to_thread(broken.process.wait, 10) == 1
+
+
+async def test_faults_are_off_by_default(session: aiohttp.ClientSession) -> None:
+    with running_process(["--cold-start-seconds", "0"], {}) as sound:
+        async with session.post(f"{sound.url}/simulate/faults", json={"crash": True}) as response:
+            assert response.status == 404

@@ -77,7 +77,7 @@ class Answer:
 
     def failed(self, request: Request, failure: Failure) -> None:  # noqa: ARG002
         """A refusal and whole answers get a status; a stream gets an error event, as SGLang's do."""
-        if self.exchange.streaming or (self.parsed.stream and failure.refusal is None):
+        if self.exchange.streaming or (self.parsed.request.streamed and failure.refusal is None):
             if not self.exchange.streaming:
                 self.exchange.start_stream(SERVER_SENT_EVENTS)
             self.exchange.finish(event(self._error_event(failure)) + DONE)
@@ -245,14 +245,14 @@ class NativeAnswer(Answer):
         index = request.generated_tokens - 1
         self._text += request.token_text(index)
         self._ids.append(request.token_id(index))
-        if self.parsed.stream and request.generated_tokens < request.output_tokens:
+        if request.streamed and request.generated_tokens < request.output_tokens:
             if not self.exchange.streaming:
                 self.exchange.start_stream(SERVER_SENT_EVENTS)
             self.exchange.write(event(self._document(request, finish=None)))
 
     def finished(self, request: Request) -> None:
         document = self._document(request, finish=self._finish_reason(request))
-        if not self.parsed.stream:
+        if not request.streamed:
             self.exchange.respond(200, compact(document))
             return
         if not self.exchange.streaming:

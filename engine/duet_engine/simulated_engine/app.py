@@ -203,7 +203,7 @@ class App:
             faults.hang_until = self.engine.now() + wanted["hang_seconds"]
         faults.fail_next_requests = int(wanted.get("fail_next_requests", faults.fail_next_requests))
         faults.slow_factor = wanted.get("slow_factor", faults.slow_factor)
-        self.engine.wake()
+        self.engine.reschedule()
         exchange.respond_json(200, wanted)
 
 

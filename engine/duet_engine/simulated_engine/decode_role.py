@@ -56,7 +56,7 @@ class DecodeScheduler(Scheduler):
         self._retract_until_decode_fits()
         chunks = self._deflected_chunks(now)
         self._refuse_those_who_waited_too_long(now)
-        return self._step(chunks, self.running)
+        return self._step(chunks, self.running, now)
 
     def work(self) -> Work:
         return Work(
@@ -185,6 +185,7 @@ class DecodeScheduler(Scheduler):
     def _join_transferred(self, now: float) -> None:
         while self.transferred:
             request = self.transferred.popleft()
+            request.started_at = now
             self._emit_token(request, now)
             if not request.done:
                 self._join(request)

@@ -56,7 +56,7 @@ class Engine:
         self.faults = Faults()
         self.measurements = Measurements()
         self.ready = False
-        self.last_step_at = self.now()
+        self._progressed_at = self.now()
         self.claim: Callable[[Request], None] = _nobody
         """Ask the prefill side for a request's KV."""
         self.delivered: Callable[[Request], None] = _nobody
@@ -96,6 +96,8 @@ class Engine:
             raise Refused(RefusalReason.NOT_READY, "the engine is starting")
         if self.drain.active(now):
             raise Refused(RefusalReason.DRAINING, "the worker is draining")
+        if self.scheduler.work().total == 0:
+            self._progressed_at = now
         self.scheduler.submit(request, now)
         self.wake()
 
@@ -165,6 +167,10 @@ class Engine:
         else:
             self._tell()
 
+    def reschedule(self) -> None:
+        """The moment at which the present step ends has changed."""
+        self._advance(self.now())
+
     def _on_timer(self, due_at: float) -> None:
         self._timer = None
         self._advance(max(self.now(), due_at))
@@ -172,12 +178,13 @@ class Engine:
     def _advance(self, now: float) -> None:
         self.scheduler.poll(now)
         start_at = now
-        if self._step is not None and now >= self._step_ends_at:
+        ended_at = max(self._step_ends_at, self.faults.hang_until)
+        if self._step is not None and now >= ended_at:
             step, self._step = self._step, None
-            self.scheduler.finish_step(step, self._step_ends_at, self._step_seconds)
-            self.last_step_at = now
-            if now - self._step_ends_at < MAX_CATCH_UP_SECONDS:
-                start_at = self._step_ends_at
+            self.scheduler.finish_step(step, ended_at, self._step_seconds)
+            self._progressed_at = now
+            if now - ended_at < MAX_CATCH_UP_SECONDS:
+                start_at = ended_at
         self._tell()
         if self._step is None and now >= self.faults.hang_until:
             self._start_step(start_at)
@@ -198,12 +205,13 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        moments = [moment for moment in (self.scheduler.next_event_at(), self._step_end()) if moment is not None]
+        moments = [moment for moment in (self.scheduler.next_event_at(), self._next_step_at()) if moment is not None]
         if moments:
             due_at = min(moments)
             self._timer = self._loop.call_later(max(0.0, due_at - self.now()), self._on_timer, due_at)
 
-    def _step_end(self) -> float | None:
+    def _next_step_at(self) -> float | None:
+        """When the present step ends or, after a hang, the next one may begin."""
         if self._step is not None:
             return max(self._step_ends_at, self.faults.hang_until)
         return self.faults.hang_until if self.faults.hang_until > self.now() else None
@@ -275,9 +283,11 @@ class Engine:
 
     def live(self) -> str | None:
         """None while steps get done; else why this worker looks stuck."""
-        waited = self.now() - self.last_step_at
-        if self._step is not None and waited > self.settings.watchdog_seconds + self._step.predicted_seconds:
-            return f"a step is under way and none has ended for {waited:.0f} s"
+        waited = self.now() - self._progressed_at
+        expected = 0.0 if self._step is None else self._step_seconds
+        stuck = self._step is not None or (self.faults.hang_until > self.now() and self.scheduler.work().total > 0)
+        if stuck and waited > self.settings.watchdog_seconds + expected:
+            return f"there is work and no step has ended for {waited:.0f} s"
         return None
 
     def stamp(self) -> Stamp:

@@ -71,7 +71,7 @@ class GenerateEndpoints:
             return
         try:
             self._check_role(parsed)
-            answer = (streamed if parsed.stream else whole)(exchange, parsed, model=engine.settings.served_name)
+            answer = (streamed if request.streamed else whole)(exchange, parsed, model=engine.settings.served_name)
             request.listener = answer
             exchange.on_disconnect = lambda: engine.disconnected(request)
             engine.submit(request)

@@ -39,16 +39,25 @@ class Distribution:
 
 
 @dataclass(slots=True)
+class RequestTimes:
+    """What SGLang counts apart for streamed and other requests."""
+
+    ttft_seconds: Distribution = field(default_factory=lambda: Distribution(TTFT_SECONDS))
+    tpot_seconds: Distribution = field(default_factory=lambda: Distribution(ITL_SECONDS))
+    e2e_seconds: Distribution = field(default_factory=lambda: Distribution(E2E_SECONDS))
+    finished_requests: int = 0
+
+
+@dataclass(slots=True)
 class Measurements:
     """Counters and distributions over all requests of this process."""
 
-    ttft_seconds: Distribution = field(default_factory=lambda: Distribution(TTFT_SECONDS))
+    streamed: RequestTimes = field(default_factory=RequestTimes)
+    whole: RequestTimes = field(default_factory=RequestTimes)
     itl_seconds: Distribution = field(default_factory=lambda: Distribution(ITL_SECONDS))
-    tpot_seconds: Distribution = field(default_factory=lambda: Distribution(ITL_SECONDS))
-    e2e_seconds: Distribution = field(default_factory=lambda: Distribution(E2E_SECONDS))
+    queue_seconds: Distribution = field(default_factory=lambda: Distribution(TTFT_SECONDS))
     prompt_tokens: Distribution = field(default_factory=lambda: Distribution(TOKENS))
     generation_tokens: Distribution = field(default_factory=lambda: Distribution(TOKENS))
-    finished_requests: int = 0
     aborted_requests: int = 0
     failed_bootstraps: int = 0
     failed_transfers: int = 0
@@ -57,19 +66,22 @@ class Measurements:
     def observe_token(self, request: Request) -> None:
         """One output token came."""
         if request.generated_tokens == 1:
-            self.ttft_seconds.observe(request.last_token_at - request.arrived_at)
+            self._times(request).ttft_seconds.observe(request.last_token_at - request.arrived_at)
         else:
             self.itl_seconds.observe(request.gap_seconds)
 
     def observe_finished(self, request: Request) -> None:
         """A request got all its tokens."""
-        self.finished_requests += 1
-        self.e2e_seconds.observe(request.last_token_at - request.arrived_at)
+        times = self._times(request)
+        times.finished_requests += 1
+        times.e2e_seconds.observe(request.last_token_at - request.arrived_at)
+        if request.started_at is not None:
+            self.queue_seconds.observe(max(0.0, request.started_at - request.arrived_at))
         self.prompt_tokens.observe(request.prompt_tokens)
         self.generation_tokens.observe(request.generated_tokens)
         if request.first_token_at is not None and request.generated_tokens > 1:
             decode_seconds = request.last_token_at - request.first_token_at
-            self.tpot_seconds.observe(decode_seconds / (request.generated_tokens - 1))
+            times.tpot_seconds.observe(decode_seconds / (request.generated_tokens - 1))
 
     def observe_failed(self, failure: Failure) -> None:
         """A request ended without its tokens."""
@@ -77,3 +89,6 @@ class Measurements:
             self.refusals[failure.refusal.reason] += 1
         else:
             self.aborted_requests += 1
+
+    def _times(self, request: Request) -> RequestTimes:
+        return self.streamed if request.streamed else self.whole

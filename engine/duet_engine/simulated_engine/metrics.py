@@ -70,20 +70,18 @@ class EngineCollector(Collector):
 
     def _request_metrics(self) -> Iterator[Metric]:
         measured, totals = self._engine.measurements, self._engine.scheduler.totals
+        yield from self._times_by_streaming()
         for name, distribution, text in (
-            ("time_to_first_token_seconds", measured.ttft_seconds, "Time to first token"),
             ("inter_token_latency_seconds", measured.itl_seconds, "Gap between output tokens"),
-            ("request_time_per_output_token_seconds", measured.tpot_seconds, "Mean gap of a request"),
-            ("e2e_request_latency_seconds", measured.e2e_seconds, "Whole latency of a request"),
+            ("queue_time_seconds", measured.queue_seconds, "Time from arrival to the first step"),
             ("prompt_tokens_histogram", measured.prompt_tokens, "Prompt tokens of a request"),
             ("uncached_prompt_tokens_histogram", measured.prompt_tokens, "Prompt tokens of a request not in a cache"),
             ("generation_tokens_histogram", measured.generation_tokens, "Output tokens of a request"),
         ):
-            yield self._histogram(f"sglang:{name}", text, distribution)
+            yield self._histogram(f"sglang:{name}", text, [({}, distribution)])
         for name, value, text in (
             ("prompt_tokens", measured.prompt_tokens.sum, "Prompt tokens of finished requests"),
             ("generation_tokens", totals.output_tokens, "Output tokens"),
-            ("num_requests", measured.finished_requests, "Finished requests"),
             ("num_aborted_requests", measured.aborted_requests, "Aborted requests"),
             ("num_bootstrap_failed_reqs", measured.failed_bootstraps, "Requests whose room nobody claimed"),
             ("num_transfer_failed_reqs", measured.failed_transfers, "Requests whose KV didn't come"),
@@ -145,13 +143,34 @@ class EngineCollector(Collector):
             family.add_metric([*self._request_labels.values(), str(key)], value)
         yield family
 
-    def _histogram(self, name: str, text: str, distribution: Distribution) -> Metric:
-        family = HistogramMetricFamily(name, text, labels=list(self._request_labels))
-        buckets, total = [], 0
-        for bound, count in zip((*map(str, map(float, distribution.bounds)), "+Inf"), distribution.counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        family.add_metric(list(self._request_labels.values()), buckets, sum_value=distribution.sum)
+    def _times_by_streaming(self) -> Iterator[Metric]:
+        measured = self._engine.measurements
+        kinds = [({"is_streaming": "True"}, measured.streamed), ({"is_streaming": "False"}, measured.whole)]
+        for name, attribute, text in (
+            ("time_to_first_token_seconds", "ttft_seconds", "Time to first token"),
+            ("request_time_per_output_token_seconds", "tpot_seconds", "Mean gap of a request"),
+            ("e2e_request_latency_seconds", "e2e_seconds", "Whole latency of a request"),
+        ):
+            yield self._histogram(f"sglang:{name}", text, [(more, getattr(times, attribute)) for more, times in kinds])
+        yield from self._by_label(
+            "sglang:num_requests",
+            "Finished requests",
+            "is_streaming",
+            [(more["is_streaming"], times.finished_requests) for more, times in kinds],
+        )
+
+    def _histogram(self, name: str, text: str, distributions: list[tuple[dict[str, str], Distribution]]) -> Metric:
+        """One histogram; each distribution comes with the labels that it has beside the common ones."""
+        more_names = list(distributions[0][0])
+        family = HistogramMetricFamily(name, text, labels=[*self._request_labels, *more_names])
+        for more, distribution in distributions:
+            buckets, total = [], 0
+            bounds = (*map(str, map(float, distribution.bounds)), "+Inf")
+            for bound, count in zip(bounds, distribution.counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            labels = [*self._request_labels.values(), *more.values()]
+            family.add_metric(labels, buckets, sum_value=distribution.sum)
         return family
 
 

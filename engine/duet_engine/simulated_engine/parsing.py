@@ -45,7 +45,6 @@ class Parsed:
 
     request: Request
     model: str
-    stream: bool
     include_usage: bool
     continuous_usage: bool
     dispatch: Dispatch | None
@@ -126,9 +125,9 @@ def _parsed(
             room=None if deflected else _room(body),
             deflected=deflected,
             chunk_bounds=dispatch.chunk_schedule_tokens if dispatch is not None else (),
+            streamed=bool(body.get("stream")),
         ),
         model=str(body.get("model") or ""),
-        stream=bool(body.get("stream")),
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("continuous_usage_stats")),
         dispatch=dispatch,

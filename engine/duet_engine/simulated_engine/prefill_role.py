@@ -41,8 +41,8 @@ class PrefillScheduler(Scheduler):
         request.queued_at = now
         self.waiting.append(request)
 
-    def start_step(self, now: float) -> Step | None:  # noqa: ARG002
-        return self._step(pack(self._admitted(), self.limits.chunked_prefill_tokens, bounded=False), ())
+    def start_step(self, now: float) -> Step | None:
+        return self._step(pack(self._admitted(), self.limits.chunked_prefill_tokens, bounded=False), (), now)
 
     def next_event_at(self) -> float | None:
         return self.inflight[0].transferred_at if self.inflight else None

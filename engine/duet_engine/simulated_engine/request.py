@@ -98,6 +98,7 @@ class Request:
     room: Room | None = None
     deflected: bool = False
     chunk_bounds: tuple[int, ...] = ()
+    streamed: bool = False
     listener: Listener | None = None
 
     stage: Stage = Stage.NEW
@@ -110,6 +111,8 @@ class Request:
     arrived_at: float = 0.0
     queued_at: float = 0.0
     progressed_at: float = 0.0
+    started_at: float | None = None
+    """When the first step with it began."""
     first_token_at: float | None = None
     last_token_at: float = 0.0
     gap_seconds: float = 0.0

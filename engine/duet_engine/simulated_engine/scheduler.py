@@ -242,7 +242,7 @@ class Scheduler(ABC):
         behind_the_unfinished = 1 if self.waiting and self.waiting[0].computed_tokens else 0
         self.waiting.insert(behind_the_unfinished, request)
 
-    def _step(self, chunks: tuple[Chunk, ...], decoding: Iterable[Request]) -> Step | None:
+    def _step(self, chunks: tuple[Chunk, ...], decoding: Iterable[Request], now: float) -> Step | None:
         """A step of these chunks and these running requests, KV for the new tokens taken."""
         batch = tuple(decoding)
         if not batch and not chunks:
@@ -255,6 +255,9 @@ class Scheduler(ABC):
         )
         for request in batch:
             self.kv.grow(request)
+        for chunk in chunks:
+            if chunk.request.started_at is None:
+                chunk.request.started_at = now
         kind = StepKind.DECODE if not chunks else StepKind.MIXED if batch else StepKind.PREFILL
         return Step(kind=kind, chunks=chunks, decoding=batch, predicted_seconds=seconds)
 
@@ -267,12 +270,12 @@ class UnifiedScheduler(Scheduler):
         request.arrived_at = request.queued_at = request.progressed_at = now
         self.waiting.append(request)
 
-    def start_step(self, now: float) -> Step | None:  # noqa: ARG002
+    def start_step(self, now: float) -> Step | None:
         chunks = pack(self._admitted(), self.limits.chunked_prefill_tokens, bounded=False)
         if chunks:
-            return self._step(chunks, ())
+            return self._step(chunks, (), now)
         self._retract_until_decode_fits()
-        return self._step((), self.running)
+        return self._step((), self.running, now)
 
     def work(self) -> Work:
         return Work(running=len(self.running), queued=len(self.waiting))
