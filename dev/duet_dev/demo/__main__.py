@@ -37,6 +37,8 @@ from duet_operator.planner.spec import objective
 
 EXAMPLE = REPOSITORY / "examples" / "demo.yaml"
 REPORT_FOLDER = REPOSITORY / "demo-report"
+OPERATOR_VALUES = ("settings.demandWindowSeconds=10",)
+"""A burst of the sample lasts as long as the operator's usual window."""
 SECONDS_PER_MINUTE = 60.0
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -82,7 +84,7 @@ class Demo:
             with self.stages.stage("local cluster"):
                 cluster.up()
             with self.stages.stage("operator (helm install)"):
-                install_operator(cluster)
+                install_operator(cluster, values=OPERATOR_VALUES)
             with self.stages.stage(f"{serving.metadata.name} ready (kubectl apply)"):
                 apply_and_wait(cluster, self.options.manifest, serving)
             run = asyncio.run(self._load(cluster, serving, arrivals))

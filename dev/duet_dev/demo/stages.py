@@ -28,8 +28,13 @@ from duet_engine.traces import Arrival
 from duet_operator.api.v1alpha1 import DuetDeployment, parse
 
 CHART = REPOSITORY / "charts" / "duet"
-RELEASE = OPERATOR_NAMESPACE = "duet-system"
-OPERATOR_IMAGE, GATEWAY_IMAGE = "duet-operator:dev", "duet-gateway:dev"
+RELEASE, OPERATOR_NAMESPACE = "duet", "duet-system"
+LOCAL_IMAGES = (
+    "image.repository=duet-operator",
+    "image.tag=dev",
+    "gateway.image=duet-gateway:dev",
+    "engine.image=duet-simulated-engine:dev",
+)
 READY_TIMEOUT_SECONDS = 120
 LONGEST_LINE_BYTES = 16 * 2**20
 GENERATOR_GRACE_SECONDS = 30.0
@@ -64,7 +69,7 @@ def read_object(path: Path) -> DuetDeployment:
 
 def install_operator(cluster: Cluster, *, values: Sequence[str] = ()) -> None:
     """`helm install` of the chart with local images, until the operator is ready."""
-    options = [f"--set={value}" for value in values]
+    options = [f"--set={value}" for value in (*LOCAL_IMAGES, *values)]
     command = ["helm", "install", RELEASE, str(CHART), f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace"]
     waiting = ["--wait", f"--timeout={READY_TIMEOUT_SECONDS}s"]
     result = subprocess.run(

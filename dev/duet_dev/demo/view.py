@@ -44,9 +44,8 @@ class View:
         """Until cancelled."""
         started = time.time()
         if not console.is_terminal:
-            await _every(
-                PLAIN_SECONDS, lambda: console.print(self.line(time.time() - started), highlight=False, soft_wrap=True)
-            )
+            say = partial(console.print, highlight=False, soft_wrap=True)
+            await _every(PLAIN_SECONDS, lambda: say(self.line(time.time() - started)))
             return
         with Live(self.render(0.0), console=console, auto_refresh=False) as live:
             await _every(REDRAW_SECONDS, lambda: live.update(self.render(time.time() - started), refresh=True))
