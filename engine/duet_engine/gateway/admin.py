@@ -5,9 +5,9 @@ Invariant: reading changes nothing but the document's sequence number.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
+from time import monotonic
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -57,7 +57,6 @@ class AdminServer:
         self._unready_reason = unready_reason
         self._sequence = 0
         self._started_at_seconds = time.time()
-        self._loop = asyncio.get_running_loop()
         self._registry = CollectorRegistry()
         self._registry.register(
             GatewayCollector(demand=demand, dispatcher=dispatcher, workers=workers, lag=lag, tokens=tokens)
@@ -75,7 +74,7 @@ class AdminServer:
 
     def document(self) -> GatewayDemand:
         """What users asked for and got so far."""
-        now = self._loop.time()
+        now = monotonic()
         self._sequence += 1
         workers = tuple(self._workers)
         profiles = {worker.profile.digest: worker.profile for worker in workers if worker.profile is not None}
@@ -101,7 +100,7 @@ class AdminServer:
         return web.Response(body=self.document().write(), content_type=_JSON)
 
     async def _get_plan(self, _: web.Request) -> web.Response:
-        plan = self._plan.current(self._loop.time())
+        plan = self._plan.current(monotonic())
         if plan is None:
             return web.json_response({"error": "no plan in force"}, status=404)
         return web.Response(body=plan.write(), content_type=_JSON)
@@ -111,7 +110,7 @@ class AdminServer:
             offered = RoutingPlan.read(await http.read())
         except ProtocolError as error:
             return web.json_response({"error": str(error)}, status=400)
-        now = self._loop.time()
+        now = monotonic()
         plan = self._plan.take(offered, now)
         applied = PlanApplied(
             instance_id=self._instance_id,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -120,7 +121,7 @@ class Gateway:
         return self._live
 
     def _window_seconds(self) -> float:
-        plan = self._plan.current(self._loop.time())
+        plan = self._plan.current(monotonic())
         return self._settings.limits.window_seconds * (plan.dispatch_share if plan else 1.0)
 
     def _unready_reason(self) -> str | None:
@@ -154,6 +155,7 @@ class Gateway:
             come, gone = self.workers.update(members)
             for worker in gone:
                 self._listeners.pop(worker.key).cancel()
+                worker.lost()
             for worker in come:
                 self._listeners[worker.key] = self._loop.create_task(
                     listen(worker, self._session, knobs=self._knobs, changed=self._dispatcher.wake)

@@ -74,12 +74,24 @@ class ClassCounters:
         self.output_tokens = Distribution(LENGTH_BOUNDS_TOKENS)
         self.ttft_over_predicted = Distribution(RATIO_BOUNDS)
 
-    def arrived(self) -> None:
-        """A request that is well formed."""
+    def arrived(self, record: RequestRecord) -> None:
+        """A request that is well formed; its tokens as far as they are known now."""
         self.arrivals += 1
+        self.input_tokens_total += record.prompt_tokens
+        self.input_tokens.observe(record.prompt_tokens)
+
+    def began(self, record: RequestRecord) -> None:
+        """Its first token is here."""
+        self.output_tokens_total += record.relayed_tokens
+        if record.streamed:
+            self.ttft.observe(record.ttft_seconds)
+        if record.deflected:
+            self.deflected_requests += 1
+            self.deflected_tokens += record.prompt_tokens
 
     def gap(self, seconds: float, tokens: int) -> None:
         """`tokens` tokens came in one read, `seconds` after the one before them: one gap, and none between them."""
+        self.output_tokens_total += tokens
         self.itl.observe(seconds)
         if tokens > 1:
             self.itl.observe(0.0, tokens - 1)
@@ -88,19 +100,12 @@ class ClassCounters:
         """A request is over: judge it."""
         assert record.end is not None
         self.ends[record.end] += 1
-        self.input_tokens_total += record.prompt_tokens
         self.cached_tokens_total += record.cached_tokens
-        self.output_tokens_total += record.output_tokens
-        self.input_tokens.observe(record.prompt_tokens)
-        if record.deflected:
-            self.deflected_requests += 1
-            self.deflected_tokens += max(0, record.prompt_tokens - record.cached_tokens)
-        if record.first_at is not None:
-            self.ttft.observe(record.ttft_seconds)
-        if record.end is End.COMPLETED:
-            self._completed(record)
+        self.output_tokens_total += max(0, record.output_tokens - record.relayed_tokens)
         if record.end in (End.CANCELLED, End.REFUSED):
             return
+        if record.end is End.COMPLETED:
+            self._completed(record)
         verdict = judge(record.outcome(), objective)
         self.met_both += verdict.met
         self.met_ttft += verdict.ttft_met

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 
 INTERVAL_SECONDS = 0.02
 WINDOW_SECONDS = 10.0
@@ -40,9 +41,8 @@ class LoopLag:
         return self.p99_seconds() > SATURATED_SECONDS
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        due = loop.time() + INTERVAL_SECONDS
-        self._handle = loop.call_at(due, self._tick, loop, due)
+        self._handle = loop.call_later(INTERVAL_SECONDS, self._tick, loop, monotonic() + INTERVAL_SECONDS)
 
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self._samples.append(max(0.0, loop.time() - due))
+        self._samples.append(max(0.0, monotonic() - due))
         self._schedule(loop)

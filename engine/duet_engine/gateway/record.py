@@ -36,6 +36,8 @@ class RequestRecord:
     class_name: str = "default"
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    relayed_tokens: int = 0
+    """Events with tokens that went by; the engine's own count comes with the end."""
     output_tokens: int = 0
     deflected: bool = False
     route: str = ""

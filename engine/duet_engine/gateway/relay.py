@@ -8,11 +8,13 @@ connections closed; no attempt outlives its request.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -40,6 +42,8 @@ LONGEST_PREFILL_ANSWER_BYTES = 16 * 2**20
 _OWN_FAULT = (400, 413, 422)
 """What an engine answers when the request itself is wrong."""
 _EVENTS_TO_CHECK = 3
+_LARGE_BODY_BYTES = 2**20
+"""From here on aiohttp wants a file, which it sends piece by piece."""
 
 
 class Refused(Exception):
@@ -117,12 +121,12 @@ class Relay:
                 answer = await attempt.open()
             except Refused as refused:
                 refused.worker.refused(refused.reason)
-                excluded_until[refused.worker.key] = self._loop.time() + refused.retry_after_seconds
+                excluded_until[refused.worker.key] = monotonic() + refused.retry_after_seconds
                 on_retry(f"refused-{refused.reason}")
             except WorkerFailed as failed:
                 failures += 1
-                failed.worker.failed(self._loop.time())
-                excluded_until[failed.worker.key] = self._loop.time() + FAILURE_PAUSE_SECONDS
+                failed.worker.failed(monotonic())
+                excluded_until[failed.worker.key] = monotonic() + FAILURE_PAUSE_SECONDS
                 log.info("attempt %d failed: %s", failures, failed)
                 if failures >= self._limits.failed_attempts:
                     status = 504 if failed.timed_out else 502
@@ -145,7 +149,7 @@ class Relay:
             await asyncio.wait(self._background, timeout=2.0)
 
     def _note(self, record: RequestRecord, assignment: Assignment) -> None:
-        record.dispatched_at = self._loop.time()
+        record.dispatched_at = monotonic()
         record.predicted_ttft_seconds = assignment.route.ttft_seconds
         record.predicted_queue_seconds = assignment.route.ahead_seconds
         record.unloaded_ttft_seconds = assignment.unloaded_ttft_seconds
@@ -169,19 +173,22 @@ class Attempt:
         self._response: aiohttp.ClientResponse | None = None
         self._over = False
         self._loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[None] = self._loop.create_future()
 
     async def open(self) -> Answer:
         """Send to all workers of the assignment and wait for the first token, or the whole answer if not streamed."""
         bootstrap = self._bootstrap()
         self._decode_task = self._loop.create_task(self._decode(bootstrap))
-        tasks: set[asyncio.Task[Any]] = {self._decode_task}
+        waited_for: set[asyncio.Future[Any]] = {self._decode_task, self._lost}
         if self.assignment.prefill is not None:
             self._prefill_task = self._loop.create_task(self._prefill(self.assignment.prefill, bootstrap))
             self._prefill_task.add_done_callback(self._prefill_ended)
-            tasks.add(self._prefill_task)
+            waited_for.add(self._prefill_task)
+        for worker in self.assignment.workers():
+            worker.on_lost.add(self._worker_lost)
         try:
-            while not self._decode_task.done():
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            while not (self._decode_task.done() or self._lost.done()):
+                done, waited_for = await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
                 if self._prefill_task in done and self._prefill_task.exception() is not None:
                     break
             failure = await self._failure()
@@ -191,6 +198,10 @@ class Attempt:
         except BaseException:
             self.cancel()
             raise
+        finally:
+            self._lost.cancel()
+            for worker in self.assignment.workers():
+                worker.on_lost.discard(self._worker_lost)
 
     async def rest(self) -> AsyncIterator[tuple[bytes, int]]:
         """Whole events after the first ones, and how many of them carry tokens.
@@ -259,7 +270,7 @@ class Attempt:
             raise _failed(worker, error) from error
         _raise_failure(worker, _failure_in(content, streamed=self._request.streamed))
         if self.first_token_at is None and not self._request.streamed:
-            self.first_token_at = self._loop.time()
+            self.first_token_at = monotonic()
 
     async def _decode(self, bootstrap: dict[str, Any]) -> Answer:
         worker = self.assignment.decode
@@ -283,7 +294,7 @@ class Attempt:
             whole, tokens = self._scanner.feed(chunk)
             content += whole
             if whole:
-                self.first_token_at = self._loop.time()
+                self.first_token_at = monotonic()
                 _raise_failure(worker, _failure_in(content, streamed=True))
                 return Answer(self, content, tokens, streamed=True)
         raise WorkerFailed(worker, "stream ended before its first event", lost=True)
@@ -294,7 +305,7 @@ class Attempt:
             return {}
         return {
             "bootstrap_host": prefill.member.host,
-            "bootstrap_port": prefill.member.bootstrap_port,
+            "bootstrap_port": prefill.bootstrap_port,
             "bootstrap_room": secrets.randbits(63),
         }
 
@@ -321,7 +332,7 @@ class Attempt:
     async def _post_once(self, worker: Worker, body: bytes) -> aiohttp.ClientResponse:
         return await self._relay.session.post(
             worker.member.url + self._request.path,
-            data=body,
+            data=body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body),
             headers={"Content-Type": "application/json"},
             timeout=self._relay.timeout,
         )
@@ -336,6 +347,12 @@ class Attempt:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.debug("abort of %s at %s: %s", self._rid, worker.name, error)
 
+    def _worker_lost(self, worker: Worker) -> None:
+        """Nothing is heard of a worker any more: a prompt that it hasn't finished is better off elsewhere."""
+        prefilled = self._prefill_task is not None and _succeeded(self._prefill_task)
+        if not self._lost.done() and not (prefilled and worker is self.assignment.prefill):
+            self._lost.set_exception(WorkerFailed(worker, "its state stream broke off", lost=True))
+
     def _prefill_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             task.exception()  # after the first token a prefill's failure changes nothing
@@ -344,7 +361,8 @@ class Attempt:
 
     async def _failure(self) -> BaseException | None:
         """What made this attempt fail, if anything did: a lost worker rather than what its peer made of that."""
-        tasks = [task for task in (self._prefill_task, self._decode_task) if task is not None]
+        tasks: list[asyncio.Future[Any]] = [self._lost]
+        tasks += [task for task in (self._prefill_task, self._decode_task) if task is not None]
         failures = [error for task in tasks if task.done() and (error := task.exception()) is not None]
         if not failures or (self._decode_task is not None and _succeeded(self._decode_task)):
             return None

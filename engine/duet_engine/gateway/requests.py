@@ -82,7 +82,7 @@ def parse(path: str, raw: bytes, *, model_names: Iterable[str]) -> ClientRequest
 
 def _json_object(raw: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(raw, parse_constant=_not_json)
+        fields = json.loads(raw.decode(), parse_constant=_not_json)
     except UnicodeDecodeError as error:
         raise _bad(f"body: not UTF-8: {error}") from error
     except RecursionError as error:

@@ -10,6 +10,7 @@ import asyncio
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 from duet_engine.gateway.errors import GatewayError
 from duet_engine.gateway.live_settings import LiveSettings
@@ -132,7 +133,7 @@ class Dispatcher:
             GatewayError: 429 or 503 with the reason when the queue is full or the wait too long.
         """
         self._check_limits(request)
-        now = self._loop.time()
+        now = monotonic()
         waiter = _Waiter(
             arrived_at=arrived_at,
             request=request,
@@ -176,13 +177,13 @@ class Dispatcher:
     def _current_reason(self) -> list[str]:
         if not self._waiting:
             return []
-        now = self._loop.time()
+        now = monotonic()
         fleet = self._workers.fleet(now)
         return [_WORDS[hold_reason(self._waiting[0].prompt, fleet, self._live().deflection)]]
 
     def _run_pass(self) -> None:
         self._pass_due = False
-        now = self._loop.time()
+        now = monotonic()
         fleet = self._workers.fleet(now)
         rule, window_seconds = self._live().deflection, self._window_seconds()
         seen = self._waiting[:LOOK_AHEAD_PROMPTS]

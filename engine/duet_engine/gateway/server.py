@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from aiohttp import web
 
@@ -52,7 +53,6 @@ class PublicServer:
         self._live = live
         self._unready_reason = unready_reason
         self._started_at_seconds = int(time.time())
-        self._loop = asyncio.get_running_loop()
         self.inflight = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -68,7 +68,7 @@ class PublicServer:
         return app
 
     async def _inference(self, http: web.Request) -> web.StreamResponse:
-        arrived_at = self._loop.time()
+        arrived_at = monotonic()
         request = parse(http.path, await self._body(http), model_names=self._live().model_names)
         record = RequestRecord(
             arrived_at=arrived_at,
@@ -77,7 +77,7 @@ class PublicServer:
             prompt_tokens=request.given_tokens or self._tokens.estimate(request.text_bytes),
         )
         counters = self._demand.of(record)
-        counters.arrived()
+        counters.arrived(record)
         self.inflight += 1
         self.idle.clear()
         try:
@@ -118,7 +118,9 @@ class PublicServer:
             )
         try:
             response = (
-                await self._stream(http, answer, record, counters) if answer.streamed else self._whole(answer, record)
+                await self._stream(http, answer, record, counters)
+                if answer.streamed
+                else self._whole(answer, record, counters)
             )
         finally:
             answer.attempt.cancel()
@@ -126,11 +128,12 @@ class PublicServer:
             self._tokens.learn(text_bytes=request.text_bytes, prompt_tokens=answer.usage.prompt_tokens)
         return response
 
-    def _whole(self, answer: Answer, record: RequestRecord) -> web.Response:
-        record.last_at = self._loop.time()
+    def _whole(self, answer: Answer, record: RequestRecord, counters: ClassCounters) -> web.Response:
+        record.last_at = monotonic()
         if record.first_at is None:
             assert record.dispatched_at is not None
             record.first_at = min(record.last_at, record.dispatched_at + record.predicted_ttft_seconds)
+        counters.began(record)
         self._completed(answer, record)
         return web.Response(body=answer.content, content_type=_JSON, headers={ROUTE_HEADER: record.route})
 
@@ -140,14 +143,15 @@ class PublicServer:
         response = web.StreamResponse(headers={ROUTE_HEADER: record.route, "Cache-Control": "no-cache"})
         response.content_type = "text/event-stream"
         record.last_at = record.first_at or record.arrived_at
-        record.output_tokens = answer.tokens
+        record.relayed_tokens = answer.tokens
+        counters.began(record)
         await response.prepare(http)
         await response.write(answer.content)
         try:
             await self._relay_events(answer, response, record, counters)
         except WorkerFailed as failed:
             record.end, record.error = End.FAILED, str(failed)
-            failed.worker.failed(self._loop.time())
+            failed.worker.failed(monotonic())
             await response.write(error_event(f"the stream broke off: {failed}", status=502))
         else:
             if answer.attempt.reported_failure:
@@ -160,7 +164,7 @@ class PublicServer:
     async def _relay_events(
         self, answer: Answer, response: web.StreamResponse, record: RequestRecord, counters: ClassCounters
     ) -> None:
-        clock, itl_seconds = self._loop.time, self._live().objective.itl_seconds
+        clock, itl_seconds = monotonic, self._live().objective.itl_seconds
         blocked_seconds = 0.0
         async for events, tokens in answer.attempt.rest():
             now = clock()
@@ -171,7 +175,7 @@ class PublicServer:
                     record.gaps_over_objective += 1
                     record.gaps_over_for_client += 2 * blocked_seconds > gap_seconds
                 record.last_at = now
-                record.output_tokens += tokens
+                record.relayed_tokens += tokens
                 blocked_seconds = 0.0
             await response.write(events)
             written_seconds = clock() - now
@@ -181,6 +185,7 @@ class PublicServer:
 
     def _completed(self, answer: Answer, record: RequestRecord) -> None:
         record.end = End.COMPLETED
+        record.output_tokens = record.relayed_tokens
         usage = answer.usage
         if usage is not None:
             record.prompt_tokens = usage.prompt_tokens
@@ -194,7 +199,7 @@ class PublicServer:
     def _finish(self, record: RequestRecord, counters: ClassCounters) -> None:
         if record.end is None:  # an error of the gateway's own, on its way to the log
             record.end = End.FAILED
-        record.last_at = max(record.last_at, record.arrived_at) if record.first_at else self._loop.time()
+        record.last_at = max(record.last_at, record.arrived_at) if record.first_at else monotonic()
         record.loop_lag_seconds = self._lag.p99_seconds()
         counters.ended(record, self._live().objective)
         kind = record.route.split("=", 1)[0] or "none"
@@ -207,7 +212,7 @@ class PublicServer:
             record.prompt_tokens,
             record.output_tokens,
             record.ttft_seconds * 1e3,
-            (self._loop.time() - record.arrived_at) * 1e3,
+            (monotonic() - record.arrived_at) * 1e3,
             record.waited_seconds * 1e3,
             record.retries,
             record.route,

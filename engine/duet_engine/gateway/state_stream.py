@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import monotonic
 
 import aiohttp
 
@@ -32,7 +33,6 @@ async def listen(
     changed: Callable[[], None],
 ) -> None:
     """Keep one worker's state up to date until cancelled."""
-    loop = asyncio.get_running_loop()
     pause_seconds, complained = FIRST_PAUSE_SECONDS, False
     while True:
         try:
@@ -42,7 +42,7 @@ async def listen(
             ) as response:
                 async for line in lines(response.content):
                     state = WorkerState.read(line)
-                    worker.heard(state, loop.time())
+                    worker.heard(state, monotonic())
                     knobs.check(worker, state)
                     changed()
                     pause_seconds, complained = FIRST_PAUSE_SECONDS, False
@@ -63,4 +63,4 @@ async def _describe(worker: Worker, session: aiohttp.ClientSession) -> None:
         info = WorkerInfo.read(await response.read())
     if info.role is not worker.member.role:
         raise ProtocolError(f"it runs as {info.role}, but is listed as {worker.member.role}")
-    worker.describe(info.profile)
+    worker.describe(info)

@@ -6,7 +6,7 @@ it (`WorkerState.accepted`), by that state afterwards, and no more once it has e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from duet_engine.gateway.breaker import Breaker
@@ -14,7 +14,7 @@ from duet_engine.gateway.discovery import Member
 from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker
-from duet_engine.protocol import RefusalReason, Role, StepKind, WorkerProfile, WorkerReport, WorkerState
+from duet_engine.protocol import RefusalReason, Role, StepKind, WorkerInfo, WorkerProfile, WorkerReport, WorkerState
 
 _NOT_READY_REFUSALS = (RefusalReason.DRAINING, RefusalReason.NOT_READY, RefusalReason.WRONG_ROLE)
 
@@ -31,7 +31,7 @@ class SentWork:
 
 
 class Worker:
-    """One engine. `known` is its profile; without one it can't be planned for and gets nothing."""
+    """One engine. Without a profile it can't be planned for and gets nothing."""
 
     def __init__(self, member: Member, *, gateway_id: str) -> None:
         self.member = member
@@ -39,10 +39,13 @@ class Worker:
         self.state: WorkerState | None = None
         self.state_received_at = 0.0
         self.profile: WorkerProfile | None = None
+        self.bootstrap_port = member.bootstrap_port
         self.steps: LinearStepModel | None = None
         self.breaker = Breaker()
         self.errors_total = 0
         self.refusals_total = 0
+        self.on_lost: set[Callable[[Worker], None]] = set()
+        """Who wants to know when nothing is heard of it any more."""
         self._gateway_id = gateway_id
         self._sequence = 0
         self._sent: dict[int, SentWork] = {}
@@ -67,10 +70,11 @@ class Worker:
 
     # --- what is heard ---
 
-    def describe(self, profile: WorkerProfile) -> None:
+    def describe(self, info: WorkerInfo) -> None:
         """The worker said what it is."""
-        self.profile = profile
-        self.steps = LinearStepModel.from_coefficients(profile.steps)
+        self.profile = info.profile
+        self.steps = LinearStepModel.from_coefficients(info.profile.steps)
+        self.bootstrap_port = info.bootstrap_port or self.member.bootstrap_port
 
     def heard(self, state: WorkerState, now: float) -> None:
         """A line of its state stream: newer than whatever a refusal made this gateway believe."""
@@ -81,8 +85,10 @@ class Worker:
         self._deflection_refused = False
 
     def lost(self) -> None:
-        """The state stream broke."""
+        """The state stream broke, or the worker is gone altogether."""
         self.connected = False
+        for tell in tuple(self.on_lost):
+            tell(self)
 
     def refused(self, reason: RefusalReason) -> None:
         """It took nothing; believe it until its next state."""
@@ -153,6 +159,7 @@ class Worker:
             steps=self.steps,
             chunk_tokens=chunk_tokens,
             ahead_seconds=max(0.0, reported_seconds - done_since_seconds) + unconfirmed_seconds,
+            dispatches=self._sequence,
         )
 
     def decode_view(self) -> DecodeWorker:
@@ -183,6 +190,7 @@ class Worker:
                 (state.queued_prefill_tokens if unified else state.queued_deflected_tokens)
                 + sum(work.prompt_tokens for work in local)
             ),
+            dispatches=self._sequence,
         )
 
     def report(self, now: float) -> WorkerReport:

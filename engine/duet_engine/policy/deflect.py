@@ -92,10 +92,10 @@ def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> Lo
 
 
 def best_local_path(prompt: Prompt, workers: Iterable[DecodeWorker], rule: DeflectionRule) -> LocalPath | None:
-    """The soonest of all; ties go to the worker with the lower key, so that every driver decides alike."""
+    """The soonest of all; equal ones take turns."""
     allowed = (worker for worker in workers if worker.unified or rule.mode is not DeflectionMode.OFF)
     paths = [path for worker in allowed if (path := local_path(prompt, worker, rule)) is not None]
-    return min(paths, key=lambda path: (path.ttft_seconds, path.worker.key), default=None)
+    return min(paths, key=lambda path: (path.ttft_seconds, path.worker.dispatches, path.worker.key), default=None)
 
 
 def deflects(

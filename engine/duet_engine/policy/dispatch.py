@@ -143,7 +143,7 @@ class _Board:
 
     def _best_pair(self, prompt: Prompt) -> Pair | None:
         """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
-        best: Pair | None = None
+        best: tuple[tuple[float, int, str], Pair] | None = None
         decode_by_revision: dict[str, DecodeWorker | None] = {}
         for worker in self._prefill.values():
             if worker.key in prompt.excluded:
@@ -154,9 +154,10 @@ class _Board:
             if decode is None:
                 continue
             ttft_seconds = prefill_path_seconds(prompt, worker, decode)
-            if best is None or (ttft_seconds, worker.key) < (best.ttft_seconds, best.prefill):
-                best = Pair(worker.key, decode.key, ttft_seconds, worker.ahead_seconds)
-        return best
+            rank = (ttft_seconds, worker.dispatches, worker.key)
+            if best is None or rank < best[0]:
+                best = rank, Pair(worker.key, decode.key, ttft_seconds, worker.ahead_seconds)
+        return best[1] if best else None
 
     def _best_decode(self, prompt: Prompt, revision: str) -> DecodeWorker | None:
         fitting = [
@@ -169,14 +170,16 @@ class _Board:
         ]
         return min(
             fitting,
-            key=lambda worker: (_step_with(prompt, worker), -worker.kv_free_tokens, worker.key),
+            key=lambda worker: (_step_with(prompt, worker), -worker.kv_free_tokens, worker.dispatches, worker.key),
             default=None,
         )
 
     def _take_pair(self, prompt: Prompt, pair: Pair) -> Route:
         worker = self._prefill[pair.prefill]
         work_seconds = worker.steps.prompt_seconds(prompt.tokens, chunk_tokens=worker.chunk_tokens)
-        self._prefill[pair.prefill] = replace(worker, ahead_seconds=worker.ahead_seconds + work_seconds)
+        self._prefill[pair.prefill] = replace(
+            worker, ahead_seconds=worker.ahead_seconds + work_seconds, dispatches=worker.dispatches + 1
+        )
         if pair.ahead_seconds > self._window_seconds:
             return Hold(HoldReason.PREFILL_BUSY)
         self._occupy(prompt, self._decode[pair.decode], local=False)
@@ -202,6 +205,7 @@ class _Board:
             kv_free_tokens=worker.kv_free_tokens - prompt.tokens - prompt.output_reserve_tokens,
             free_slots=worker.free_slots - 1,
             local_prefill_tokens=worker.local_prefill_tokens + (prompt.tokens if local else 0),
+            dispatches=worker.dispatches + 1,
         )
 
     def _reason_without_path(self, prompt: Prompt) -> HoldReason:

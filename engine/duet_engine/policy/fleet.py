@@ -21,6 +21,8 @@ class PrefillWorker:
     steps: LinearStepModel
     chunk_tokens: int
     ahead_seconds: float = 0.0
+    dispatches: int = 0
+    """Prompts sent so far: equal workers take turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class DecodeWorker:
     unified: bool = False
     local_prefill_tokens: int = 0
     """Prompt tokens that wait here for a local prefill."""
+    dispatches: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,430 @@
+"""The gateway before simulated engines: routes, streams, retries, cancellation, as clients see them."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.support.fleet import (
+    MODEL,
+    EngineProcess,
+    Fleet,
+    GatewayProcess,
+    all_usable,
+    ask,
+    completion,
+    demand,
+    eventually,
+    fleet,
+    get_json,
+)
+
+LONG_PROMPT = [7] * 12_000
+"""About 0.9 s of prefill on the simulated slice."""
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Fleet]:
+    with fleet(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as opened:
+        yield opened
+
+
+async def work_of(session: aiohttp.ClientSession, engine: EngineProcess) -> int:
+    state = await get_json(session, engine.url + "/duet/state")
+    return sum(state["work"].values())
+
+
+async def default_class(session: aiohttp.ClientSession, gateway: GatewayProcess) -> dict[str, Any]:
+    found: dict[str, Any] = (await demand(session, gateway))["classes"][0]
+    return found
+
+
+def without_identity(answer_events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**event, "id": None, "created": None} for event in answer_events]
+
+
+async def test_a_pair_streams_what_a_single_engine_streams(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    reference = processes.engine("unified")
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    chat = {"messages": [{"role": "user", "content": "tell me"}], "max_tokens": 9, "ignore_eos": True, "stream": True}
+    for path, body in (
+        ("/v1/completions", completion(20)),
+        ("/v1/completions", completion(20, stream_options={"include_usage": True})),
+        ("/v1/completions", completion(1, prompt=[1, 2, 3])),
+        ("/v1/chat/completions", chat),
+        ("/generate", {"text": "once", "sampling_params": {"max_new_tokens": 7, "ignore_eos": True}, "stream": True}),
+    ):
+        through, direct = await ask(session, gateway.url, body, path), await ask(session, reference.url, body, path)
+        assert through.route == f"prefill={engines[0].name} decode={engines[1].name}"
+        assert through.whole and direct.whole
+        if path == "/generate":
+            assert [event["text"] for event in through.events] == [event["text"] for event in direct.events]
+        else:
+            assert without_identity(through.events) == without_identity(direct.events)
+    whole = completion(5, stream=False)
+    through, direct = await ask(session, gateway.url, whole), await ask(session, reference.url, whole)
+    assert json.loads(through.text)["choices"] == json.loads(direct.text)["choices"]
+
+
+async def test_the_demand_document_counts_what_clients_saw(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines, config={"slo": {"ttftMilliseconds": 20_000, "itlMilliseconds": 5_000}})
+    await all_usable(session, gateway, 2)
+    answers = await asyncio.gather(
+        *(ask(session, gateway.url, completion(10, prompt=[index] * 300)) for index in range(6)),
+        *(ask(session, gateway.url, completion(4, stream=False)) for _ in range(2)),
+    )
+    assert all(answer.whole for answer in answers)
+    document = await demand(session, gateway)
+    counted = document["classes"][0]
+    assert (counted["arrivals_total"], counted["completed_total"], counted["failed_total"]) == (8, 8, 0)
+    assert counted["met_both_total"] == counted["met_ttft_total"] == counted["met_itl_total"] == 8
+    assert counted["input_tokens_total"] == 6 * 300 + 2 * 4
+    assert counted["output_tokens_total"] == 6 * 10 + 2 * 4
+    assert sum(counted["ttft_seconds"]["counts"]) == 6
+    assert sum(counted["itl_seconds"]["counts"]) == 6 * 9
+    assert len(document["profiles"]) == 2
+    assert {worker["role"] for worker in document["workers"]} == {"prefill", "decode"}
+    assert all(worker["state"]["accepted"] for worker in document["workers"])
+    again = await demand(session, gateway)
+    assert again["sequence"] == document["sequence"] + 1
+    assert again["instance_id"] == document["instance_id"]
+
+
+async def test_prompts_are_deflected_when_there_is_no_prefill_worker(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("decode"), processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    answers = await asyncio.gather(*(ask(session, gateway.url, completion(20)) for _ in range(10)))
+    assert all(answer.whole and len(answer.events) == 20 for answer in answers)
+    assert {answer.route.split()[0] for answer in answers} == {f"deflected={engine.name}" for engine in engines}
+    assert all(answer.route.endswith("reason=no-prefill-worker") for answer in answers)
+    assert (await default_class(session, gateway))["deflected_requests_total"] == 10
+
+
+async def test_prompts_are_deflected_when_the_prefill_queue_endangers_ttft(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode"), processes.engine("decode")]
+    gateway = processes.gateway(engines, config={"slo": {"ttftMilliseconds": 800, "itlMilliseconds": 100}})
+    await all_usable(session, gateway, 3)
+    bodies = [completion(10, prompt=[index] * 4000) for index in range(12)]
+    answers = await asyncio.gather(*(ask(session, gateway.url, body) for body in bodies))
+    assert all(answer.whole for answer in answers)
+    routes = [answer.route.split("=")[0] for answer in answers]
+    assert set(routes) == {"prefill", "deflected"}
+    assert all("ttft-endangered" in answer.route for answer in answers if answer.route.startswith("deflected"))
+
+
+async def test_deflection_off_means_the_prefill_pool_or_nothing(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines, "--hold-timeout-seconds", "0.5", config={"deflection": {"mode": "Off"}})
+    await all_usable(session, gateway, 2)
+    bodies = [completion(3, prompt=[index] * 4000) for index in range(6)]
+    answers = await asyncio.gather(*(ask(session, gateway.url, body) for body in bodies))
+    assert all(answer.whole and answer.route.startswith("prefill=") for answer in answers)
+    state = await get_json(session, engines[1].url + "/duet/state")
+    assert state["knobs_generation"] == 1 and not state["deflection_active"]
+    engines[0].kill()
+    await all_usable(session, gateway, 1)
+    async with session.post(gateway.url + "/v1/completions", json=completion(3)) as response:
+        refusal = await response.json()
+        assert response.status == 503 and int(response.headers["Retry-After"]) > 0
+    assert "no prefill worker is ready" in refusal["error"]["message"]
+    assert (await default_class(session, gateway))["missed_total"] == {"gate": 1}
+
+
+async def test_a_refusal_is_retried_elsewhere(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    """The engines take one deflected prompt at a time, which no state shows."""
+    engines = [processes.engine("decode", "--max-deflected-requests", "1") for _ in range(2)]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    answers = await asyncio.gather(*(ask(session, gateway.url, completion(3, prompt=[1] * 800)) for _ in range(6)))
+    assert all(answer.whole for answer in answers)
+    async with session.get(gateway.admin + "/metrics") as response:
+        assert 'duet_gateway_retries_total{reason="refused-queue-full"}' in await response.text()
+    counted = await default_class(session, gateway)
+    assert (counted["completed_total"], counted["failed_total"]) == (6, 0)
+
+
+async def test_a_worker_that_falls_silent_before_the_first_token_loses_its_request_to_another(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("decode"), processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    engines[0].stop()
+    answers = await asyncio.gather(*(ask(session, gateway.url, completion(3)) for _ in range(4)))
+    assert all(answer.whole for answer in answers)
+    assert {answer.route.split()[0] for answer in answers} == {f"deflected={engines[1].name}"}
+
+
+async def test_draining_one_decode_worker_under_load_fails_nothing(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode"), processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 3)
+    tasks = []
+    for index in range(80):
+        tasks.append(asyncio.create_task(ask(session, gateway.url, completion(30, prompt=[index] * 200))))
+        if index == 30:
+            drain = {"lease_seconds": 30}
+            async with session.put(engines[1].url + "/duet/drain", json=drain) as response:
+                assert response.status == 200
+        await asyncio.sleep(0.02)
+    answers = await asyncio.gather(*tasks)
+    assert [answer for answer in answers if not answer.whole] == []
+    assert any(engines[1].name in answer.route for answer in answers[:30])
+    assert not any(engines[1].name in answer.route for answer in answers[50:])
+    assert await work_of(session, engines[1]) == 0
+
+
+async def test_a_prefill_worker_that_dies_before_the_first_token_costs_no_request(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("prefill"), processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines, config={"deflection": {"mode": "Off"}})
+    await all_usable(session, gateway, 3)
+    tasks = [asyncio.create_task(ask(session, gateway.url, completion(5, prompt=LONG_PROMPT))) for _ in range(2)]
+    await eventually(lambda: busy(session, engines[:2]), "both prefill workers to be at work")
+    engines[0].kill()
+    answers = await asyncio.gather(*tasks)
+    assert all(answer.whole for answer in answers)
+    assert {answer.route for answer in answers} == {f"prefill={engines[1].name} decode={engines[2].name}"}
+    assert await work_of(session, engines[2]) == 0
+
+
+async def busy(session: aiohttp.ClientSession, engines: list[EngineProcess]) -> bool:
+    states = [await get_json(session, engine.url + "/duet/state") for engine in engines]
+    return all(state["step"] != "idle" for state in states)
+
+
+async def test_the_only_prefill_worker_dies_and_its_request_is_deflected(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines, config={"slo": {"ttftMilliseconds": 8000}})
+    await all_usable(session, gateway, 2)
+    task = asyncio.create_task(ask(session, gateway.url, completion(5, prompt=LONG_PROMPT)))
+    await eventually(lambda: busy(session, engines[:1]), "the prefill worker to be at work")
+    engines[0].kill()
+    answer = await task
+    assert answer.whole
+    assert answer.route == f"deflected={engines[1].name} reason=no-prefill-worker"
+
+
+async def test_a_decode_worker_that_dies_after_the_first_token_ends_in_an_error_event(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    seen = b""
+    async with session.post(gateway.url + "/v1/completions", json=completion(2000)) as response:
+        async for chunk in response.content.iter_any():
+            if not seen:
+                engines[1].kill()
+            seen += chunk
+    events = seen.split(b"\n\n")
+    assert events[-1] == b""
+    last = json.loads(events[-2].removeprefix(b"data: "))
+    assert last["error"]["code"] == 502 and engines[1].name in last["error"]["message"]
+    counted = await default_class(session, gateway)
+    assert (counted["failed_total"], counted["missed_total"]) == (1, {"engine": 1})
+
+
+@pytest.mark.parametrize("prompt", [[5] * 20, LONG_PROMPT], ids=["while it streams", "before the first token"])
+async def test_a_client_that_leaves_frees_both_workers(
+    processes: Fleet, session: aiohttp.ClientSession, prompt: list[int]
+) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines, config={"slo": {"ttftMilliseconds": 8000}})
+    await all_usable(session, gateway, 2)
+    task = asyncio.create_task(ask(session, gateway.url, completion(20_000, prompt=prompt)))
+
+    async def at_work() -> bool:
+        return await work_of(session, engines[1]) > 0
+
+    async def free() -> bool:
+        return await work_of(session, engines[0]) == 0 and await work_of(session, engines[1]) == 0
+
+    await eventually(at_work, "the request to reach the decode worker")
+    await asyncio.sleep(0.15)
+    task.cancel()
+    await eventually(free, "both workers to be free")
+    document = await demand(session, gateway)
+    assert document["inflight_requests"] == 0 and document["waiting_requests"] == 0
+    assert (document["classes"][0]["failed_total"], document["classes"][0]["missed_total"]) == (0, {})
+    assert (await ask(session, gateway.url, completion(3))).whole
+
+
+async def test_a_request_is_held_until_a_worker_comes(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engine = processes.engine("decode", "--cold-start-seconds", "3")
+    gateway = processes.gateway([engine])
+    answer = await ask(session, gateway.url, completion(3))
+    assert answer.whole
+
+
+async def test_a_hold_that_is_too_long_or_too_full_says_why(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engine = processes.engine("decode", "--cold-start-seconds", "300")
+    gateway = processes.gateway([engine], "--hold-timeout-seconds", "1", "--held-requests", "2")
+    held = [asyncio.create_task(ask(session, gateway.url, completion(3))) for _ in range(2)]
+
+    async def both_wait() -> bool:
+        return (await demand(session, gateway))["waiting_requests"] == 2
+
+    await eventually(both_wait, "two held requests")
+    async with session.post(gateway.url + "/v1/completions", json=completion(3)) as response:
+        assert response.status == 429 and "Retry-After" in response.headers
+        assert "queue is full" in (await response.json())["error"]["message"]
+    answers = await asyncio.gather(*held)
+    assert {answer.status for answer in answers} == {503}
+    assert all("no decode worker is ready" in answer.text for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/v1/completions", b'{"prompt":', 400, "body: not valid JSON"),
+        ("/v1/completions", b"\xff\xfe", 400, "body: not UTF-8"),
+        ("/v1/completions", b"[]", 400, "body: must be a JSON object"),
+        ("/v1/completions", b"[" * 100_000, 400, "body: nested too deeply"),
+        ("/v1/completions", b'{"prompt": "a", "temperature": NaN}', 400, "NaN"),
+        ("/v1/completions", b"{}", 400, "prompt: missing"),
+        ("/v1/completions", b'{"prompt": 3}', 400, "prompt: must be text"),
+        ("/v1/completions", b'{"prompt": ["a", "b"]}', 400, "prompt: a list of prompts isn't supported"),
+        ("/v1/completions", b'{"prompt": "a", "n": 2}', 400, "n: only 1 is supported"),
+        ("/v1/completions", b'{"prompt": "a", "stream": "yes"}', 400, "stream: must be true or false"),
+        ("/v1/completions", b'{"prompt": "a", "max_tokens": "9"}', 400, "max_tokens: must be a number"),
+        ("/v1/completions", b'{"prompt": "a", "model": "other"}', 404, "model: 'other' isn't served here"),
+        ("/v1/chat/completions", b'{"messages": []}', 400, "messages: must be a list"),
+        ("/v1/chat/completions", b'{"messages": [{"content": 3}]}', 400, "messages.0.content"),
+        ("/generate", b'{"text": "a", "input_ids": [1]}', 400, "text, input_ids"),
+        ("/generate", b'{"text": ["a", "b"]}', 400, "text: a list of prompts isn't supported"),
+        ("/generate", b'{"text": "a", "sampling_params": {"n": 2}}', 400, "n: only 1 is supported"),
+        ("/v1/embeddings", b"{}", 404, "Not Found"),
+        ("/v1/completions", b'{"prompt": "' + b"a" * (2**20 + 10) + b'"}', 413, "body: larger"),
+    ],
+)
+async def test_bad_input_is_named(
+    bad_input_gateway: GatewayProcess, session: aiohttp.ClientSession, path: str, body: bytes, status: int, says: str
+) -> None:
+    async with session.post(bad_input_gateway.url + path, data=io.BytesIO(body)) as response:
+        assert response.status == status
+        assert says in (await response.json())["error"]["message"]
+    assert (await demand(session, bad_input_gateway))["classes"][0]["arrivals_total"] == 0
+
+
+@pytest.fixture(scope="module")
+def bad_input_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with fleet(tmp_path_factory.mktemp("bad-input")) as started:
+        yield started.gateway([], "--max-body-mib", "1")
+
+
+async def test_what_the_engine_finds_wrong_reaches_the_client(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    for streamed in (True, False):
+        answer = await ask(session, gateway.url, completion(3, prompt=[1] * 90_000, stream=streamed))
+        assert answer.status == 400 and "longer than the model's context" in answer.text
+    counted = await default_class(session, gateway)
+    assert (counted["failed_total"], counted["missed_total"]) == (0, {})
+
+
+async def test_client_fields_that_steer_engines_are_stripped(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    steering = {
+        "rid": "a",
+        "priority": 9,
+        "bootstrap_host": "127.0.0.9",
+        "bootstrap_port": 1,
+        "bootstrap_room": 3,
+        "duet": {"gateway": "me", "sequence": 5, "deflected": True},
+    }
+    answer = await ask(session, gateway.url, completion(3, **steering))
+    assert answer.whole and answer.route.startswith("prefill=")
+    assert len(answer.events[0]["id"]) == 32
+    state = await get_json(session, engines[1].url + "/duet/state")
+    assert "me" not in state["accepted"]
+
+
+async def test_a_worker_that_fails_requests_is_ejected_and_comes_back(
+    processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    engines = [processes.engine("decode", name="ill"), processes.engine("decode", name="well")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    async with session.post(engines[0].url + "/simulate/faults", json={"fail_next_requests": 3}):
+        pass
+    answers = [await ask(session, gateway.url, completion(2)) for _ in range(12)]
+    assert all(answer.whole for answer in answers)
+    ill = next(worker for worker in (await demand(session, gateway))["workers"] if worker["worker"] == "ill")
+    assert ill["errors_total"] == 3
+
+    async def back() -> bool:
+        return (await ask(session, gateway.url, completion(2))).route.startswith("deflected=ill")
+
+    await eventually(back, "the ejected worker to get requests again")
+
+
+async def test_rolling_the_gateway_finishes_what_it_accepted(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engines = [processes.engine("prefill"), processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 2)
+    long = [asyncio.create_task(ask(session, gateway.url, completion(400))) for _ in range(5)]
+    await asyncio.sleep(0.1)
+    gateway.terminate()
+
+    async def unready() -> bool:
+        async with session.get(gateway.admin + "/readyz") as response:
+            return response.status == 503
+
+    await eventually(unready, "the gateway to be unready")
+    async with session.post(gateway.url + "/v1/completions", json=completion(3)) as response:
+        assert response.headers["Connection"] == "close"
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+    answers = await asyncio.gather(*long)
+    assert all(answer.whole and len(answer.events) == 400 for answer in answers)
+    assert await asyncio.to_thread(gateway.popen.wait, 20) == 0
+
+
+async def test_models_plan_and_metrics(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engines = [processes.engine("decode")]
+    gateway = processes.gateway(engines)
+    await all_usable(session, gateway, 1)
+    models = await get_json(session, gateway.url + "/v1/models")
+    assert [model["id"] for model in models["data"]] == [MODEL]
+    plan = {"generation": 3, "lease_seconds": 30, "dispatch_share": 0.5}
+    async with session.put(gateway.admin + "/duet/plan", json=plan) as response:
+        assert (await response.json())["generation"] == 3
+    async with session.put(gateway.admin + "/duet/plan", json={**plan, "generation": 2}) as response:
+        assert (await response.json())["generation"] == 3
+    async with session.put(gateway.admin + "/duet/plan", json={"lease_seconds": -1}) as response:
+        assert response.status == 400 and "lease_seconds" in (await response.json())["error"]
+    assert (await get_json(session, gateway.admin + "/duet/plan"))["dispatch_share"] == 0.5
+    assert (await ask(session, gateway.url, completion(3))).whole
+    async with session.get(gateway.admin + "/metrics") as response:
+        text = await response.text()
+    line = 'duet_gateway_requests_total{outcome="completed",path="/v1/completions",route="deflected"} 1.0'
+    assert line in text
+    assert 'duet_gateway_itl_seconds_count{class="default"} 2.0' in text
