@@ -13,7 +13,7 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from duet_engine.protocol import Knobs
-from duet_operator.planner.lengths import Patience, tail_rate, utilisation
+from duet_operator.planner.lengths import Patience, WaitLimit, utilisation, wait_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,16 +38,19 @@ DEFLECTION_SHARE = 0.7
 MOST_REPLICAS = 4096
 
 
-def largest(fits: Callable[[int], bool], *, low: int, high: int) -> int:
-    """Largest integer in [low, high] that fits, by bisection; low - 1 where none does. `fits` turns false once."""
-    below, above = low - 1, high + 1
+def fewest(enough: Callable[[int], bool], *, most: int) -> int:
+    """Smallest number from 0 on that is enough, most + 1 where none is. Whatever is greater than enough must be too."""
+    below, above = -1, 0
+    while above <= most and not enough(above):
+        below, above = above, 2 * above + 1
+    above = min(above, most + 1)
     while above - below > 1:
         middle = (below + above) // 2
-        if fits(middle):
-            below = middle
-        else:
+        if enough(middle):
             above = middle
-    return below
+        else:
+            below = middle
+    return above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +89,11 @@ class Fleet:
     @cached_property
     def decode_batch(self) -> int:
         """Largest batch of a decode worker within ITL, memory and settings."""
-        return max(largest(self._decode_fits, low=1, high=self.most_resident_requests), 1)
-
-    def _decode_fits(self, requests: int) -> bool:
-        return self._decode_step_seconds(requests) <= self.step_limit_seconds
+        too_many = fewest(
+            lambda requests: self._decode_step_seconds(requests) > self.step_limit_seconds,
+            most=self.most_resident_requests,
+        )
+        return max(too_many - 1, 1)
 
     def _decode_step_seconds(self, requests: int) -> float:
         return self.decode.steps.decode_step_seconds(requests, requests * self.lengths.context_tokens)
@@ -134,8 +138,8 @@ class Fleet:
         return tuple((tokens, self.unloaded_ttft_seconds(tokens)) for tokens in self.lengths.typical_inputs())
 
     @cached_property
-    def _prefill_tail_rate(self) -> float:
-        return tail_rate(
+    def _prefill_wait_limit(self) -> WaitLimit:
+        return wait_limit(
             [
                 Patience(self.objective.ttft_objective_seconds(unloaded) - unloaded, self.objective.ttft_seconds)
                 for _, unloaded in self._unloaded_ttfts
@@ -154,7 +158,7 @@ class Fleet:
         busy = utilisation(
             servers=prefill_replicas,
             service_seconds=self.prompt_seconds,
-            rate=self._prefill_tail_rate,
+            limit=self._prefill_wait_limit,
             variation=self.lengths.squared_variation,
         )
         return prefill_replicas * busy * self.lengths.uncached_tokens / self.prompt_seconds
@@ -193,17 +197,17 @@ class Fleet:
         headroom = self.headroom(load.output_tokens / decode_replicas)
         if headroom <= 0:
             return 0.0
-        in_time_share, rate = self._deflected_classes(headroom)
+        in_time_share, limit = self._deflected_classes(headroom)
         busy = utilisation(
             servers=decode_replicas,
             service_seconds=self.lengths.uncached_tokens / headroom,
-            rate=rate,
+            limit=limit,
             variation=self.lengths.squared_variation,
         )
         return min(decode_replicas * headroom * min(busy, DEFLECTION_SHARE), in_time_share * load.input_tokens)
 
-    def _deflected_classes(self, headroom: float) -> tuple[float, float]:
-        """Share of prompt tokens that needn't stay with the prefill pool, and how steeply their waits must die away."""
+    def _deflected_classes(self, headroom: float) -> tuple[float, WaitLimit]:
+        """Share of prompt tokens that needn't stay with the prefill pool, and how long prompts may wait."""
         patiences: list[Patience] = []
         needing_prefill = total = 0.0
         for tokens, unloaded in self._unloaded_ttfts:
@@ -213,4 +217,4 @@ class Fleet:
             if slack <= 0 < objective - unloaded:
                 needing_prefill += tokens
             patiences.append(Patience(slack, self.objective.ttft_seconds))
-        return 1 - needing_prefill / total, tail_rate(patiences, self._miss_share)
+        return 1 - needing_prefill / total, wait_limit(patiences, self._miss_share)

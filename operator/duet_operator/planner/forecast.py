@@ -28,7 +28,7 @@ PRIOR_NOISE_SHARE = 0.1
 NOISE_QUANTILE = 1.28
 """Standard deviations of the windows' noise above the level (P90)."""
 STEP_NOISE = 2.0
-"""A last window this many standard deviations above the level is a step, not noise."""
+"""A last window this many standard deviations above those before is a step, not noise."""
 GREATEST_GROWTH = 1.5
 UNKNOWN_INPUT_TOKENS, UNKNOWN_OUTPUT_TOKENS = 1024.0, 256.0
 """Until somebody asked for something; only figures shown to people depend on them."""
@@ -66,10 +66,11 @@ def expect(times: Sequence[float], values: Sequence[float], *, horizon_seconds: 
     """Recent level, plus a trend that stands out of the noise, plus room for the noise."""
     if not values:
         return 0.0
-    last, level = values[-1], fmean(values[-_level_windows(times, horizon_seconds) :])
+    windows = _level_windows(times, horizon_seconds)
+    last, level, before = values[-1], fmean(values[-windows:]), fmean(values[-windows - 1 : -1] or values)
     noise = _noise(values, level)
     growth = _trend(times, values, noise) * horizon_seconds
-    rising = growth > 0 or last - level > STEP_NOISE * noise
+    rising = growth > 0 or last - before > STEP_NOISE * noise
     wanted = max(level + growth + NOISE_QUANTILE * noise, last if rising else 0.0)
     return min(wanted, GREATEST_GROWTH * max(values))
 

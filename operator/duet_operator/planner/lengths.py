@@ -7,6 +7,7 @@ neither vanish in a mean nor decide alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import exp, log, sqrt
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,11 @@ GREATEST_SIGMA = sqrt(log(5.0))
 FULL_WEIGHT_SHARE = 0.25
 """A prompt that may wait less than this share of its objective counts in proportion: with no room to wait it misses
 whatever the number of workers, and must not cost GPUs."""
+FULLY_JUDGED_SHARE = 0.1
 LOWEST_UTILISATION, HIGHEST_UTILISATION = 0.4, 0.9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Lengths:
     """What requests look like, in tokens: means, and the P95 of prompts (0: unknown)."""
 
@@ -33,20 +35,20 @@ class Lengths:
     output_tokens: float
     p95_input_tokens: float = 0.0
 
-    @property
+    @cached_property
     def uncached_tokens(self) -> float:
         return max(self.input_tokens - self.cached_tokens, 1.0)
 
-    @property
+    @cached_property
     def uncached_share(self) -> float:
         return self.uncached_tokens / max(self.input_tokens, 1.0)
 
-    @property
+    @cached_property
     def context_tokens(self) -> float:
         """Mean context of a resident request over its decode."""
         return self.input_tokens + self.output_tokens / 2
 
-    @property
+    @cached_property
     def sigma(self) -> float:
         """Standard deviation of the logarithm of prompt lengths."""
         if self.p95_input_tokens <= 0 or self.input_tokens <= 0:
@@ -54,12 +56,12 @@ class Lengths:
         ratio = max(self.p95_input_tokens / self.input_tokens, 1.0)
         return min(NORMAL_P95 - sqrt(max(NORMAL_P95**2 - 2 * log(ratio), 0.0)), GREATEST_SIGMA)
 
-    @property
+    @cached_property
     def squared_variation(self) -> float:
         """Squared coefficient of variation of prompt lengths."""
         return exp(self.sigma**2) - 1
 
-    @property
+    @cached_property
     def weighted_uncached_tokens(self) -> float:
         """Length of the prompt that the mean token belongs to: where work per token should be judged."""
         return self.uncached_tokens * (1 + self.squared_variation)
@@ -79,35 +81,44 @@ class Patience:
     objective_seconds: float
 
 
-def tail_rate(patiences: Sequence[Patience], miss_share: float) -> float:
-    """How steeply waits must die away, P(wait > t) = exp(-rate·t), for no more than this share of prompts to miss.
+@dataclass(frozen=True, slots=True)
+class WaitLimit:
+    """How steeply waits must die away, P(wait > t) = exp(-rate·t), and the share of prompts that this is for."""
 
-    0 where nobody has room to wait: then waiting costs no objective.
-    """
+    rate: float
+    judged_share: float
+
+
+def wait_limit(patiences: Sequence[Patience], miss_share: float) -> WaitLimit:
+    """The least steep limit by which no more than `miss_share` of the prompts that can wait at all wait too long."""
     classes = [
         (min(each.slack_seconds / (FULL_WEIGHT_SHARE * each.objective_seconds), 1.0) / len(patiences), each)
         for each in patiences
         if each.slack_seconds > 0
     ]
+    judged = sum(weight for weight, _ in classes)
 
-    def missing(rate: float) -> float:
-        return sum(weight * exp(-rate * each.slack_seconds) for weight, each in classes)
+    def too_steep(rate: float) -> bool:
+        return sum(weight * exp(-rate * each.slack_seconds) for weight, each in classes) <= miss_share * judged
 
-    if missing(0.0) <= miss_share:
-        return 0.0
+    if not classes:
+        return WaitLimit(0.0, 0.0)
     low, high = 0.0, 1.0
-    while missing(high) > miss_share:
+    while not too_steep(high):
         low, high = high, 2 * high
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if missing(middle) > miss_share else (low, middle)
-    return high
+        low, high = (low, middle) if too_steep(middle) else (middle, high)
+    return WaitLimit(high, judged)
 
 
-def utilisation(*, servers: int, service_seconds: float, rate: float, variation: float) -> float:
-    """Highest share of time that the servers of one queue may be busy so that waits die away at this rate.
+def utilisation(*, servers: int, service_seconds: float, limit: WaitLimit, variation: float) -> float:
+    """Highest share of time that the servers of one queue may be busy so that waits stay within the limit.
 
-    Heavy traffic in M/G/c: P(wait > t) ≈ exp(-2·c·(1-ρ)·t / (ρ·s·(1+v))), solved for ρ; M/D/1 is c = 1, v = 0.
+    Heavy traffic in M/G/c: P(wait > t) ≈ exp(-2·c·(1-ρ)·t / (ρ·s·(1+v))), solved for ρ; M/D/1 is c = 1, v = 0. Where
+    hardly any prompt can wait and still be in time, more servers would help nobody, and they may be busy.
     """
-    busy = 1 / (1 + rate * service_seconds * (1 + variation) / (2 * servers))
-    return min(max(busy, LOWEST_UTILISATION), HIGHEST_UTILISATION)
+    strict = 1 / (1 + limit.rate * service_seconds * (1 + variation) / (2 * servers))
+    strict = min(max(strict, LOWEST_UTILISATION), HIGHEST_UTILISATION)
+    relevance = min(limit.judged_share / FULLY_JUDGED_SHARE, 1.0)
+    return HIGHEST_UTILISATION - relevance * (HIGHEST_UTILISATION - strict)

@@ -48,7 +48,7 @@ def with_need(memory: PlannerMemory, need: Counts, *, now_seconds: float, window
     kept = [
         earlier
         for earlier in recent_needs(memory, now_seconds=now_seconds, window_seconds=window_seconds)
-        if earlier.time_seconds < now_seconds and (earlier.prefill > latest.prefill or earlier.decode > latest.decode)
+        if earlier.prefill > latest.prefill or earlier.decode > latest.decode
     ]
     return replace(memory, needs=_merged((*kept, latest)))
 
@@ -131,7 +131,7 @@ def _rows(document: dict[str, Any], key: str, *, width: int, problems: list[str]
     if not sound:
         problems.append(f"{key} aren't rows of {width} numbers")
         return []
-    return sorted(row[:width] for row in rows)
+    return sorted((row[:width] for row in rows), key=lambda row: row[0])
 
 
 def _is_number(value: object) -> bool:

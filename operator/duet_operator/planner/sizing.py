@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from duet_operator.planner.capacity import MOST_REPLICAS, largest
+from duet_operator.planner.capacity import MOST_REPLICAS, fewest
 from duet_operator.planner.types import Counts
 
 if TYPE_CHECKING:
@@ -101,18 +101,16 @@ def _candidates(load: Load, fleet: Fleet, limits: Limits) -> Iterator[Counts]:
 def _fewest_useful_decode(load: Load, fleet: Fleet, limits: Limits) -> int:
     """Fewest decode workers that carry the load beside all the prefill workers there may be."""
     most = limits.highest.prefill
-    too_few = largest(
-        lambda replicas: not carries(load, fleet, Counts(most, replicas)), low=0, high=limits.highest.decode
-    )
-    return max(too_few + 1, limits.lowest.decode)
+    needed = fewest(lambda replicas: carries(load, fleet, Counts(most, replicas)), most=limits.highest.decode)
+    return max(needed, limits.lowest.decode)
 
 
 def _fewest_prefill(input_tokens: float, fleet: Fleet) -> int:
-    return largest(lambda replicas: fleet.input_capacity(replicas) < input_tokens, low=0, high=MOST_REPLICAS) + 1
+    return fewest(lambda replicas: fleet.input_capacity(replicas) >= input_tokens, most=MOST_REPLICAS)
 
 
 def _fewest_decode(load: Load, fleet: Fleet) -> int:
-    return largest(lambda replicas: fleet.output_capacity(replicas) < load.output_tokens, low=0, high=MOST_REPLICAS) + 1
+    return fewest(lambda replicas: fleet.output_capacity(replicas) >= load.output_tokens, most=MOST_REPLICAS)
 
 
 def _best_effort(load: Load, fleet: Fleet, limits: Limits) -> Counts:

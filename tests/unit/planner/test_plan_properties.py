@@ -23,7 +23,7 @@ from duet_operator.planner.types import (
 )
 
 NOW = 1_000_000.0
-untimed = settings(deadline=None)
+untimed = settings(deadline=None, max_examples=40)
 RATES = st.floats(0, 200)
 LENGTHS = st.floats(1, 20_000)
 
@@ -225,7 +225,7 @@ def test_more_demand_never_asks_for_fewer_gpus(
     assert gpus(slow * more) >= gpus(slow)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     rate=RATES,
     input_tokens=LENGTHS,

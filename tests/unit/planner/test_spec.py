@@ -1,0 +1,49 @@
+"""What planning reads of a DuetDeployment."""
+
+from tests.support.duet_objects import minimal, patched
+
+from duet_operator.api.v1alpha1 import parse
+from duet_operator.planner.spec import plan_spec
+from duet_operator.planner.types import PoolBounds
+
+
+def test_smallest_object() -> None:
+    spec = plan_spec(parse(minimal()).spec)
+    assert spec.objective.ttft_seconds == 0.8
+    assert spec.objective.itl_seconds == 0.05
+    assert spec.objective.ttft_unloaded_ratio is None
+    assert spec.attainment_goal == 0.99
+    assert spec.prefill == PoolBounds(min_replicas=0, max_replicas=8)
+    assert spec.decode == PoolBounds(min_replicas=1, max_replicas=8)
+    assert spec.deflection_enabled
+    assert (spec.interval_seconds, spec.stabilization_seconds, spec.cold_start_guess_seconds) == (5, 180, 120)
+    assert spec.max_gpus is None
+
+
+def test_every_field_arrives_in_base_units() -> None:
+    document = patched(
+        minimal(),
+        {
+            "spec.slo.ttftUnloadedPercent": 250,
+            "spec.slo.attainmentBasisPoints": 9950,
+            "spec.engine.tensorParallelSize": 2,
+            "spec.pools.prefill": {"minReplicas": 2, "maxReplicas": 6, "replicas": 3, "tensorParallelSize": 4},
+            "spec.pools.decode": {"minReplicas": 3, "maxReplicas": 9},
+            "spec.deflection.mode": "Off",
+            "spec.scaling": {
+                "mode": "Manual",
+                "intervalSeconds": 10,
+                "maxGPUs": 40,
+                "coldStartSeconds": 300,
+                "scaleDown": {"stabilizationSeconds": 600},
+            },
+        },
+    )
+    spec = plan_spec(parse(document).spec)
+    assert spec.objective.ttft_unloaded_ratio == 2.5
+    assert spec.attainment_goal == 0.995
+    assert spec.prefill == PoolBounds(min_replicas=2, max_replicas=6, gpus_per_replica=4, manual_replicas=3)
+    assert spec.decode == PoolBounds(min_replicas=3, max_replicas=9, gpus_per_replica=2)
+    assert not spec.deflection_enabled
+    assert (spec.interval_seconds, spec.stabilization_seconds, spec.cold_start_guess_seconds) == (10, 600, 300)
+    assert spec.max_gpus == 40
