@@ -190,7 +190,7 @@ class App:
 
     def _faults(self, exchange: Exchange) -> None:
         """`POST /simulate/faults` with any of crash, hang_seconds, fail_next_requests, slow_factor."""
-        faults = self.engine.faults
+        faults = self.engine.stepper.faults
         try:
             body = read_object(exchange.body)
             wanted = {name: _positive(body, name) for name in body if name != "crash"}
@@ -203,7 +203,7 @@ class App:
             faults.hang_until = self.engine.now() + wanted["hang_seconds"]
         faults.fail_next_requests = int(wanted.get("fail_next_requests", faults.fail_next_requests))
         faults.slow_factor = wanted.get("slow_factor", faults.slow_factor)
-        self.engine.reschedule()
+        self.engine.stepper.reschedule()
         exchange.respond_json(200, wanted)
 
 

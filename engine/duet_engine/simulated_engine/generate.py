@@ -64,8 +64,8 @@ class GenerateEndpoints:
         if parsed.dispatch is not None:
             engine.note_dispatch(parsed.dispatch)
         request = parsed.request
-        if engine.faults.fail_next_requests > 0:
-            engine.faults.fail_next_requests -= 1
+        if engine.stepper.faults.fail_next_requests > 0:
+            engine.stepper.faults.fail_next_requests -= 1
             self._reject_room(request, "failure asked for by /simulate/faults")
             respond_error(exchange, "failure asked for by /simulate/faults", status=500, kind="InternalServerError")
             return
