@@ -52,6 +52,11 @@ class LocalPath:
     ttft_seconds: float
 
 
+def takes_prompts(worker: DecodeWorker, rule: DeflectionRule) -> bool:
+    """Whether whole prompts may be sent to this worker at all."""
+    return worker.prefills and (worker.unified or rule.mode is not DeflectionMode.OFF)
+
+
 def candidates_for(worker: DecodeWorker, rule: DeflectionRule) -> tuple[int, ...]:
     """The rule's chunk sizes that this worker's buffers allow; its own limit when all are larger."""
     return tuple(size for size in rule.candidates_tokens if size <= worker.chunk_tokens) or (worker.chunk_tokens,)
@@ -74,7 +79,7 @@ def local_ahead_seconds(worker: DecodeWorker, rule: DeflectionRule) -> float | N
 
 def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> LocalPath | None:
     """The path through one worker; None when it can't take the prompt safely."""
-    if not worker.prefills or worker.key in prompt.excluded or not has_room(prompt, worker):
+    if not takes_prompts(worker, rule) or worker.key in prompt.excluded or not has_room(prompt, worker):
         return None
     if rule.mode is DeflectionMode.PAPER and worker.local_prefill_tokens > 0:
         return None
@@ -93,8 +98,7 @@ def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> Lo
 
 def best_local_path(prompt: Prompt, workers: Iterable[DecodeWorker], rule: DeflectionRule) -> LocalPath | None:
     """The soonest of all; equal ones take turns."""
-    allowed = (worker for worker in workers if worker.unified or rule.mode is not DeflectionMode.OFF)
-    paths = [path for worker in allowed if (path := local_path(prompt, worker, rule)) is not None]
+    paths = [path for worker in workers if (path := local_path(prompt, worker, rule)) is not None]
     return min(paths, key=lambda path: (path.ttft_seconds, path.worker.dispatches, path.worker.key), default=None)
 
 

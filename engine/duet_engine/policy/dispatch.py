@@ -23,6 +23,7 @@ from duet_engine.policy.deflect import (
     deflects,
     has_room,
     local_ahead_seconds,
+    takes_prompts,
 )
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
 
@@ -119,7 +120,7 @@ class _Board:
         if any(worker.ahead_seconds <= self._window_seconds for worker in self._prefill.values()):
             return True
         return any(
-            worker.prefills
+            takes_prompts(worker, self._rule)
             and (ahead_seconds := local_ahead_seconds(worker, self._rule)) is not None
             and ahead_seconds <= self._window_seconds
             for worker in self._decode.values()
@@ -217,8 +218,8 @@ class _Board:
             return HoldReason.TRIED_ALL
         if not any(has_room(prompt, worker) for worker in untried):
             return HoldReason.DECODE_FULL
-        local = [worker for worker in untried if worker.unified or self._rule.mode is not DeflectionMode.OFF]
-        if any(worker.prefills for worker in local):
+        local = [worker for worker in untried if takes_prompts(worker, self._rule)]
+        if local:
             one_at_a_time = self._rule.mode is DeflectionMode.PAPER
             busy = one_at_a_time and any(worker.local_prefill_tokens > 0 for worker in local)
             return HoldReason.LOCAL_PREFILL_BUSY if busy else HoldReason.ITL_UNSAFE

@@ -1,0 +1,134 @@
+"""The LargestSafe schedule: safe wherever something is, complete, and as large as allowed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duet_engine.perf.linear import LinearStepModel
+from duet_engine.policy.chunks import DecodeBatch, largest_safe_schedule
+
+CANDIDATES = (2048, 1024, 512, 256, 128)
+
+models = st.builds(
+    LinearStepModel,
+    prefill_base_seconds=st.floats(1e-4, 0.02),
+    prefill_per_token_seconds=st.floats(1e-6, 2e-4),
+    prefill_per_token_squared_seconds=st.floats(0, 1e-9),
+    decode_base_seconds=st.floats(1e-4, 0.03),
+    decode_per_request_seconds=st.floats(0, 1e-3),
+    decode_per_context_token_seconds=st.floats(0, 1e-6),
+)
+batches = st.builds(DecodeBatch, requests=st.integers(0, 256), context_tokens=st.integers(0, 200_000))
+candidate_lists = st.lists(st.sampled_from(CANDIDATES), min_size=1, unique=True).map(
+    lambda sizes: tuple(sorted(sizes, reverse=True))
+)
+
+
+def step_seconds(model: LinearStepModel, batch: DecodeBatch, *, chunk: int, done: int) -> float:
+    return model.mixed_step_seconds(
+        requests=batch.requests, context_tokens=batch.context_tokens, chunk_tokens=chunk, cached_tokens=done
+    )
+
+
+@given(models, batches, st.integers(1, 20_000), candidate_lists, st.floats(0.001, 0.2))
+def test_no_chunk_is_unsafe_while_a_safe_one_exists(
+    model: LinearStepModel, batch: DecodeBatch, prompt: int, candidates: tuple[int, ...], budget: float
+) -> None:
+    schedule = largest_safe_schedule(
+        model, batch, prompt_tokens=prompt, candidates_tokens=candidates, step_budget_seconds=budget
+    )
+    done = 0
+    for chunk in schedule.chunks_tokens if schedule else ():
+        smallest = min(candidates[-1], prompt - done)
+        something_is_safe = step_seconds(model, batch, chunk=smallest, done=done) <= budget
+        if batch.requests and something_is_safe:
+            assert step_seconds(model, batch, chunk=chunk, done=done) <= budget
+        done += chunk
+    if schedule is None:
+        assert batch.requests > 0
+        assert step_seconds(model, batch, chunk=candidates[-1], done=prompt) > budget
+    else:
+        assert done == prompt
+
+
+@given(models, batches, st.integers(1, 20_000), st.floats(0.001, 0.2))
+def test_a_prompt_costs_the_sum_of_its_chunks(
+    model: LinearStepModel, batch: DecodeBatch, prompt: int, budget: float
+) -> None:
+    schedule = largest_safe_schedule(
+        model, batch, prompt_tokens=prompt, candidates_tokens=CANDIDATES, step_budget_seconds=budget
+    )
+    if schedule is None:
+        return
+    done, total = 0, 0.0
+    for chunk in schedule.chunks_tokens:
+        total += step_seconds(model, batch, chunk=chunk, done=done)
+        done += chunk
+    assert schedule.seconds == pytest.approx(total)
+    work = schedule.seconds - len(schedule.chunks_tokens) * step_seconds(model, batch, chunk=0, done=0)
+    if batch.requests and model.prefill_base_seconds <= model.decode_base_seconds:
+        assert work == pytest.approx(model.chunk_seconds(prompt), rel=1e-6, abs=1e-9)
+
+
+@given(models, batches, st.integers(1, 20_000), st.floats(0.001, 0.2))
+def test_chunks_never_grow_but_for_none(model: LinearStepModel, batch: DecodeBatch, prompt: int, budget: float) -> None:
+    schedule = largest_safe_schedule(
+        model, batch, prompt_tokens=prompt, candidates_tokens=CANDIDATES, step_budget_seconds=budget
+    )
+    chunks = schedule.chunks_tokens if schedule else ()
+    assert list(chunks) == sorted(chunks, reverse=True)
+
+
+MODEL = LinearStepModel(
+    prefill_base_seconds=0.005,
+    prefill_per_token_seconds=2e-5,
+    prefill_per_token_squared_seconds=0.0,
+    decode_base_seconds=0.005,
+    decode_per_request_seconds=0.0,
+    decode_per_context_token_seconds=1e-7,
+)
+
+
+@pytest.mark.parametrize(
+    ("requests", "budget", "chunks"),
+    [
+        (0, 0.001, (2048, 952)),
+        (8, 0.050, (2048, 952)),
+        (8, 0.030, (1024, 1024, 952)),
+        (8, 0.008, (128,) * 23 + (56,)),
+    ],
+)
+def test_the_largest_safe_candidate_is_taken(requests: int, budget: float, chunks: tuple[int, ...]) -> None:
+    schedule = largest_safe_schedule(
+        MODEL,
+        DecodeBatch(requests, 0),
+        prompt_tokens=3000,
+        candidates_tokens=CANDIDATES,
+        step_budget_seconds=budget,
+    )
+    assert schedule is not None
+    assert schedule.chunks_tokens == chunks
+
+
+def test_a_full_batch_has_no_safe_chunk() -> None:
+    crowded = DecodeBatch(64, 60_000)
+    schedule = largest_safe_schedule(
+        MODEL, crowded, prompt_tokens=100, candidates_tokens=CANDIDATES, step_budget_seconds=0.009
+    )
+    assert schedule is None
+
+
+def test_an_objective_that_no_request_could_meet_blocks_nobody() -> None:
+    schedule = largest_safe_schedule(
+        MODEL, DecodeBatch(4, 1000), prompt_tokens=300, candidates_tokens=CANDIDATES, step_budget_seconds=0.001
+    )
+    assert schedule is not None
+    assert schedule.chunks_tokens == (128, 128, 44)
+
+
+@pytest.mark.parametrize("candidates", [(), (128, 256), (128, 128)])
+def test_candidates_must_descend(candidates: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="candidates_tokens: must descend"):
+        largest_safe_schedule(
+            MODEL, DecodeBatch(0, 0), prompt_tokens=1, candidates_tokens=candidates, step_budget_seconds=1.0
+        )

@@ -1,0 +1,223 @@
+"""One pass over a queue: order, windows, revisions, and nobody starves."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duet_engine.perf.linear import LinearStepModel
+from duet_engine.policy.chunks import DecodeBatch
+from duet_engine.policy.deflect import DeflectionMode, DeflectionRule
+from duet_engine.policy.dispatch import (
+    DeflectReason,
+    Hold,
+    HoldReason,
+    Local,
+    Pair,
+    dispatch,
+    hold_reason,
+    prefill_path_seconds,
+    unloaded_ttft_seconds,
+)
+from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
+
+STEPS = LinearStepModel(
+    prefill_base_seconds=0.005,
+    prefill_per_token_seconds=1e-4,
+    prefill_per_token_squared_seconds=0.0,
+    decode_base_seconds=0.005,
+    decode_per_request_seconds=1e-4,
+    decode_per_context_token_seconds=1e-7,
+    transfer_base_seconds=0.001,
+    transfer_per_token_seconds=1e-6,
+)
+RULE = DeflectionRule(itl_seconds=0.1)
+OFF = replace(RULE, mode=DeflectionMode.OFF)
+WINDOW = 0.15
+
+
+def prefill(key: str, ahead: float = 0.0, revision: str = "r", dispatches: int = 0) -> PrefillWorker:
+    return PrefillWorker(
+        key=key, revision=revision, steps=STEPS, chunk_tokens=2048, ahead_seconds=ahead, dispatches=dispatches
+    )
+
+
+def decode(key: str, **changes: object) -> DecodeWorker:
+    worker = DecodeWorker(
+        key=key,
+        revision="r",
+        steps=STEPS,
+        chunk_tokens=2048,
+        batch=DecodeBatch(0, 0),
+        kv_capacity_tokens=100_000,
+        kv_free_tokens=100_000,
+        free_slots=100,
+        prefills=True,
+    )
+    return replace(worker, **changes)  # type: ignore[arg-type]  # any field
+
+
+def prompt(tokens: int = 1000, waited: float = 0.0, **changes: object) -> Prompt:
+    made = Prompt(tokens=tokens, waited_seconds=waited, ttft_objective_seconds=1.0)
+    return replace(made, **changes)  # type: ignore[arg-type]  # any field
+
+
+def fleet(prefills: list[PrefillWorker], decodes: list[DecodeWorker]) -> Fleet:
+    return Fleet(tuple(prefills), tuple(decodes))
+
+
+def run(prompts: list[Prompt], workers: Fleet, rule: DeflectionRule = RULE) -> list[Pair | Local | Hold]:
+    return dispatch(prompts, workers, rule, window_seconds=WINDOW)
+
+
+def test_the_least_loaded_pair_is_taken() -> None:
+    workers = fleet(
+        [prefill("p0", ahead=0.1), prefill("p1", ahead=0.02)],
+        [decode("d0", batch=DecodeBatch(20, 20_000)), decode("d1", batch=DecodeBatch(3, 3_000))],
+    )
+    (route,) = run([prompt()], workers)
+    assert isinstance(route, Pair)
+    assert (route.prefill, route.decode) == ("p1", "d1")
+    assert route.ttft_seconds == pytest.approx(prefill_path_seconds(prompt(), workers.prefill[1], workers.decode[1]))
+
+
+def test_equal_workers_take_turns() -> None:
+    workers = fleet([prefill("p0", dispatches=5), prefill("p1", dispatches=4)], [decode("d0"), decode("d1")])
+    routes = run([prompt(10), prompt(10)], workers)
+    assert [route.prefill for route in routes if isinstance(route, Pair)] == ["p1", "p0"]
+    assert [route.decode for route in routes if isinstance(route, Pair)] == ["d0", "d1"]
+
+
+def test_only_workers_of_one_revision_are_paired() -> None:
+    workers = fleet(
+        [prefill("old", revision="1"), prefill("new", ahead=0.1, revision="2")], [decode("d", revision="2")]
+    )
+    (route,) = run([prompt()], workers)
+    assert isinstance(route, Pair)
+    assert route.prefill == "new"
+
+
+def test_the_window_keeps_prompts_at_the_gateway() -> None:
+    routes = run([prompt() for _ in range(4)], fleet([prefill("p")], [decode("d")]), OFF)
+    assert [type(route) for route in routes] == [Pair, Pair]
+
+
+def test_a_prompt_in_danger_goes_to_a_decode_worker() -> None:
+    routes = run([prompt() for _ in range(8)], fleet([prefill("p")], [decode("d0"), decode("d1")]))
+    deflected = [route for route in routes if isinstance(route, Local)]
+    assert deflected
+    assert {route.reason for route in deflected} == {DeflectReason.TTFT_ENDANGERED}
+    assert [type(route) for route in routes[:2]] == [Pair, Pair], "the first ones were in no danger"
+
+
+def test_without_prefill_workers_everything_is_deflected() -> None:
+    routes = run([prompt(), prompt()], fleet([], [decode("d0"), decode("d1")]))
+    assert [route.decode for route in routes if isinstance(route, Local)] == ["d0", "d1"]
+    assert all(isinstance(route, Local) and route.reason is DeflectReason.NO_PREFILL_WORKER for route in routes)
+
+
+def test_a_unified_worker_takes_prompts_of_its_own() -> None:
+    (route,) = run([prompt()], fleet([], [decode("u", unified=True)]), OFF)
+    assert isinstance(route, Local)
+    assert route.reason is DeflectReason.UNIFIED
+
+
+def test_a_prompt_that_waits_for_decode_room_lets_none_pass() -> None:
+    workers = fleet([prefill("p")], [decode("d", kv_free_tokens=5000)])
+    routes = run([prompt(6000), prompt(10)], workers)
+    assert routes == [Hold(HoldReason.DECODE_FULL)]
+
+
+def test_a_prompt_that_tried_all_workers_does_not_hold_up_others() -> None:
+    workers = fleet([prefill("p")], [decode("d")])
+    routes = run([prompt(excluded=frozenset({"d"})), prompt()], workers)
+    assert routes[0] == Hold(HoldReason.TRIED_ALL)
+    assert isinstance(routes[1], Pair)
+
+
+@pytest.mark.parametrize(
+    ("workers", "rule", "reason"),
+    [
+        (fleet([], []), RULE, HoldReason.NO_DECODE_WORKER),
+        (fleet([prefill("p")], []), RULE, HoldReason.NO_DECODE_WORKER),
+        (fleet([], [decode("d")]), OFF, HoldReason.NO_PREFILL_WORKER),
+        (fleet([], [decode("d", prefills=False)]), RULE, HoldReason.NO_PREFILL_WORKER),
+        (fleet([prefill("p")], [decode("d", free_slots=0)]), RULE, HoldReason.DECODE_FULL),
+        (fleet([], [decode("d", batch=DecodeBatch(900, 90_000))]), RULE, HoldReason.ITL_UNSAFE),
+        (
+            fleet([], [decode("d", local_prefill_tokens=5)]),
+            replace(RULE, mode=DeflectionMode.PAPER),
+            HoldReason.LOCAL_PREFILL_BUSY,
+        ),
+        (fleet([prefill("p", ahead=9.0)], [decode("d", prefills=False)]), RULE, HoldReason.PREFILL_BUSY),
+    ],
+)
+def test_a_hold_says_why(workers: Fleet, rule: DeflectionRule, reason: HoldReason) -> None:
+    assert hold_reason(prompt(), workers, rule) is reason
+
+
+def test_the_unloaded_ttft_is_that_of_the_idle_pool() -> None:
+    workers = fleet([prefill("p", ahead=3.0)], [decode("d")])
+    assert unloaded_ttft_seconds(1000, workers) == pytest.approx(STEPS.prompt_seconds(1000, chunk_tokens=2048))
+    assert unloaded_ttft_seconds(1000, fleet([], [])) == 0.0
+
+
+prompts = st.lists(
+    st.builds(prompt, tokens=st.integers(1, 9000), waited=st.floats(0, 3), output_reserve_tokens=st.integers(0, 512)),
+    max_size=12,
+)
+fleets = st.builds(
+    fleet,
+    st.lists(st.builds(prefill, st.uuids().map(str), ahead=st.floats(0, 1)), max_size=3),
+    st.lists(
+        st.builds(
+            decode,
+            st.uuids().map(str),
+            batch=st.builds(DecodeBatch, requests=st.integers(0, 200), context_tokens=st.integers(0, 90_000)),
+            kv_free_tokens=st.integers(0, 100_000),
+            free_slots=st.integers(0, 4),
+            prefills=st.booleans(),
+            local_prefill_tokens=st.integers(0, 4000),
+        ),
+        max_size=3,
+    ),
+)
+rules = st.builds(DeflectionRule, itl_seconds=st.floats(0.01, 0.3), mode=st.sampled_from(DeflectionMode))
+
+
+@given(prompts, fleets, rules)
+def test_room_is_given_away_once(queue: list[Prompt], workers: Fleet, rule: DeflectionRule) -> None:
+    routes = run(queue, workers, rule)
+    assert len(routes) <= len(queue)
+    for worker in workers.decode:
+        taken = [p for p, r in zip(queue, routes, strict=False) if not isinstance(r, Hold) and r.decode == worker.key]
+        assert len(taken) <= worker.free_slots
+        fitting = [p for p in taken if p.tokens + p.output_reserve_tokens <= worker.kv_capacity_tokens]
+        assert sum(p.tokens + p.output_reserve_tokens for p in fitting) <= worker.kv_free_tokens
+        if any(isinstance(r, Local) and r.decode == worker.key for r in routes):
+            assert worker.prefills
+
+
+@given(prompts, fleets, rules)
+def test_windows_hold(queue: list[Prompt], workers: Fleet, rule: DeflectionRule) -> None:
+    for route in run(queue, workers, rule):
+        if not isinstance(route, Hold):
+            assert route.ahead_seconds <= WINDOW
+
+
+@given(prompts.filter(bool), fleets, rules)
+def test_a_queue_over_an_idle_fleet_with_room_moves(queue: list[Prompt], workers: Fleet, rule: DeflectionRule) -> None:
+    """No starvation: the head leaves as soon as any path for it is free."""
+    idle = fleet(
+        [replace(worker, ahead_seconds=0.0) for worker in workers.prefill],
+        [
+            replace(worker, batch=DecodeBatch(0, 0), kv_free_tokens=100_000, free_slots=4, local_prefill_tokens=0)
+            for worker in workers.decode
+        ],
+    )
+    has_path = bool(idle.decode) and (
+        bool(idle.prefill) or (rule.mode is not DeflectionMode.OFF and any(worker.prefills for worker in idle.decode))
+    )
+    moved = any(not isinstance(route, Hold) for route in run(queue, idle, rule)[:1])
+    assert moved is has_path
