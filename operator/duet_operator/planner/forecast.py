@@ -30,6 +30,8 @@ NOISE_QUANTILE = 1.28
 STEP_NOISE = 2.0
 """A last window this many standard deviations above those before is a step, not noise."""
 GREATEST_GROWTH = 1.5
+LONGEST_TOKENS = 2.0**24
+"""No model's context is longer; what seems so is the quotient of two tiny rates."""
 UNKNOWN_INPUT_TOKENS, UNKNOWN_OUTPUT_TOKENS = 1024.0, 256.0
 """Until somebody asked for something; only figures shown to people depend on them."""
 
@@ -117,9 +119,11 @@ def mean_lengths(demand: Demand, samples: Sequence[DemandSample]) -> Lengths:
         return Lengths(input_tokens=UNKNOWN_INPUT_TOKENS, cached_tokens=0.0, output_tokens=UNKNOWN_OUTPUT_TOKENS)
 
     def mean(values: Iterable[float]) -> float:
-        return sum(values) / requests
+        return min(sum(values) / requests, LONGEST_TOKENS)
 
-    cached = demand.cached_tokens_per_second / demand.requests_per_second if demand.requests_per_second > 0 else 0.0
+    cached = 0.0
+    if demand.requests_per_second > 0:
+        cached = min(demand.cached_tokens_per_second / demand.requests_per_second, LONGEST_TOKENS)
     return Lengths(
         input_tokens=max(mean(sample.uncached_input_tokens_per_second for sample in windows) + cached, 1.0),
         cached_tokens=cached,

@@ -101,3 +101,8 @@ def test_lengths_are_means_over_requests() -> None:
 
 def test_unknown_lengths_are_assumed() -> None:
     assert mean_lengths(demand(0.0), []).input_tokens > 0
+
+
+def test_quotients_of_tiny_rates_are_no_lengths() -> None:
+    lengths = mean_lengths(demand(1e-300), [DemandSample(START, 1e-300, 1.0, 1.0)])
+    assert lengths.input_tokens < 1e8
