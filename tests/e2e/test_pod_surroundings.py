@@ -180,6 +180,26 @@ def test_a_projected_token_has_its_audience_and_is_bound_to_the_pod(pods: Namesp
     assert status["user"]["username"] == f"system:serviceaccount:{pods.name}:default"
 
 
+def test_a_claim_gets_a_folder_that_outlives_its_pods(pods: Namespace) -> None:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}, "spec": spec}
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
+    mounted = {"volumeMounts": [{"name": "models", "mountPath": "/models"}]}
+
+    def run(name: str, script: str) -> str:
+        pods.apply(pod(name, shell(script, **mounted), volumes=[volume], restartPolicy="Never"))
+        pods.wait("jsonpath={.status.phase}=Succeeded", f"pod/{name}")
+        return pods.kubectl("logs", name)
+
+    pods.apply(claim)
+    run("writer", "echo weights > /models/file")
+    pods.kubectl("delete", "pod", "writer")
+    assert run("reader", "cat /models/file") == "weights\n"
+    pods.kubectl("delete", "pod/reader", "pvc/models")
+    pods.apply(claim)
+    assert run("newcomer", "ls /models") == ""
+
+
 def test_the_own_image_command_can_be_replaced_or_extended(pods: Namespace) -> None:
     image = {"image": "python"}
     pods.apply(

@@ -127,6 +127,17 @@ def test_a_headless_service_names_its_ready_pods(pods: Namespace) -> None:
     until(lambda: resolved() == left, f"the name of {left}")
 
 
+def test_load_balancers_get_an_address_and_node_ports_answer(pods: Namespace) -> None:
+    pods.apply(deployment("web", server(), replicas=1), service("web", type="LoadBalancer"))
+    pods.wait("jsonpath={.status.loadBalancer.ingress[0].ip}", "service/web")
+    found = pods.get("service", "web")
+    assert found["status"]["loadBalancer"]["ingress"][0]["ip"] == found["spec"]["clusterIP"]
+    pods.scaled("web", 1)
+    caller(pods)
+    node_port = found["spec"]["ports"][0]["nodePort"]
+    until(lambda: curl(pods, f"http://127.0.0.1:{node_port}/")[0] == 0, "the node's port")
+
+
 def test_one_direction_may_end_while_the_other_goes_on(pods: Namespace) -> None:
     pods.apply(deployment("echo", echo(), replicas=1), echo_service())
     pods.scaled("echo", 1)

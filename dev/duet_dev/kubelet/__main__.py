@@ -6,9 +6,11 @@ import contextlib
 import logging
 import secrets
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from duet_dev.kubeapi import UNAVAILABLE, Api
+from duet_dev.kubelet.claims import CLAIMS, Provisioner
 from duet_dev.kubelet.config import Config
 from duet_dev.kubelet.context import Context
 from duet_dev.kubelet.devices import Devices
@@ -24,23 +26,26 @@ RETRY_SECONDS = 0.2
 log = logging.getLogger(__name__)
 
 
-async def registered(agent: NodeAgent) -> None:
-    """Register the node, however long the API server takes to come up."""
+async def insist(call: Callable[[], Awaitable[None]]) -> None:
+    """Until it succeeds, however long the API server takes to come up."""
     while True:
         try:
-            return await agent.register()
+            return await call()
         except UNAVAILABLE as error:
-            log.warning("registration: %s", error)
+            log.warning("starting: %s", error)
         await asyncio.sleep(RETRY_SECONDS)
 
 
 async def run(context: Context, pods: Pods) -> None:
+    provisioner = Provisioner(api=context.api, claims=context.root / CLAIMS)
     async with serving(pods=pods, context=context) as port, asyncio.TaskGroup() as group:
         for node in context.nodes.values():
             agent = NodeAgent(node, context=context, port=port)
-            await registered(agent)
+            await insist(agent.register)
             group.create_task(agent.beat())
-        await pods.reserve_known_addresses()
+        await insist(pods.reserve_known_addresses)
+        await insist(provisioner.announce)
+        group.create_task(provisioner.run())
         group.create_task(pods.run())
 
 

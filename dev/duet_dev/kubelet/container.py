@@ -107,7 +107,8 @@ class Container:
             except CannotStart as problem:
                 await self._wait_for_what_is_missing(problem, backoff)
                 continue
-            except UNAVAILABLE:
+            except UNAVAILABLE as error:
+                self._pod.report("Warning", "Failed", f"Error: {error}")
                 await self._ends_within(1)
                 continue
             if not await self._ends_within(launch.delay_seconds):

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from duet_dev.kubeapi import Api, JsonObject
 from duet_dev.kubelet import environment, images, launcher, names
+from duet_dev.kubelet.claims import CLAIMS
 from duet_dev.kubelet.config import Config
 from duet_dev.kubelet.problems import CannotStart, StartError
 from duet_dev.kubelet.processes import CONTAINER_MARKER, MARKER, Process
@@ -50,7 +51,7 @@ class Sandbox:
         self.uid: str = sources.pod["metadata"]["uid"]
         self.folder = root / "pods" / self.uid
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.volumes = Volumes(sources=sources, folder=self.folder / "volumes", claims=root / "claims")
+        self.volumes = Volumes(sources=sources, folder=self.folder / "volumes", claims_folder=root / CLAIMS)
         self._services: dict[str, str] = {}
 
     async def prepare(self) -> None:

@@ -9,13 +9,14 @@ from duet_dev.kubelet import certificate
 from duet_dev.kubelet.context import HOST_ADDRESS, Context
 from duet_dev.kubelet.execution import Execution
 from duet_dev.kubelet.logs import Logs
+from duet_dev.kubelet.peers import own_user_only
 from duet_dev.kubelet.pods import Pods
 
 
 @contextlib.asynccontextmanager
 async def serving(*, pods: Pods, context: Context) -> AsyncIterator[int]:
     """Serve on a free loopback port while the block runs; its number."""
-    application = web.Application()
+    application = web.Application(middlewares=[own_user_only])
     logs, execution = Logs(pods=pods, context=context), Execution(pods)
     container = "{namespace}/{pod}/{container}"
     application.router.add_get(f"/containerLogs/{container}", logs.handle)

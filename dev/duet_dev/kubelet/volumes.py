@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from duet_dev.kubeapi import JsonObject
+from duet_dev.kubelet import claims
 from duet_dev.kubelet.problems import CannotStart
 from duet_dev.kubelet.sources import CONFIG_MAPS, SECRETS, PodSources
 
@@ -71,10 +72,10 @@ def host_path(volume: str, source: JsonObject) -> Path:
 
 
 class Volumes:
-    """The volumes of one pod under `folder`; claims outlive pods under `claims`."""
+    """The volumes of one pod under `folder`; claims outlive pods under `claims_folder`."""
 
-    def __init__(self, *, sources: PodSources, folder: Path, claims: Path) -> None:
-        self._sources, self._folder, self._claims = sources, folder, claims
+    def __init__(self, *, sources: PodSources, folder: Path, claims_folder: Path) -> None:
+        self._sources, self._folder, self._claims = sources, folder, claims_folder
         self._specs: list[JsonObject] = sources.pod["spec"].get("volumes", [])
         self.paths: dict[str, Path] = {}
         self.tokens: dict[str, str] = {}  # volume -> the token for the API server's own audience
@@ -96,7 +97,7 @@ class Volumes:
         if host := spec.get("hostPath"):
             return host_path(spec["name"], host)
         if claim := spec.get("persistentVolumeClaim"):
-            path = self._claims / self._sources.namespace / str(claim["claimName"])
+            path = claims.folder(self._claims, self._sources.namespace, claim["claimName"])
         elif "emptyDir" in spec or any(kind in spec for kind in FROM_THE_API):
             path = self._folder / str(spec["name"])
         else:

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from duet_dev.kubeapi import Api
+from duet_dev.kubeapi import UNAVAILABLE, Api, JsonObject
 from duet_dev.kubelet.config import Config
 from duet_dev.services import dns, names
-from duet_dev.services.directory import Directory, Objects
+from duet_dev.services.directory import Directory, Objects, key_of
 from duet_dev.services.relay import Relay
 
 SETTLE_SECONDS = 0.02  # a rollout changes many slices at once; one pass serves them all
@@ -29,7 +29,15 @@ async def keep(objects: Objects, api: Api, path: str, changed: asyncio.Event) ->
         changed.set()
 
 
-async def relay(directory: Directory, changed: asyncio.Event) -> None:
+async def balance(service: JsonObject, api: Api) -> None:
+    """Be the load balancer that somebody waits for: the cluster address is as far out as it gets here."""
+    (namespace, name), address = key_of(service), service["spec"]["clusterIP"]
+    status = {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}}
+    with contextlib.suppress(*UNAVAILABLE):  # gone meanwhile, or tried again at the next change
+        await api.patch(f"/api/v1/namespaces/{namespace}/services/{name}/status", status)
+
+
+async def relay(directory: Directory, changed: asyncio.Event, api: Api) -> None:
     """Keep the listening addresses equal to the routes."""
     connections = Relay()
     try:
@@ -38,6 +46,8 @@ async def relay(directory: Directory, changed: asyncio.Event) -> None:
             await asyncio.sleep(SETTLE_SECONDS)
             changed.clear()
             await connections.follow(directory.routes())
+            for service in directory.unbalanced():
+                await balance(service, api)
     finally:
         connections.close()
 
@@ -61,7 +71,7 @@ async def run(kubeconfig: Path, config: Config) -> None:
         else:
             slices = "/apis/discovery.k8s.io/v1/endpointslices"
             group.create_task(keep(directory.slices, api, slices, changed))
-        group.create_task(relay(directory, changed))
+        group.create_task(relay(directory, changed, api))
         group.create_task(resolve(directory, config))
 
 

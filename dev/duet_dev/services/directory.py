@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from duet_dev.kubeapi import JsonObject, WatchEvent
+from duet_dev.kubelet.context import HOST_ADDRESS
 from duet_dev.services import endpoints
 from duet_dev.services.endpoints import SERVICE_NAME_LABEL, Endpoint
 
@@ -75,9 +76,21 @@ class Directory:
                 if port.get("protocol", "TCP") != "TCP":
                     continue
                 to = [self.api_server] if key == API_SERVICE else list(_targets(port, targets))
-                if to:
-                    found[cluster_address, port["port"]] = tuple(sorted(to))
+                if not to:
+                    continue
+                found[cluster_address, port["port"]] = tuple(sorted(to))
+                if "nodePort" in port:
+                    found[HOST_ADDRESS, port["nodePort"]] = tuple(sorted(to))
         return found
+
+    def unbalanced(self) -> list[JsonObject]:
+        """Services of type LoadBalancer that have not been given their outer address yet."""
+        return [
+            service
+            for service in self.services.items.values()
+            if service["spec"].get("type") == "LoadBalancer"
+            and not service.get("status", {}).get("loadBalancer", {}).get("ingress")
+        ]
 
 
 def _targets(port: JsonObject, found: Iterable[Endpoint]) -> Iterable[Address]:

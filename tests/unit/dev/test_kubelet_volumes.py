@@ -80,7 +80,7 @@ class FakeSources(PodSources):
 
 
 def volumes_of(tmp_path: Path, sources: FakeSources) -> Volumes:
-    return Volumes(sources=sources, folder=tmp_path / "volumes", claims=tmp_path / "claims")
+    return Volumes(sources=sources, folder=tmp_path / "volumes", claims_folder=tmp_path / "claims")
 
 
 async def test_a_token_is_due_before_it_expires_and_replaced(tmp_path: Path) -> None:

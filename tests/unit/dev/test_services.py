@@ -108,6 +108,23 @@ def test_the_kubernetes_service_leads_to_the_api_server() -> None:
     assert directory(kubernetes).routes() == {("10.96.0.1", 443): (API_SERVER,)}
 
 
+def test_a_node_port_leads_where_the_service_leads() -> None:
+    found = directory(
+        service(type="NodePort", ports=[{"name": "http", "port": 80, "nodePort": 30080}]),
+        endpoint_slice(endpoint("10.244.0.2")),
+    ).routes()
+    assert found["127.0.0.1", 30080] == found["10.96.1.1", 80] == (("10.244.0.2", 8000),)
+
+
+def test_a_load_balancer_is_unbalanced_until_it_has_an_address() -> None:
+    waiting, served = service("a", type="LoadBalancer"), service("b", type="LoadBalancer")
+    served["status"] = {"loadBalancer": {"ingress": [{"ip": "10.96.1.1"}]}}
+    found = Directory(API_SERVER, False)
+    for item in (waiting, served, service("c")):
+        found.services.apply(WatchEvent("ADDED", item))
+    assert found.unbalanced() == [waiting]
+
+
 def test_where_slices_refuse_the_addresses_pods_are_selected_directly() -> None:
     found = directory(
         service(
