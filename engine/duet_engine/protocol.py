@@ -403,6 +403,9 @@ class GatewayDemand(Document):
     waiting_tokens: int = 0
     inflight_requests: int = 0
     loop_lag_p99_seconds: float = 0.0
+    """Over the last seconds."""
+    loop_lag_seconds: Histogram | None = None
+    """Since the start; one observation for each of the event loop's clock ticks."""
     saturated: bool = False
     classes: tuple[ClassDemand, ...] = ()
     workers: tuple[WorkerReport, ...] = ()

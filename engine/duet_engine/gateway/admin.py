@@ -90,6 +90,7 @@ class AdminServer:
             waiting_tokens=self._dispatcher.waiting_tokens,
             inflight_requests=self._public.inflight,
             loop_lag_p99_seconds=lag_seconds,
+            loop_lag_seconds=self._lag.total.document(),
             saturated=self._lag.saturated,
             classes=self._demand.documents(),
             workers=tuple(worker.report(now) for worker in workers),

@@ -9,15 +9,19 @@ import asyncio
 from collections import deque
 from time import monotonic
 
+from duet_engine.gateway.demand import Distribution
+
 INTERVAL_SECONDS = 0.02
 WINDOW_SECONDS = 10.0
 SATURATED_SECONDS = 0.02
+BOUNDS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class LoopLag:
-    """Lateness of a periodic callback over the last seconds."""
+    """Lateness of a periodic callback, over the last seconds and since the start."""
 
     def __init__(self) -> None:
+        self.total = Distribution(BOUNDS_SECONDS)
         self._samples: deque[float] = deque(maxlen=round(WINDOW_SECONDS / INTERVAL_SECONDS))
         self._handle: asyncio.TimerHandle | None = None
 
@@ -44,5 +48,7 @@ class LoopLag:
         self._handle = loop.call_later(INTERVAL_SECONDS, self._tick, loop, monotonic() + INTERVAL_SECONDS)
 
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self._samples.append(max(0.0, monotonic() - due))
+        late_seconds = max(0.0, monotonic() - due)
+        self._samples.append(late_seconds)
+        self.total.observe(late_seconds)
         self._schedule(loop)
