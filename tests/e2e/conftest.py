@@ -13,6 +13,12 @@ from duet_dev.cluster import Cluster
 from duet_dev.kubeapi import Api
 
 SHOWN_LOG_LINES = 60
+SHORT = (
+    "settings.demandWindowSeconds=4",
+    "settings.drainLeaseFloorSeconds=6",
+    "settings.drainSettleSeconds=1",
+    "settings.leaseSeconds=6",
+)
 UNDER_TEST = pytest.StashKey[tuple[Serving, OperatorRelease]]()
 
 
@@ -20,7 +26,7 @@ UNDER_TEST = pytest.StashKey[tuple[Serving, OperatorRelease]]()
 def operator_release(local_cluster: Cluster) -> Iterator[OperatorRelease]:
     """The operator, with windows and leases as short as the tests' patience."""
     release = OperatorRelease(local_cluster)
-    release.install()
+    release.install(*SHORT)
     yield release
 
 

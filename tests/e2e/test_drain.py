@@ -12,29 +12,32 @@ from duet_operator.cluster import POD
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
-LONG_ANSWER_TOKENS = 400
-"""Twenty seconds of decode."""
+LONG_ANSWER_TOKENS = 700
+"""Half a minute of decode, at 20 tokens/s: three such answers need two workers, so that one of three has to leave."""
+RETURNING = 2.0
+"""Requests per second of 20 tokens that need, beside these, the third worker again."""
+TOO_MANY = 429
+"""A disruption budget says no."""
 
 
 async def test_returning_load_calls_a_drain_off_and_costs_no_cold_start(serving: Serving) -> None:
-    await serving.apply_and_wait()
-    async with serving.load((PROMPT_TOKENS, LONG_ANSWER_TOKENS)) as load:
-        load.requests_per_second = 2.0
-        await serving.until("decode has grown", lambda found: counts(found, "ready")[1] >= 3)
-        await serving.settled()
-        async with Recorder(serving) as recorder:
-            load.requests_per_second = 0.0
-            await serving.until("a worker drains", lambda found: counts(found, "draining")[1] > 0)
-            load.requests_per_second = 2.0
-            await serving.until("no worker drains", lambda found: counts(found, "draining")[1] == 0)
-            back = await serving.settled()
-            load.requests_per_second = 0.0
+    await serving.apply_and_wait({"spec.pools.decode.minReplicas": 3, "spec.pools.decode.maxReplicas": 3})
+    long, short = serving.load((PROMPT_TOKENS, LONG_ANSWER_TOKENS)), serving.load((PROMPT_TOKENS, 20))
+    async with Recorder(serving) as recorder, long, short:
+        long.send(3)
+        await serving.change({"pools": {"decode": {"minReplicas": 1}}})
+        await serving.until("a worker drains", lambda found: counts(found, "draining") == (0, 1))
+        short.requests_per_second = RETURNING
+        await serving.until("no worker drains", lambda found: counts(found, "draining") == (0, 0))
+        back = await serving.object()
+        await short.ended(5, seconds=30)
+        short.requests_per_second = 0.0
 
-    assert load.failures == []
-    assert counts(back, "ready")[1] >= 3
-    assert [worker.name for worker in recorder.drained if worker.role == "decode"]
-    assert recorder.lost == []
-    assert len(recorder.of("decode")) == counts(back, "replicas")[1], "a new worker was started"
+    assert long.failures == short.failures == []
+    assert counts(back, "ready") == (1, 3)
+    assert [worker.role for worker in recorder.drained if worker.work_at_drain] == ["decode"]
+    assert recorder.counts["decode"][0] == 3
+    assert len(recorder.of("decode")) == 3, "a new worker was started"
 
 
 async def test_an_evicted_worker_finishes_what_it_has(serving: Serving) -> None:
@@ -46,10 +49,10 @@ async def test_an_evicted_worker_finishes_what_it_has(serving: Serving) -> None:
         for metadata in evicted:
             await _evict(serving, metadata)
 
-        async def replaced() -> bool:
+        async def gone() -> bool:
             return all(recorder.workers[metadata["uid"]].gone for metadata in evicted)
 
-        await until("the evicted workers are gone", replaced, seconds=CHANGE_SECONDS)
+        await until("the evicted workers are gone", gone, seconds=CHANGE_SECONDS)
         await serving.settled()
         await load.ended(4, seconds=30)
         load.requests_per_second = 0.0
@@ -58,18 +61,15 @@ async def test_an_evicted_worker_finishes_what_it_has(serving: Serving) -> None:
 
 
 async def _evict(serving: Serving, metadata: dict[str, str]) -> None:
-    """As `kubectl drain` does it, which repeats while a disruption budget says no."""
-    body = {
-        "apiVersion": "policy/v1",
-        "kind": "Eviction",
-        "metadata": {"name": metadata["name"], "namespace": serving.namespace},
-    }
+    """As `kubectl drain` does it, which repeats while it's refused."""
+    name = {"name": metadata["name"], "namespace": serving.namespace}
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": name}
     async with asyncio.timeout(CHANGE_SECONDS):
         while True:
             try:
                 await serving.api.post(POD.path(serving.namespace, metadata["name"], "eviction"), body)
             except ApiError as error:
-                if error.status != 429:
+                if error.status != TOO_MANY:
                     raise
                 await asyncio.sleep(1)
             else:

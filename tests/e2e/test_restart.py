@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 LONG_ANSWER_TOKENS = 400
 """Twenty seconds of decode, so that a drain lasts."""
+EACH_WORKER_BUSY = 4
+"""So many at once leave none of two decode workers without one."""
 SLOW_START_SECONDS = 8
 
 
@@ -26,8 +28,8 @@ def manual(*, prefill: int, decode: int) -> dict[str, object]:
 
 async def draining_under_load(serving: Serving, load: SteadyLoad) -> None:
     """Two decode workers with long answers under way, of which one is to leave."""
+    load.send(EACH_WORKER_BUSY)
     load.requests_per_second = 0.2
-    await load.ended(1, seconds=60)
     await serving.change(manual(prefill=1, decode=1))
     await serving.until("a worker drains", lambda found: counts(found, "draining") == (0, 1))
 

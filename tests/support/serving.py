@@ -79,9 +79,10 @@ class Serving:
         await asyncio.to_thread(self.cluster.kubectl, "apply", "-f", "-", input=json.dumps(document))
 
     async def apply_and_wait(self, patch: Patch | None = None) -> None:
-        """The same, until it's Ready and nothing is on its way any more."""
+        """The same, until it's Ready, its gateways have told their first demand and no worker is on its way."""
         await self.apply(patch)
-        await self.until("it is Ready", lambda found: condition(found, "Ready") == "True", seconds=READY_SECONDS)
+        for type_ in ("Ready", "SignalsFresh"):
+            await self.until(f"{type_} is True", _says(type_), seconds=READY_SECONDS)
         await self.settled()
 
     async def change(self, spec: Document) -> None:
@@ -193,6 +194,10 @@ def _condition(found: Document, type_: str) -> Document:
 def counts(found: Document, field: str) -> tuple[int, int]:
     """One number of the prefill and of the decode pool's status, such as `ready`."""
     return tuple(status(found).get(role, {}).get(field, 0) for role in ("prefill", "decode"))  # type: ignore[return-value]
+
+
+def _says(type_: str) -> Callable[[Document], bool]:
+    return lambda found: condition(found, type_) == "True"
 
 
 def _settled(found: Document) -> bool:

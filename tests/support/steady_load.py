@@ -5,9 +5,9 @@ ended. What a request asks for and what counts as its failure is the demo's own 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +19,7 @@ from duet_dev.demo.load import ask_for
 from duet_dev.demo.records import Record
 from duet_engine.traces import Arrival
 
-REQUEST_TIMEOUT_SECONDS = 90.0
+REQUEST_TIMEOUT_SECONDS = 120.0
 PAUSED_LOOK_SECONDS = 0.05
 MOST_IN_FLIGHT = 500
 
@@ -27,9 +27,9 @@ Lengths = tuple[int, int]
 """Prompt and output tokens of one request."""
 
 
-@dataclass(slots=True)
+@dataclass
 class SteadyLoad:
-    """Sends `lengths` in turn, evenly spaced at the present rate."""
+    """Sends `lengths` in turn: evenly spaced at the present rate, and at once what `send` is asked for."""
 
     url: str
     model: str
@@ -37,6 +37,7 @@ class SteadyLoad:
     requests_per_second: float = 0.0
     records: list[Record] = field(default_factory=list)
     _in_flight: set[asyncio.Task[None]] = field(default_factory=set)
+    _indices: Iterator[int] = field(default_factory=count)
     _sending: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -81,19 +82,27 @@ class SteadyLoad:
 
         await until(f"{requests} requests have ended", enough, seconds=seconds)
 
-    async def _send_steadily(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        for index in count():
-            while not self.requests_per_second:
-                await asyncio.sleep(PAUSED_LOOK_SECONDS)
-                due = loop.time()
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            due += 1 / self.requests_per_second
+    def send(self, requests: int) -> None:
+        """So many at once, whatever the rate."""
+        for index in islice(self._indices, requests):
             assert len(self._in_flight) < MOST_IN_FLIGHT, "requests pile up without end"
             request = asyncio.create_task(self._send(index, *self.lengths[index % len(self.lengths)]))
             self._in_flight.add(request)
             request.add_done_callback(self._in_flight.discard)
+
+    async def _send_steadily(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            rate = self.requests_per_second
+            if rate == 0:
+                await asyncio.sleep(PAUSED_LOOK_SECONDS)
+                due = loop.time()
+            elif due > loop.time():
+                await asyncio.sleep(min(due - loop.time(), PAUSED_LOOK_SECONDS))
+            else:
+                due += 1 / rate
+                self.send(1)
 
     async def _send(self, index: int, input_tokens: int, output_tokens: int) -> None:
         arrival = Arrival(time_seconds=0.0, input_tokens=input_tokens, output_tokens=output_tokens)
