@@ -129,6 +129,7 @@ class Demo:
             attainment_goal=spec.slo.attainment_basis_points / 10_000,
             bundled=self.options.trace is None,
             planned_requests=len(arrivals),
+            gateway_lag_seconds=observer.gateway_lag_p99_seconds,
         )
 
     def _write(self, run: Run, serving: DuetDeployment) -> None:

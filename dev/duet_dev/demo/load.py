@@ -20,10 +20,11 @@ import uvloop
 
 from duet_dev.demo.client import CHAT, COMPLETIONS, Ask, send
 from duet_dev.demo.records import Pulse, Record
+from duet_engine.gateway.loop_lag import LoopLag
 from duet_engine.traces import Arrival
+from duet_operator.signals.totals import quantile
 
 START_DELAY_SECONDS = 0.5
-LAG_PERIOD_SECONDS = 0.02
 PULSE_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 15.0
 WORD = " the"
@@ -77,11 +78,12 @@ class LoadGenerator:
         self._options = options
         self._sent = 0
         self._in_flight = 0
-        self._lags_seconds: list[float] = []
+        self._lag = LoopLag()
 
     async def run(self, arrivals: Sequence[Arrival]) -> None:
         """Until every arrival has ended, well or badly."""
-        own = [asyncio.create_task(self._measure_lag()), asyncio.create_task(self._pulse())]
+        self._lag.start()
+        pulse = asyncio.create_task(self._pulse())
         timeout = aiohttp.ClientTimeout(total=self._options.request_timeout_seconds, sock_connect=10)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
         headers = {"Content-Type": "application/json"}
@@ -94,8 +96,8 @@ class LoadGenerator:
             for index, arrival in enumerate(arrivals):
                 await asyncio.sleep(max(0.0, start + arrival.time_seconds - loop.time()))
                 requests.create_task(self._send(session, ask_for(index, arrival, self._options.model)))
-        for task in own:
-            task.cancel()
+        pulse.cancel()
+        self._lag.stop()
         self._write_pulse()
 
     async def _send(self, session: aiohttp.ClientSession, ask: Ask) -> None:
@@ -109,21 +111,13 @@ class LoadGenerator:
         finally:
             self._in_flight -= 1
 
-    async def _measure_lag(self) -> None:
-        """How much later than asked a sleep ends: what the loop adds to every time that is measured on it."""
-        while True:
-            asked = time.perf_counter() + LAG_PERIOD_SECONDS
-            await asyncio.sleep(LAG_PERIOD_SECONDS)
-            self._lags_seconds.append(max(0.0, time.perf_counter() - asked))
-
     async def _pulse(self) -> None:
         while True:
             await asyncio.sleep(PULSE_SECONDS)
             self._write_pulse()
 
     def _write_pulse(self) -> None:
-        ordered = sorted(self._lags_seconds)
-        p99 = ordered[int(0.99 * len(ordered))] if ordered else 0.0
+        p99 = quantile(self._lag.total.document(), 0.99) or 0.0
         _write(Pulse(time_seconds=time.time(), sent=self._sent, in_flight=self._in_flight, loop_lag_p99_seconds=p99))
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from duet_dev.demo.observations import NAME_LABEL, ROLE_LABEL, Leases, PoolCounts, Sample, ScaleAction
 from duet_dev.kubeapi import UNAVAILABLE, Api, JsonObject
-from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, GatewayDemand, Role, WorkerProfile
+from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, GatewayDemand, Histogram, Role, WorkerProfile
+from duet_operator.signals.totals import quantile
 
 GROUP_PATH = "/apis/duetserve.io/v1alpha1"
 LOOK_SECONDS = 1.0
@@ -32,6 +33,8 @@ class Observer:
     leases: Leases = field(default_factory=Leases)
     object: JsonObject = field(default_factory=dict)
     profiles: tuple[WorkerProfile, ...] = ()
+    lags: dict[str, Histogram] = field(default_factory=dict)
+    """How late each gateway's event loop ran since its start, by instance."""
     failed_looks: int = 0
     last_failure: str = ""
     _gateway_pods: dict[str, JsonObject] = field(default_factory=dict)
@@ -46,6 +49,11 @@ class Observer:
     def status(self) -> JsonObject:
         status: JsonObject = self.object.get("status", {})
         return status
+
+    @property
+    def gateway_lag_p99_seconds(self) -> float:
+        """Of the gateway that ran latest."""
+        return max((quantile(lag, 0.99) or 0.0 for lag in self.lags.values()), default=0.0)
 
     async def prefill_profile(self) -> WorkerProfile:
         """What prefills here, as a gateway describes it: a prefill worker, or a decode worker where there is none."""
@@ -84,6 +92,8 @@ class Observer:
         demands = await asyncio.gather(*(self._demand(name) for name in names))
         self.object = await self.api.get(path)
         self.profiles = next((demand.profiles for demand in demands if demand.profiles), self.profiles)
+        lags = {demand.instance_id: demand.loop_lag_seconds for demand in demands}
+        self.lags |= {instance: lag for instance, lag in lags.items() if lag is not None}
         status = self.status
         for entry in status.get("history") or ():
             action = ScaleAction.of(entry)

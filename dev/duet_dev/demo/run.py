@@ -58,6 +58,8 @@ class Run:
     bundled: bool
     """Whether the arrivals were the bundled sample, whose outcome is known to be possible."""
     planned_requests: int
+    gateway_lag_seconds: float
+    """P99 of the lateness of the slower gateway's event loop, over its life."""
 
     @property
     def start_seconds(self) -> float:
@@ -107,10 +109,6 @@ class Run:
     @property
     def generator_lag_seconds(self) -> float:
         return self.results.pulse.loop_lag_p99_seconds if self.results.pulse else 0.0
-
-    @property
-    def gateway_lag_seconds(self) -> float:
-        return max((sample.gateway_lag_p99_seconds for sample in self.loaded_samples), default=0.0)
 
     def criteria(self) -> list[Criterion]:
         """In the order of a reader's questions."""

@@ -49,13 +49,12 @@ def results(*records: Record, lag_seconds: float = 0.002) -> Results:
     return found
 
 
-def samples(prefill: list[int], decode: list[int], *, lag_seconds: float = 0.001) -> list[Sample]:
+def samples(prefill: list[int], decode: list[int]) -> list[Sample]:
     return [
         Sample(
             time_seconds=START + 100 * index / len(prefill),
             prefill=PoolCounts(ready=one, desired=one),
             decode=PoolCounts(ready=other, desired=other),
-            gateway_lag_p99_seconds=lag_seconds,
         )
         for index, (one, other) in enumerate(zip(prefill, decode, strict=True))
     ]
@@ -73,6 +72,7 @@ GOOD = Run(
     attainment_goal=0.95,
     bundled=True,
     planned_requests=100,
+    gateway_lag_seconds=0.001,
 )
 SLOW = results(*(record(index, ttft_seconds=2.0 if index < 10 else 0.5) for index in range(100)))
 BROKEN = results(*(record(index, failure="HTTP 502" if index == 5 else None) for index in range(100)))
@@ -118,8 +118,8 @@ def test_a_trace_needs_no_failure_and_a_scale_down_only() -> None:
     "run",
     [
         replace(GOOD, results=results(*(record(index) for index in range(100)), lag_seconds=0.021)),
-        replace(GOOD, samples=samples([1, 3, 1], [1, 2, 1], lag_seconds=0.021)),
-        replace(GOOD, results=BROKEN, samples=samples([1, 3, 1], [1, 2, 1], lag_seconds=0.021)),
+        replace(GOOD, gateway_lag_seconds=0.021),
+        replace(GOOD, gateway_lag_seconds=0.021, results=BROKEN),
     ],
 )
 def test_a_lagging_loop_makes_the_run_invalid_whatever_else_it_was(run: Run) -> None:
