@@ -17,6 +17,7 @@ from tests.support.pods import (
     is_ready,
     pod,
     server,
+    service,
     shell,
     until,
 )
@@ -29,6 +30,12 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def pods(local_cluster: Cluster, namespace: str) -> Namespace:
     return Namespace(local_cluster, namespace)
+
+
+def processes(cluster: Cluster, command: str) -> set[str]:
+    """The ids of the processes in the cluster whose command line is exactly this."""
+    listed = cluster.run(["ps", "-eo", "pid=,args="], capture_output=True).stdout
+    return {pid for pid, _, rest in (line.strip().partition(" ") for line in listed.splitlines()) if rest == command}
 
 
 def test_init_containers_run_in_order_and_a_sidecar_before_the_main_one(pods: Namespace) -> None:
@@ -188,17 +195,13 @@ def test_a_forced_deletion_ends_the_process_too(pods: Namespace) -> None:
 
 
 def test_nothing_of_a_container_survives_it_not_even_a_daemon(pods: Namespace) -> None:
-    daemon = "setsid --fork sleep 98765; env -i setsid --fork sleep 98766 & sleep 300"
+    daemon = "setsid --fork sleep 98765; sleep 300"
     pods.apply(pod("daemons", shell(daemon)))
     pods.ready("daemons")
 
-    def alive() -> set[str]:
-        listed = pods.cluster.run(["ps", "-eo", "args"], capture_output=True).stdout
-        return {line for line in listed.splitlines() if line in ("sleep 98765", "sleep 98766")}
-
-    until(lambda: "sleep 98765" in alive(), "the daemon")
+    until(lambda: processes(pods.cluster, "sleep 98765") or None, "the daemon")
     pods.kubectl("delete", "pod", "daemons", "--grace-period=1", "--timeout=20s")
-    assert "sleep 98765" not in alive()
+    assert not processes(pods.cluster, "sleep 98765")
 
 
 def test_each_pod_has_devices_of_its_own(pods: Namespace) -> None:
@@ -287,8 +290,9 @@ def test_a_killed_kubelet_takes_its_processes_along_and_its_pods_come_back(
     local_cluster: Cluster, namespace: str
 ) -> None:
     pods = Namespace(local_cluster, namespace)
-    pods.apply(deployment("back", server(), replicas=2))
+    pods.apply(deployment("back", server(), replicas=2), pod("daemon", shell("setsid --fork sleep 98767; sleep 300")))
     before = {p["metadata"]["name"]: p["status"]["podIP"] for p in pods.scaled("back", 2)}
+    first = until(lambda: processes(local_cluster, "sleep 98767") or None, "the daemon")
     local_cluster.signal("kubelet", signal.SIGKILL)
 
     def restarted() -> bool:
@@ -299,6 +303,23 @@ def test_a_killed_kubelet_takes_its_processes_along_and_its_pods_come_back(
     assert after == before
     for address in after.values():
         local_cluster.run(["curl", "-sf", f"http://{address}:8000/"], check=True)
+    second = until(lambda: processes(local_cluster, "sleep 98767") or None, "the new daemon")
+    assert not first & second
+
+
+def test_pods_and_services_outlast_a_restart_of_the_api_server(local_cluster: Cluster, namespace: str) -> None:
+    pods = Namespace(local_cluster, namespace)
+    pods.apply(deployment("steady", server(), replicas=2), service("steady"))
+    before = {p["metadata"]["name"] for p in pods.scaled("steady", 2)}
+    url = f"http://{pods.get('service', 'steady')['spec']['clusterIP']}/"
+    until(lambda: local_cluster.run(["curl", "-sf", url], capture_output=True).returncode == 0, "the Service")
+    local_cluster.signal("kube-apiserver", signal.SIGKILL)
+    while pods.cluster.kubectl("get", "--raw", "/readyz", check=False).returncode:
+        local_cluster.run(["curl", "-sf", url], check=True, capture_output=True)
+    pods.kubectl("scale", "deployment/steady", "--replicas=3")
+    after = pods.scaled("steady", 3)
+    assert before <= {p["metadata"]["name"] for p in after}
+    assert all(p["status"]["containerStatuses"][0]["restartCount"] == 0 for p in after)
 
 
 def test_logs_are_cut_followed_and_refused_where_there_are_none(pods: Namespace) -> None:
