@@ -1,0 +1,182 @@
+"""Load as a gateway sees it: reported state plus what was sent since, each dispatch counted once."""
+
+from typing import Any
+
+import pytest
+
+from duet_engine.gateway.breaker import FAILURES_TO_EJECT, Breaker
+from duet_engine.gateway.discovery import Member
+from duet_engine.gateway.workers import Worker, Workers
+from duet_engine.protocol import (
+    RefusalReason,
+    Role,
+    StepCoefficients,
+    StepKind,
+    Work,
+    WorkerInfo,
+    WorkerProfile,
+    WorkerState,
+)
+
+STEPS = StepCoefficients(
+    prefill_base_seconds=0.01,
+    prefill_per_token_seconds=1e-4,
+    decode_base_seconds=0.01,
+)
+
+
+def worker(role: Role = Role.DECODE, *, heard: bool = True, **state: Any) -> Worker:
+    member = Member(uid="u", name="w", url="http://127.0.0.1:1", role=role)
+    made = Worker(member, gateway_id="g")
+    profile = WorkerProfile(
+        digest="x",
+        role=role,
+        model_id="m",
+        kv_capacity_tokens=10_000,
+        max_running_requests=10,
+        chunked_prefill_tokens=1000,
+        steps=STEPS,
+    )
+    made.describe(WorkerInfo(worker="w", role=role, profile=profile))
+    if heard:
+        made.heard(state_of(role, **state), 100.0)
+    return made
+
+
+def state_of(role: Role = Role.DECODE, **state: Any) -> WorkerState:
+    return WorkerState(
+        worker="w", role=role, kv_capacity_tokens=10_000, **{"ready": True, "deflection_active": True, **state}
+    )
+
+
+def send(target: Worker, tokens: int = 500, *, local: bool = False) -> Any:
+    return target.send(prompt_tokens=tokens, output_reserve_tokens=100, local=local)
+
+
+def test_a_dispatch_counts_until_the_state_includes_it() -> None:
+    decode = worker()
+    send(decode)
+    assert decode.decode_view().batch.requests == 1
+    assert decode.decode_view().kv_free_tokens == 10_000 - 600
+    decode.heard(state_of(accepted={"g": 1}, work=Work(decode_transfer=1), kv_used_tokens=500), 100.1)
+    view = decode.decode_view()
+    assert (view.batch.requests, view.kv_free_tokens, view.free_slots) == (1, 9_500, 9)
+
+
+def test_a_dispatch_that_ended_counts_no_more() -> None:
+    decode = worker()
+    work = send(decode)
+    decode.ended(work)
+    assert decode.decode_view().batch.requests == 0
+    assert decode.inflight == 0
+
+
+def test_other_gateways_confirmations_are_not_ours() -> None:
+    decode = worker(accepted={"other": 9})
+    send(decode, local=True)
+    assert decode.decode_view().local_prefill_tokens == 500
+
+
+def test_work_ahead_of_a_prefill_worker() -> None:
+    prefill = worker(Role.PREFILL, queued_prefill_tokens=2000, work=Work(queued=2))
+    reported = 2 * (0.01 + 0.1)
+    assert prefill.prefill_view(100.0).ahead_seconds == pytest.approx(reported)
+    assert prefill.prefill_view(100.05).ahead_seconds == pytest.approx(reported - 0.05), "it has worked since"
+    assert prefill.prefill_view(109.0).ahead_seconds == 0.0
+    send(prefill, 1000)
+    assert prefill.prefill_view(109.0).ahead_seconds == pytest.approx(0.11)
+
+
+def test_a_step_under_way_is_partly_done() -> None:
+    prefill = worker(
+        Role.PREFILL,
+        queued_prefill_tokens=1000,
+        work=Work(queued=1),
+        step=StepKind.PREFILL,
+        step_started_at_seconds=5000.00,
+        written_at_seconds=5000.08,
+    )
+    assert prefill.prefill_view(100.01).ahead_seconds == pytest.approx(0.11 - 0.08 - 0.01)
+
+
+@pytest.mark.parametrize("reason", [RefusalReason.DRAINING, RefusalReason.NOT_READY])
+def test_a_worker_that_says_it_leaves_is_out_at_once_and_back_with_its_next_state(reason: RefusalReason) -> None:
+    decode = worker()
+    assert decode.usable(100.0)
+    decode.refused(reason)
+    assert not decode.usable(100.0)
+    decode.heard(state_of(), 100.1)
+    assert decode.usable(100.1)
+
+
+def test_a_refused_deflection_closes_local_prefill_until_the_next_state() -> None:
+    decode = worker()
+    decode.refused(RefusalReason.DEFLECTION_OFF)
+    assert decode.usable(100.0) and not decode.decode_view().prefills
+    decode.heard(state_of(), 100.1)
+    assert decode.decode_view().prefills
+
+
+@pytest.mark.parametrize("state", [{"ready": False}, {"draining": True}])
+def test_a_worker_that_does_not_serve_gets_nothing(state: dict[str, bool]) -> None:
+    assert not worker(**state).usable(100.0)
+
+
+def test_a_worker_that_is_lost_or_unheard_gets_nothing() -> None:
+    assert not worker(heard=False).usable(100.0)
+    decode, told = worker(), []
+    decode.on_lost.add(told.append)
+    decode.lost()
+    assert told == [decode]
+    assert not decode.usable(100.0)
+
+
+def test_the_set_of_workers_follows_the_source() -> None:
+    workers = Workers("g")
+    first = Member(uid="1", name="a", url="http://127.0.0.1:1", role=Role.PREFILL)
+    second = Member(uid="2", name="b", url="http://127.0.0.1:2", role=Role.DECODE)
+    come, gone = workers.update([first, second])
+    assert ([each.name for each in come], gone) == (["a", "b"], [])
+    kept = workers["1"]
+    unready = Member(uid="1", name="a", url="http://127.0.0.1:1", role=Role.PREFILL, ready=False)
+    come, gone = workers.update([unready])
+    assert (come, [each.name for each in gone]) == ([], ["b"])
+    assert workers["1"] is kept and not kept.member.ready
+
+
+def ejected_breaker() -> Breaker:
+    breaker = Breaker()
+    for _ in range(FAILURES_TO_EJECT):
+        breaker.sent()
+        breaker.failed(10.0)
+    return breaker
+
+
+def test_failures_in_a_row_eject_and_one_probe_at_a_time_decides() -> None:
+    breaker = ejected_breaker()
+    assert breaker.ejected and not breaker.allows(10.9)
+    assert breaker.allows(11.0)
+    breaker.sent()
+    assert not breaker.allows(11.1), "one probe is enough"
+    breaker.failed(11.2)
+    assert not breaker.allows(13.0) and breaker.allows(13.3), "twice as long"
+    breaker.sent()
+    breaker.succeeded()
+    assert not breaker.ejected and breaker.allows(13.4)
+    assert breaker.ejections_total == 2
+
+
+def test_a_success_between_failures_keeps_a_worker() -> None:
+    breaker = Breaker()
+    for _ in range(10):
+        breaker.failed(1.0)
+        breaker.failed(1.0)
+        breaker.succeeded()
+    assert not breaker.ejected
+
+
+def test_a_probe_that_says_nothing_lets_another_follow() -> None:
+    breaker = ejected_breaker()
+    breaker.sent()
+    breaker.undecided()
+    assert breaker.allows(11.0)
