@@ -6,6 +6,8 @@ Invariant: however it ends (done, failed, Ctrl-C), the cluster it started is gon
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from duet_dev.demo.observer import Observer
 from duet_dev.demo.report import document, print_report, write_json
 from duet_dev.demo.results import Results, UnloadedTtft
 from duet_dev.demo.run import Run
-from duet_dev.demo.sample import bundled_sample
+from duet_dev.demo.sample import SEED, bundled_sample
 from duet_dev.demo.stages import Stages, apply_and_wait, install_operator, read_object, run_load
 from duet_dev.demo.timeline import draw_timeline
 from duet_dev.demo.view import View
@@ -62,6 +64,17 @@ class Options:
         if not found:
             raise DevError("no request arrives within the minutes chosen; choose more")
         return found
+
+    def described(self) -> dict[str, Any]:
+        """What was run, for the report."""
+        chosen = f" TRACE={self.trace.name} MINUTES={self.minutes:g}" if self.trace else ""
+        return {
+            "trace": self.trace.name if self.trace else "bundled sample",
+            "seed": None if self.trace else SEED,
+            "speed": self.speed,
+            "minutes": self.minutes,
+            "command": f"make demo{chosen}" + (f" SPEED={self.speed:g}" if self.speed != 1 else ""),
+        }
 
     @property
     def title(self) -> str:
@@ -135,10 +148,9 @@ class Demo:
     def _write(self, run: Run, serving: DuetDeployment) -> None:
         folder = self.options.report
         folder.mkdir(parents=True, exist_ok=True)
-        settings: dict[str, Any] = {
-            "trace": self.options.trace.name if self.options.trace else "bundled sample",
-            "speed": self.options.speed,
-            "minutes": self.options.minutes if self.options.trace else None,
+        settings = {
+            **self.options.described(),
+            "machine": f"Python {platform.python_version()}, {os.cpu_count()} cores",
             "spec": serving.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
         write_json(folder / "report.json", document(run, settings=settings, stages_seconds=self.stages.seconds))

@@ -1,0 +1,105 @@
+"""`python -m duet_dev.demo.publish REPORT…`: from reports of the demo to docs/results and the README's picture.
+
+Invariant: no figure in the documentation is typed by hand. The first report is the bundled sample's, whose picture
+becomes the README's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from duet_dev.paths import REPOSITORY
+
+RESULTS = REPOSITORY / "docs" / "results"
+PICTURE = REPOSITORY / "docs" / "images" / "demo-timeline.png"
+HEADINGS = ("figure", "value", "unit", "peer", "peer_value", "ratio")
+MOST_LOOP_LAG_MILLISECONDS = 20
+
+type_report = Mapping[str, Any]
+type_row = dict[str, Any]
+
+
+def rows(report: type_report) -> list[type_row]:
+    """The figures of one run, each beside what it is measured against."""
+    settings = report["settings"]
+    common = {"command": settings["command"], "seed": settings["seed"]}
+    return [
+        {
+            "figure": f"{figure}, {settings['trace']}",
+            "value": value,
+            "unit": unit,
+            "peer": peer,
+            "peer_value": peer_value,
+            "ratio": round(value / peer_value, 3) if peer_value else None,
+            **common,
+        }
+        for figure, value, unit, peer, peer_value in _figures(report)
+    ]
+
+
+def _figures(report: type_report) -> Iterator[tuple[str, float, str, str, float]]:
+    figures, slo = report["figures"], report["settings"]["spec"]["slo"]
+    lag = report["loop_lag_p99_seconds"]
+    yield (
+        "GPU-hours",
+        round(report["gpu_hours"], 3),
+        "slice-hours",
+        "peak held all the time",
+        round(report["peak_held_gpu_hours"], 3),
+    )
+    yield "attainment", round(100 * figures["attainment"], 2), "%", "goal", 100 * report["attainment_goal"]
+    yield "failed requests", figures["failed"], "requests", "sent", report["planned_requests"]
+    yield "TTFT P95", round(1000 * figures["ttft_p95_seconds"]), "ms", "objective", slo["ttftMilliseconds"]
+    yield "ITL P95", round(1000 * figures["itl_p95_seconds"]), "ms", "objective", slo["itlMilliseconds"]
+    yield "gateway loop lag P99", round(1000 * lag["gateway"], 1), "ms", "limit", MOST_LOOP_LAG_MILLISECONDS
+
+
+def page(reports: Sequence[type_report]) -> str:
+    """The results as Markdown."""
+    parts = [
+        "# Demo",
+        "What `make demo` measured, each figure beside its peer from the same run. GPU-hours count MIG slices, from pod"
+        " scheduled to pod gone, between the first request and the last answer. ITL and TTFT are the load generator's.",
+    ]
+    for report in reports:
+        settings, found = report["settings"], rows(report)
+        parts.append(f"## {settings['trace']}")
+        parts.append("\n".join([_cells(HEADINGS), _cells(["---"] * len(HEADINGS)), *map(_row, found)]))
+        parts.append("\n".join(f"- {each['name']}: {each['text']}" for each in report["criteria"]))
+        wall_seconds = sum(report["stages_seconds"].values())
+        parts.append(
+            f"`{settings['command']}`, seed {settings['seed']}, {wall_seconds:.0f} s before the report, "
+            f"{settings['machine']}. Decisions: {len(report['scale_actions'])}, for example:"
+        )
+        parts.extend(f"> {action['message']}" for action in report["scale_actions"][:3])
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(row: type_row) -> str:
+    return _cells(["–" if row[name] is None else str(row[name]) for name in HEADINGS])
+
+
+def _cells(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+@click.command(help="Write docs/results/demo.* and the README's picture from report folders of the demo.")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+def main(folders: tuple[Path, ...]) -> None:
+    reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    found = [row for report in reports for row in rows(report)]
+    (RESULTS / "demo.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / "demo.md").write_text(page(reports))
+    shutil.copyfile(folders[0] / "timeline.png", PICTURE)
+
+
+if __name__ == "__main__":
+    main()
