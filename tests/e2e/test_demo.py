@@ -19,7 +19,6 @@ from duet_dev.paths import PACKAGE_PARENT
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 GONE_SECONDS = 20.0
-HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +51,9 @@ def start(name: str, report: Path, trace: Path) -> subprocess.Popen[str]:
 
 def short_trace(folder: Path, *, seconds: int) -> Path:
     """Two requests a second."""
-    lines = [
-        f"2026-01-01 00:{each // 120:02d}:{each // 2 % 60:02d}.{each % 2 * 5}00,300,20" for each in range(2 * seconds)
-    ]
-    path = folder / "short.csv"
-    path.write_text("\n".join([HEADER, *lines]) + "\n")
+    requests = [{"timestamp": 500 * each, "input_length": 300, "output_length": 20} for each in range(2 * seconds)]
+    path = folder / "short.jsonl"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
     return path
 
 
@@ -91,10 +88,10 @@ def test_ctrl_c_in_the_middle_leaves_no_process(name: str, tmp_path: Path) -> No
 
 
 def test_a_bad_trace_is_told_before_anything_starts(name: str, tmp_path: Path) -> None:
-    trace = tmp_path / "bad.csv"
-    trace.write_text(f"{HEADER}\n2026-01-01 00:00:00.000,300,20\n2026-01-01 00:00:01.000,many,20\n")
+    trace = short_trace(tmp_path, seconds=1)
+    trace.write_text(trace.read_text().replace("300", '"many"', 1))
     process = start(name, tmp_path / "report", trace)
     output, _ = process.communicate()
     assert process.returncode == 1
-    assert f"{trace}: line 3: ContextTokens must be a whole number of at least 1, not 'many'" in output
+    assert f"{trace}: line 1: input_length must be a whole number of at least 1, not 'many'" in output
     assert "local cluster" not in output
