@@ -194,6 +194,28 @@ async def test_a_prefill_half_that_was_refused_fails_its_decode_half_at_once(ses
         assert status == 500 and "refused" in document["message"]
 
 
+async def test_a_decode_half_that_ends_before_it_has_kv_takes_its_prefill_half_along(
+    session: aiohttp.ClientSession,
+) -> None:
+    with running_engine("prefill") as prefill, running_engine("decode", "--kv-capacity-tokens", "1000") as decode:
+        await faults(session, prefill, hang_seconds=60)
+        holder = asyncio.create_task(ask(session, decode, COMPLETIONS, BODY | prefill.pair_fields(1)))
+        await until(session, decode, lambda seen: seen.work.decode_transfer == 1)
+        half = BODY | prefill.pair_fields(2) | {"rid": "waits"}
+        early = asyncio.create_task(ask(session, prefill, COMPLETIONS, half))
+        waiting = asyncio.create_task(ask(session, decode, COMPLETIONS, half))
+        await until(session, decode, lambda seen: seen.work.decode_prealloc == 1)
+        await until(session, prefill, lambda seen: seen.work.prefill_bootstrap == 1)
+        async with session.post(f"{decode.url}/abort_request", json={"rid": "waits"}) as response:
+            assert response.status == 200
+        assert (await waiting)[1]["choices"][0]["finish_reason"] == "abort"
+        status, document = await early
+        assert status == 500 and "gave up" in document["message"]
+        late_status, document = await ask(session, prefill, COMPLETIONS, half)
+        assert late_status == 500 and "gave up" in document["message"]
+        holder.cancel()
+
+
 async def test_prefill_workers_that_nobody_claims_give_up(session: aiohttp.ClientSession) -> None:
     with running_engine("prefill", "--bootstrap-timeout-seconds", "0.3") as prefill:
         status, document = await ask(session, prefill, COMPLETIONS, BODY | prefill.pair_fields(1))

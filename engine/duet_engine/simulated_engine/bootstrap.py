@@ -3,25 +3,27 @@
 Invariant: the decode side asks only when it holds KV, and the answer comes when the KV has left; whichever side gives
 up or dies, the other hears of it through the connection in the same second. `GET /rooms/N` answers 200 with the seed
 of the output (so that both sides continue the same text), 500 when the prefill side failed, 504 when no such request
-came.
+came; `DELETE /rooms/N` says that the decode side gave up before it held KV.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from duet_engine.simulated_engine.request import Failure, Request
+from duet_engine.simulated_engine.request import Failure, Request, Room
 
 if TYPE_CHECKING:
     from duet_engine.simulated_engine.engine import Engine
     from duet_engine.simulated_engine.http_server import Exchange
 
 CONNECT_SECONDS = 5.0
-FAILED_ROOM_MEMORY_SECONDS = 60.0
+ENDED_ROOM_MEMORY_SECONDS = 60.0
 ROOMS_PATH = "/rooms/"
 
 
@@ -35,6 +37,7 @@ class PrefillRooms:
         self._requests: dict[int, Request] = {}
         self._claims: dict[int, Exchange] = {}
         self._failed: dict[int, str] = {}
+        self._abandoned: set[int] = set()
 
     def taken(self, number: int) -> bool:
         return number in self._requests
@@ -45,6 +48,9 @@ class PrefillRooms:
             return
         number = request.room.number
         self._requests[number] = request
+        if number in self._abandoned:
+            self._fail_abandoned(request)
+            return
         if number in self._claims:
             self._engine.claimed(request)
         else:
@@ -56,10 +62,24 @@ class PrefillRooms:
             exchange.respond(200, b"OK", content_type="text/plain")
             return
         number = exchange.path.removeprefix(ROOMS_PATH)
-        if exchange.method != "GET" or not exchange.path.startswith(ROOMS_PATH) or not number.isdigit():
-            exchange.respond_json(404, {"message": f"{exchange.method} {exchange.path}: no such thing; GET /rooms/N"})
-            return
-        self._claim(int(number), exchange)
+        if not exchange.path.startswith(ROOMS_PATH) or not number.isdigit():
+            exchange.respond_json(404, {"message": f"{exchange.path}: no such thing; known are /health and /rooms/N"})
+        elif exchange.method == "DELETE":
+            self._abandon(int(number))
+            exchange.respond_json(200, {})
+        else:
+            self._claim(int(number), exchange)
+
+    def _abandon(self, number: int) -> None:
+        """The decode side gave up before it had KV to ask for; its prefill half may be still to come."""
+        self._abandoned.add(number)
+        self._loop.call_later(ENDED_ROOM_MEMORY_SECONDS, self._abandoned.discard, number)
+        if number in self._requests:
+            self._fail_abandoned(self._requests[number])
+
+    def _fail_abandoned(self, request: Request) -> None:
+        message = f"Prefill bootstrap failed for request {request.rid}: its decode worker gave up"
+        self._engine.fail(request, Failure(message=message))
 
     def _claim(self, number: int, exchange: Exchange) -> None:
         if number in self._failed:
@@ -97,7 +117,7 @@ class PrefillRooms:
             return
         number = request.room.number
         self._failed[number] = message
-        self._loop.call_later(FAILED_ROOM_MEMORY_SECONDS, self._failed.pop, number, None)
+        self._loop.call_later(ENDED_ROOM_MEMORY_SECONDS, self._failed.pop, number, None)
         claim = self._claims.pop(number, None)
         if claim is not None:
             claim.respond_json(500, {"message": message})
@@ -135,15 +155,20 @@ class DecodeRooms:
     def claim(self, request: Request) -> None:
         """Ask for the KV of a request that has its place here."""
         self._open[request] = _Claim(self, request)
-        task = asyncio.get_running_loop().create_task(self._connect(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._connect(request))
 
     def cancel(self, request: Request, message: str) -> None:  # noqa: ARG002 - the closed connection says it all
         """Nobody wants this request's KV any more."""
         claim = self._open.pop(request, None)
         if claim is not None:
             claim.close()
+        elif request.room is not None and not request.claimed:
+            self._spawn(_abandon(request.room))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, request: Request) -> None:
         claim, room = self._open.get(request), request.room
@@ -170,6 +195,21 @@ class DecodeRooms:
         self._engine.fail(request, Failure(message=message))
 
 
+def _head(method: str, room: Room) -> bytes:
+    lines = (f"{method} {ROOMS_PATH}{room.number} HTTP/1.1", f"host: {room.host}:{room.port}", "connection: close")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+async def _abandon(room: Room) -> None:
+    """Tell the prefill side that nobody will come; if it can't be reached, its own timeout says the same."""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(room.host, room.port)
+            writer.write(_head("DELETE", room))
+            await reader.read()
+            writer.close()
+
+
 class _Claim(asyncio.Protocol):
     """The connection of one claim."""
 
@@ -192,8 +232,7 @@ class _Claim(asyncio.Protocol):
             self._transport.abort()
             return
         room = self._request.room
-        head = f"GET {ROOMS_PATH}{room.number} HTTP/1.1\r\nhost: {room.host}:{room.port}\r\nconnection: close\r\n\r\n"
-        self._transport.write(head.encode("latin-1"))
+        self._transport.write(_head("GET", room))
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -179,6 +179,7 @@ class DecodeScheduler(Scheduler):
             request = self.prealloc.popleft()
             request.stage = Stage.TRANSFER
             request.queued_at = now
+            request.claimed = True
             self.transfer.append(request)
             self._progress.claims.append(request)
 

@@ -117,6 +117,8 @@ class Request:
     last_token_at: float = 0.0
     gap_seconds: float = 0.0
     """Between the last token and the one before."""
+    claimed: bool = False
+    """The prefill side has been asked for its KV."""
     transferred_at: float = 0.0
 
     @property
