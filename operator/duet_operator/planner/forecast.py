@@ -23,6 +23,8 @@ MOST_LEVEL_WINDOWS = 3
 """The level is a mean over about a cold start, but not over more windows than this."""
 TREND_WINDOWS = 24
 """Enough for a trend; the work grows with its square."""
+SAME_WINDOW_SHARE = 0.95
+"""Windows whose ends are at least this share of their length apart count as separate: passes aren't punctual."""
 FEWEST_FOR_NOISE = 5
 PRIOR_NOISE_SHARE = 0.1
 NOISE_QUANTILE = 1.28
@@ -56,7 +58,8 @@ def spaced(samples: Sequence[DemandSample], window_seconds: float) -> list[Deman
     noise look like a trend."""
     chosen: list[DemandSample] = []
     for sample in reversed(samples):
-        if not chosen or chosen[-1].time_seconds - sample.time_seconds >= 0.95 * window_seconds:
+        gap_seconds = chosen[-1].time_seconds - sample.time_seconds if chosen else float("inf")
+        if gap_seconds > 0 and gap_seconds >= SAME_WINDOW_SHARE * window_seconds:
             chosen.append(sample)
         if len(chosen) == TREND_WINDOWS:
             break

@@ -1,0 +1,299 @@
+"""The status after a pass, and when it's written."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.manifests import deployment
+from tests.support.planning import decide, demand, seen, serving, spec
+
+from duet_operator.api.v1alpha1 import ConditionType, DuetDeployment, DuetStatus, ScaleAction
+from duet_operator.planner.types import Attainment, Counts, PoolState
+from duet_operator.resources.conditions import transitions
+from duet_operator.resources.findings import Facts
+from duet_operator.resources.images import Images
+from duet_operator.resources.status import rejected_status, resolved, status
+from duet_operator.resources.status_writes import merge_patch, worth_writing
+
+NOW = datetime(2026, 11, 21, 10, 0, 0, tzinfo=UTC)
+MET = Attainment(
+    window_seconds=30.0,
+    completed_requests=500,
+    met_both_share=0.991,
+    ttft_p95_seconds=0.4,
+    itl_p95_seconds=0.031,
+    capacity_misses=2,
+)
+
+
+def facts(duet: DuetDeployment | None = None, **changes: Any) -> Facts:
+    """A pass over three prefill and four decode workers that serve."""
+    own = {
+        key: changes.pop(key)
+        for key in (
+            "targets",
+            "gateways_ready",
+            "silent_gateways",
+            "pending",
+            "rollout_stuck",
+            "plugin_inactive",
+            "burn_rate_5m",
+        )
+        if key in changes
+    }
+    observation = seen(**{"prefill": 3, "decode": 4, "demand": demand(12.0), "attainment": MET} | changes)
+    decision = decide(observation, spec=spec())
+    values: dict[str, Any] = {
+        "deployment": duet or deployment(),
+        "observation": observation,
+        "decision": decision,
+        "targets": Counts(decision.prefill.replicas, decision.decode.replicas),
+        "gateways_ready": 2,
+    }
+    return Facts(**values | own)
+
+
+def condition(reported: DuetStatus, kind: Any) -> tuple[str, str]:
+    found = reported.condition(kind)
+    assert found is not None
+    return found.status, found.reason
+
+
+def test_numbers_of_a_pass() -> None:
+    seen_now = facts(demand=demand(12.0, deflected_requests_per_second=3.0), burn_rate_5m=0.9)
+    reported = status(seen_now, now=NOW).to_dict()
+    assert reported["observedGeneration"] == 3
+    assert reported["prefill"] == {
+        "replicas": 3,
+        "ready": 3,
+        "starting": 0,
+        "draining": 0,
+        "replacing": 0,
+        "desired": seen_now.targets.prefill,
+        "recommended": seen_now.decision.prefill.recommended,
+    }
+    assert reported["slo"] == {
+        "ttftP95Milliseconds": 400,
+        "itlP95Milliseconds": 31,
+        "attainmentBasisPoints": 9910,
+        "burnRate5mMilli": 900,
+    }
+    assert reported["traffic"] == {
+        "requestsPerSecondMilli": 12000,
+        "inputTokensPerSecond": 12000,
+        "outputTokensPerSecond": 2400,
+        "deflectedBasisPoints": 2500,
+    }
+    assert reported["summary"] == {
+        "prefill": f"3/{seen_now.targets.prefill}",
+        "decode": f"4/{seen_now.targets.decode}",
+        "attainment": "99.1%",
+        "deflected": "25%",
+    }
+    assert reported["decision"]["time"] == "2026-11-21T10:00:00Z"
+    assert reported["decision"]["message"] == seen_now.decision.message
+    assert reported["decision"]["inputs"]["requestsPerSecondMilli"] == 12000
+
+
+def test_unknown_numbers_are_absent_and_not_zero() -> None:
+    reported = status(facts(demand=None, attainment=None, complete=False), now=NOW).to_dict()
+    assert "traffic" not in reported
+    assert reported["slo"] == {}
+    assert "attainment" not in reported["summary"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "expected"),
+    [
+        pytest.param({}, "Accepted", ("True", "Valid"), id="valid"),
+        pytest.param({}, "Ready", ("True", "Serving"), id="serving"),
+        pytest.param({"gateways_ready": 0}, "Ready", ("False", "NoGateway"), id="no gateway"),
+        pytest.param(
+            {"decode": PoolState(replicas=2, starting=2)}, "Ready", ("False", "NoDecodeWorker"), id="no decode worker"
+        ),
+        pytest.param({"prefill": 0}, "Ready", ("True", "Serving"), id="decode workers take the prompts"),
+        pytest.param(
+            {"prefill": 0, "deflection_active": False}, "Ready", ("False", "NoPrefillWorker"), id="no place for prompts"
+        ),
+        pytest.param(
+            {"decode": PoolState(replicas=2), "plugin_inactive": "hook x not found"},
+            "Ready",
+            ("False", "PluginInactive"),
+            id="plugin inactive",
+        ),
+        pytest.param(
+            {"prefill": 0, "decode": 0, "targets": Counts(0, 0)}, "Ready", ("True", "Idle"), id="scaled to zero"
+        ),
+        pytest.param({"targets": Counts(3, 4)}, "Progressing", ("True", "Settled"), id="settled"),
+        pytest.param({"targets": Counts(3, 5)}, "Progressing", ("True", "Scaling"), id="scaling"),
+        pytest.param({"rollout_in_progress": True}, "Progressing", ("True", "RollingOut"), id="rollout"),
+        pytest.param({"rollout_stuck": "pod x"}, "Progressing", ("False", "RolloutStuck"), id="stuck rollout"),
+        pytest.param({}, "ScalingActive", ("True", "AutoMode"), id="auto"),
+        pytest.param(
+            {"duet": deployment({"spec.scaling.mode": "Recommend"})},
+            "ScalingActive",
+            ("False", "RecommendMode"),
+            id="recommend",
+        ),
+        pytest.param(
+            {"duet": deployment({"spec.scaling.mode": "Manual"})}, "ScalingActive", ("False", "ManualMode"), id="manual"
+        ),
+        pytest.param({"demand": None}, "ScalingActive", ("False", "StaleSignals"), id="held"),
+        pytest.param({}, "ScalingLimited", ("False", "WithinBounds"), id="within bounds"),
+        pytest.param({"demand": demand(500.0)}, "ScalingLimited", ("True", "MaxReplicas"), id="limited"),
+        pytest.param({}, "SLOMet", ("True", "ObjectivesMet"), id="met"),
+        pytest.param(
+            {"attainment": replace(MET, met_both_share=0.95)}, "SLOMet", ("False", "ObjectivesMissed"), id="missed"
+        ),
+        pytest.param({"attainment": None}, "SLOMet", ("Unknown", "NoTraffic"), id="no traffic"),
+        pytest.param({"demand": None}, "SLOMet", ("Unknown", "StaleSignals"), id="unknown"),
+        pytest.param({}, "SignalsFresh", ("True", "AllAnswered"), id="fresh"),
+        pytest.param(
+            {"silent_gateways": {"pod-1": "timed out"}}, "SignalsFresh", ("False", "GatewaySilent"), id="silent"
+        ),
+        pytest.param({"demand": None}, "SignalsFresh", ("False", "GatewaySilent"), id="nothing told"),
+        pytest.param({}, "CapacityPending", ("False", "NoPodPending"), id="none pending"),
+        pytest.param(
+            {"pending": {"decode": "2 pods: Unschedulable"}}, "CapacityPending", ("True", "PodsPending"), id="pending"
+        ),
+    ],
+)
+def test_condition(changes: dict[str, Any], kind: Any, expected: tuple[str, str]) -> None:
+    assert condition(status(facts(**changes), now=NOW), kind) == expected
+
+
+def test_all_documented_conditions_are_reported() -> None:
+    assert [each.type for each in status(facts(), now=NOW).conditions] == sorted(get_args(ConditionType))
+
+
+def test_silent_gateways_are_named() -> None:
+    reported = status(facts(silent_gateways={"pod-1": "timed out"}), now=NOW).condition("SignalsFresh")
+    assert reported is not None
+    assert reported.message == "1 of 2 gateway pods didn't answer: pod-1: timed out"
+
+
+def with_status(reported: DuetStatus) -> DuetDeployment:
+    return deployment().model_copy(update={"status": reported})
+
+
+def test_transition_time_moves_only_with_the_status() -> None:
+    first = status(facts(), now=NOW)
+    later = NOW + timedelta(minutes=5)
+    missed = facts(with_status(first), attainment=replace(MET, met_both_share=0.5))
+    second = status(missed, now=later)
+    times = {each.type: each.last_transition_time for each in second.conditions}
+    assert times.pop("SLOMet") == later
+    assert set(times.values()) == {NOW}
+    assert [each.type for each in transitions(first.conditions, second.conditions)] == ["SLOMet"]
+
+
+def test_history_keeps_the_last_twenty() -> None:
+    duet = deployment()
+    for number in range(25):
+        action = ScaleAction(time=NOW, pool="decode", from_replicas=number, to_replicas=number + 1, reason="LoadRising")
+        duet = with_status(status(facts(duet), actions=[action], now=NOW))
+    assert [action.to_replicas for action in duet.status.history] == list(range(6, 26))
+
+
+def test_rejected_object_says_why_and_keeps_the_rest() -> None:
+    before = status(facts(), now=NOW)
+    reported = rejected_status(with_status(before), "spec.engine.template is bad", now=NOW)
+    accepted = reported.condition("Accepted")
+    assert accepted is not None
+    assert (accepted.status, accepted.message) == ("False", "spec.engine.template is bad")
+    assert condition(reported, "Ready") == condition(before, "Ready")
+    assert reported.decode == before.decode
+
+
+def test_derived_images_are_pinned_once() -> None:
+    first, second = Images(engine="a", gateway="b"), Images(engine="c", gateway="d")
+    pinned = resolved(deployment(), first, operator_version="1")
+    again = resolved(with_status(DuetStatus(resolved=pinned)), second, operator_version="2")
+    assert again == pinned
+    assert (pinned.engine_image, pinned.gateway_image, pinned.operator_version) == ("a", "b", "1")
+
+
+def test_image_of_the_spec_is_not_pinned() -> None:
+    named = deployment({"spec.engine.image": "own"})
+    pinned = resolved(named, Images(engine="own", gateway="b"), operator_version="1")
+    assert pinned.engine_image is None
+    unnamed = with_status(DuetStatus(resolved=pinned))
+    assert resolved(unnamed, Images(engine="a", gateway="c"), operator_version="2").engine_image == "a"
+
+
+# --- writes ---
+
+
+def reported(now: datetime = NOW, **changes: Any) -> DuetStatus:
+    values: dict[str, Any] = {"targets": Counts(3, 4)} | changes
+    return status(facts(**values), now=now)
+
+
+def test_nothing_new_is_never_written() -> None:
+    later, first = NOW + timedelta(hours=1), reported()
+    assert not worth_writing(first, reported(later, duet=with_status(first)), now=later)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"targets": Counts(3, 5)}, id="desired count"),
+        pytest.param({"decode": serving(4, starting=1)}, id="starting worker"),
+        pytest.param({"silent_gateways": {"a": "b"}}, id="condition"),
+        pytest.param({"duet": deployment(generation=4)}, id="generation"),
+        pytest.param({"demand": demand(500.0)}, id="reason of the decision"),
+    ],
+)
+def test_states_are_written_at_once(changes: dict[str, Any]) -> None:
+    now = NOW + timedelta(seconds=1)
+    assert worth_writing(reported(), reported(now, **changes), now=now)
+
+
+@pytest.mark.parametrize(
+    ("attainment", "seconds", "written"),
+    [
+        pytest.param(replace(MET, ttft_p95_seconds=0.41), 30, False, id="a little, early"),
+        pytest.param(replace(MET, ttft_p95_seconds=0.41), 60, True, id="a little, after a minute"),
+        pytest.param(replace(MET, ttft_p95_seconds=0.6), 30, True, id="more than a tenth"),
+        pytest.param(replace(MET, ttft_p95_seconds=0.6), 5, False, id="more than a tenth, in the next pass"),
+        pytest.param(replace(MET, ttft_p95_seconds=None), 30, True, id="a number vanishes"),
+    ],
+)
+def test_measured_numbers_are_written_seldom(attainment: Attainment, seconds: float, written: bool) -> None:
+    now = NOW + timedelta(seconds=seconds)
+    assert worth_writing(reported(), reported(now, attainment=attainment), now=now) == written
+
+
+def test_first_status_is_written() -> None:
+    assert worth_writing(DuetStatus(), reported(), now=NOW)
+
+
+JSON = st.recursive(
+    st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcd"), inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(st.sampled_from("abcd"), JSON, max_size=4)
+
+
+def applied(old: Any, patch: Any) -> Any:
+    """RFC 7386, as it is written there."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(old) if isinstance(old, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = applied(result.get(key), value)
+    return result
+
+
+@given(OBJECTS, OBJECTS)
+def test_patch_makes_the_new_of_the_old(old: dict[str, Any], new: dict[str, Any]) -> None:
+    patch = merge_patch(old, new)
+    assert applied(old, patch) == new
+    assert bool(patch) == (old != new)
