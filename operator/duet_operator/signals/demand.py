@@ -74,7 +74,7 @@ class DemandHistory:
             cached_tokens_per_second=counted.cached_tokens / seconds,
             output_tokens_per_second=counted.output_tokens / seconds,
             mean_input_tokens=counted.input_tokens / counted.arrivals if counted.arrivals else 0.0,
-            mean_output_tokens=mean(counted.output_lengths) or 0.0,
+            mean_output_tokens=_mean_output_tokens(counted),
             p95_input_tokens=quantile(counted.input_lengths, 0.95) or 0.0,
             deflected_requests_per_second=counted.deflected_requests / seconds,
             deflected_tokens_per_second=counted.deflected_tokens / seconds,
@@ -131,6 +131,12 @@ class DemandHistory:
         parts = [part for samples in self._samples.values() if (part := _difference(samples, now - window_seconds))]
         begin = min((begin for begin, _ in parts), default=now)
         return _Measured(total(counted for _, counted in parts), now - begin) if begin < now else None
+
+
+def _mean_output_tokens(counted: Totals) -> float:
+    """Of the answers that ended; from the counters where the histogram reaches back too far."""
+    rough = counted.output_tokens / counted.completed if counted.completed else 0.0
+    return mean(counted.output_lengths) or rough
 
 
 def _difference(samples: deque[_Sample], start: float) -> tuple[float, Totals] | None:
