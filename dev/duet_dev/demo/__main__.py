@@ -28,7 +28,6 @@ from duet_dev.demo.results import Results, UnloadedTtft
 from duet_dev.demo.run import Run
 from duet_dev.demo.sample import SEED, bundled_sample
 from duet_dev.demo.stages import Stages, apply_and_wait, install_operator, read_object, run_load
-from duet_dev.demo.timeline import draw_timeline
 from duet_dev.demo.view import View
 from duet_dev.errors import DevError
 from duet_dev.kubeapi import Api
@@ -146,6 +145,9 @@ class Demo:
         )
 
     def _write(self, run: Run, serving: DuetDeployment) -> None:
+        # Only here, because it imports for a second and a half what a demo that fails early never needs.
+        from duet_dev.demo.timeline import draw_timeline
+
         folder = self.options.report
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
