@@ -122,15 +122,18 @@ class Relay:
             except Refused as refused:
                 refused.worker.refused(refused.reason)
                 excluded_until[refused.worker.key] = monotonic() + refused.retry_after_seconds
+                if self._age_seconds(record) > self._limits.queue_timeout_seconds:
+                    raise GatewayError(503, f"no worker took the request: {refused}", retry_after_seconds=5.0) from None
                 on_retry(f"refused-{refused.reason}")
             except WorkerFailed as failed:
                 failures += 1
                 failed.worker.failed(monotonic())
                 excluded_until[failed.worker.key] = monotonic() + FAILURE_PAUSE_SECONDS
                 log.info("attempt %d failed: %s", failures, failed)
-                if failures >= self._limits.failed_attempts:
+                too_late = self._age_seconds(record) > self._limits.retry_seconds
+                if failures >= self._limits.failed_attempts or too_late:
                     status = 504 if failed.timed_out else 502
-                    raise GatewayError(status, f"{failures} attempts failed, the last with {failed}") from failed
+                    raise GatewayError(status, f"attempt {failures} failed: {failed}") from failed
                 on_retry("failed")
             else:
                 record.first_at = attempt.first_token_at
@@ -147,6 +150,9 @@ class Relay:
         """Wait for what is still being told to engines."""
         if self._background:
             await asyncio.wait(self._background, timeout=2.0)
+
+    def _age_seconds(self, record: RequestRecord) -> float:
+        return monotonic() - record.arrived_at
 
     def _note(self, record: RequestRecord, assignment: Assignment) -> None:
         record.dispatched_at = monotonic()

@@ -127,13 +127,14 @@ class Dispatcher:
     async def assign(
         self, request: ClientRequest, *, prompt_tokens: int, arrived_at: float, excluded_until: dict[str, float]
     ) -> Assignment:
-        """Wait for workers.
+        """Wait for workers. With something to exclude it is a retry, which is never turned away for lack of room.
 
         Raises:
             GatewayError: 429 or 503 with the reason when the queue is full or the wait too long.
         """
-        self._check_limits(request)
         now = monotonic()
+        if not excluded_until:
+            self._check_limits(request)
         waiter = _Waiter(
             arrived_at=arrived_at,
             request=request,
@@ -192,7 +193,7 @@ class Dispatcher:
         routes = dispatch([each.prompt for each in seen], fleet, rule, window_seconds=window_seconds)
         for waiter, route in zip(seen, routes, strict=False):
             if not isinstance(route, Hold) and not waiter.future.done():
-                self._leave(waiter, route)
+                self._leave(waiter, route, now)
         self._expire(fleet, now)
         self._plan_next_pass(fleet, window_seconds)
 
@@ -208,7 +209,10 @@ class Dispatcher:
             excluded=frozenset(key for key, until in waiter.excluded_until.items() if until > now),
         )
 
-    def _leave(self, waiter: _Waiter, route: Pair | Local) -> None:
+    def _leave(self, waiter: _Waiter, route: Pair | Local, now: float) -> None:
+        keys = (route.decode,) if isinstance(route, Local) else (route.prefill, route.decode)
+        if not all(self._workers[key].breaker.allows(now) for key in keys):
+            return  # an ejected worker's one probe left in this same pass
         self._waiting.remove(waiter)
         decode = self._workers[route.decode]
         tokens, reserve_tokens = waiter.prompt.tokens, waiter.prompt.output_reserve_tokens

@@ -37,6 +37,8 @@ class Limits:
     idle_timeout_seconds: float = 300.0
     """Longest silence of an engine that works on a request."""
     failed_attempts: int = 4
+    retry_seconds: float = 60.0
+    """A request that has been here longer gets no further attempt after a failed one."""
     window_seconds: float = 0.15
     """Predicted work that a worker may have ahead when it gets one more prompt."""
 

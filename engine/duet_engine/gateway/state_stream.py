@@ -19,7 +19,7 @@ from duet_engine.protocol import INFO_PATH, STATE_PATH, ProtocolError, WorkerInf
 
 log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 3.0
+SILENCE_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=SILENCE_SECONDS)

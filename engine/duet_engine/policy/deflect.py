@@ -16,6 +16,9 @@ from enum import StrEnum
 from duet_engine.policy.chunks import ChunkSchedule, largest_safe_schedule
 from duet_engine.policy.fleet import DecodeWorker, Prompt
 
+MOST_SCHEDULES = 3
+"""Worked out for one prompt to find its soonest local path."""
+
 
 class DeflectionMode(StrEnum):
     """Auto: lazy, several deflected prompts a worker. Paper: Kairos as printed, one a worker. Off: never."""
@@ -43,6 +46,17 @@ class DeflectionRule:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalPace:
+    """How fast a worker prefills beside its decode batch, from the largest chunk that is safe for a fresh prompt."""
+
+    chunk_tokens: int
+    step_overhead_seconds: float
+    """A step without its chunk's own work."""
+    ahead_seconds: float
+    """What the prompts that already wait there take."""
+
+
+@dataclass(frozen=True, slots=True)
 class LocalPath:
     """A prompt prefilled where it is decoded. `ttft_seconds` counts from now, queue included."""
 
@@ -62,8 +76,11 @@ def candidates_for(worker: DecodeWorker, rule: DeflectionRule) -> tuple[int, ...
     return tuple(size for size in rule.candidates_tokens if size <= worker.chunk_tokens) or (worker.chunk_tokens,)
 
 
-def local_ahead_seconds(worker: DecodeWorker, rule: DeflectionRule) -> float | None:
-    """How long the prompts that already wait on this worker take beside its decode batch; None when none is safe."""
+def local_pace(worker: DecodeWorker, rule: DeflectionRule) -> LocalPace | None:
+    """None where no prompt can be taken: not allowed, no safe chunk, or the paper's only one is there."""
+    one_at_a_time = rule.mode is DeflectionMode.PAPER and not worker.unified
+    if not takes_prompts(worker, rule) or (one_at_a_time and worker.local_prefill_tokens > 0):
+        return None
     candidates = candidates_for(worker, rule)
     first = largest_safe_schedule(
         worker.steps,
@@ -74,16 +91,44 @@ def local_ahead_seconds(worker: DecodeWorker, rule: DeflectionRule) -> float | N
     )
     if first is None:
         return None
-    return worker.local_prefill_tokens * first.seconds / candidates[0]
+    steps = len(first.chunks_tokens)
+    return LocalPace(
+        chunk_tokens=first.chunks_tokens[0],
+        step_overhead_seconds=(first.seconds - worker.steps.chunk_seconds(candidates[0])) / steps,
+        ahead_seconds=worker.local_prefill_tokens * first.seconds / candidates[0],
+    )
 
 
-def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> LocalPath | None:
-    """The path through one worker; None when it can't take the prompt safely."""
-    if not takes_prompts(worker, rule) or worker.key in prompt.excluded or not has_room(prompt, worker):
-        return None
-    if rule.mode is DeflectionMode.PAPER and worker.local_prefill_tokens > 0:
-        return None
-    ahead_seconds = local_ahead_seconds(worker, rule)
+def best_local_path(
+    prompt: Prompt, open_workers: Iterable[tuple[DecodeWorker, LocalPace]], rule: DeflectionRule
+) -> LocalPath | None:
+    """The soonest of all; equal ones take turns.
+
+    A schedule is only worked out where it could still be the soonest: chunks never grow and their work is the same in
+    any order, so the pace bounds the path from below. Three of them are enough: the bounds are close.
+    """
+    ranked = sorted(
+        (soonest_seconds(prompt, worker, pace), worker.dispatches, worker.key, worker, pace)
+        for worker, pace in open_workers
+        if worker.key not in prompt.excluded and has_room(prompt, worker)
+    )
+    best: LocalPath | None = None
+    for index, (soonest, _, _, worker, pace) in enumerate(ranked):
+        if best is not None and (soonest >= best.ttft_seconds or index >= MOST_SCHEDULES):
+            break
+        path = _local_path(prompt, worker, pace, rule)
+        if path is not None and (best is None or path.ttft_seconds < best.ttft_seconds):
+            best = path
+    return best
+
+
+def soonest_seconds(prompt: Prompt, worker: DecodeWorker, pace: LocalPace) -> float:
+    """The TTFT from now through this worker if the prompt's chunks could all be as large as the first."""
+    steps = -(-max(prompt.tokens, 1) // pace.chunk_tokens)
+    return pace.ahead_seconds + steps * pace.step_overhead_seconds + worker.steps.chunk_seconds(max(prompt.tokens, 1))
+
+
+def _local_path(prompt: Prompt, worker: DecodeWorker, pace: LocalPace, rule: DeflectionRule) -> LocalPath | None:
     schedule = largest_safe_schedule(
         worker.steps,
         worker.batch,
@@ -91,15 +136,16 @@ def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> Lo
         candidates_tokens=candidates_for(worker, rule),
         step_budget_seconds=rule.step_budget_seconds,
     )
-    if ahead_seconds is None or schedule is None:
+    if schedule is None:
         return None
-    return LocalPath(worker, schedule, ahead_seconds, ahead_seconds + schedule.seconds)
+    return LocalPath(worker, schedule, pace.ahead_seconds, pace.ahead_seconds + schedule.seconds)
 
 
-def best_local_path(prompt: Prompt, workers: Iterable[DecodeWorker], rule: DeflectionRule) -> LocalPath | None:
-    """The soonest of all; equal ones take turns."""
-    paths = [path for worker in workers if (path := local_path(prompt, worker, rule)) is not None]
-    return min(paths, key=lambda path: (path.ttft_seconds, path.worker.dispatches, path.worker.key), default=None)
+def in_danger(prompt: Prompt, rule: DeflectionRule, *, prefill_ttft_seconds: float) -> bool:
+    """Whether a prefill path is worth comparing with local ones: always for the paper, else when it's likely late."""
+    if rule.mode is DeflectionMode.PAPER:
+        return True
+    return prompt.waited_seconds + prefill_ttft_seconds > rule.lazy_share * prompt.ttft_objective_seconds
 
 
 def deflects(
@@ -114,9 +160,8 @@ def deflects(
     if rule.mode is DeflectionMode.PAPER:
         in_time = prompt.waited_seconds + local_ttft_seconds <= prompt.ttft_objective_seconds
         return in_time and local_ttft_seconds <= rule.alpha * prefill_ttft_seconds
-    endangered_seconds = rule.lazy_share * prompt.ttft_objective_seconds
-    endangered = prompt.waited_seconds + prefill_ttft_seconds > endangered_seconds
-    return endangered and local_ttft_seconds < prefill_ttft_seconds
+    sooner = local_ttft_seconds < prefill_ttft_seconds
+    return sooner and in_danger(prompt, rule, prefill_ttft_seconds=prefill_ttft_seconds)
 
 
 def has_room(prompt: Prompt, worker: DecodeWorker) -> bool:

@@ -16,18 +16,19 @@ from enum import StrEnum
 
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import (
-    DeflectionMode,
     DeflectionRule,
+    LocalPace,
     LocalPath,
     best_local_path,
     deflects,
     has_room,
-    local_ahead_seconds,
+    in_danger,
+    local_pace,
     takes_prompts,
 )
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
 
-LOOK_AHEAD_PROMPTS = 128
+LOOK_AHEAD_PROMPTS = 32
 """Bounds the work of one pass; later prompts are seen once earlier ones have left."""
 
 
@@ -112,35 +113,39 @@ class _Board:
         self._decode = {worker.key: worker for worker in fleet.decode}
         self._rule = rule
         self._window_seconds = window_seconds
+        self._paces: dict[str, LocalPace] = {}
+        """Of the workers that can take one more whole prompt now."""
+        for worker in fleet.decode:
+            self._note_pace(worker)
 
     def open(self) -> bool:
         """Whether any worker can take one more prompt now. An empty fleet is open: there is a reason to give."""
-        if not self._decode:
+        if self._paces or not self._decode:
             return True
-        if any(worker.ahead_seconds <= self._window_seconds for worker in self._prefill.values()):
-            return True
-        return any(
-            takes_prompts(worker, self._rule)
-            and (ahead_seconds := local_ahead_seconds(worker, self._rule)) is not None
-            and ahead_seconds <= self._window_seconds
-            for worker in self._decode.values()
-        )
+        return any(worker.ahead_seconds <= self._window_seconds for worker in self._prefill.values())
 
     def place(self, prompt: Prompt) -> tuple[Route, bool]:
         """A route, and whether the pass ends with it."""
         pair = self._best_pair(prompt)
-        local = best_local_path(prompt, self._decode.values(), self._rule)
-        if local is not None and deflects(
-            prompt,
-            self._rule,
-            prefill_ttft_seconds=pair.ttft_seconds if pair else None,
-            local_ttft_seconds=local.ttft_seconds,
-        ):
-            return self._take_local(prompt, local, has_pair=pair is not None), False
+        pair_ttft_seconds = pair.ttft_seconds if pair else None
+        if pair_ttft_seconds is None or in_danger(prompt, self._rule, prefill_ttft_seconds=pair_ttft_seconds):
+            open_workers = ((self._decode[key], pace) for key, pace in self._paces.items())
+            local = best_local_path(prompt, open_workers, self._rule)
+            if local is not None and deflects(
+                prompt, self._rule, prefill_ttft_seconds=pair_ttft_seconds, local_ttft_seconds=local.ttft_seconds
+            ):
+                return self._take_local(prompt, local, has_pair=pair is not None), False
         if pair is None:
             reason = self._reason_without_path(prompt)
             return Hold(reason), reason is not HoldReason.TRIED_ALL
         return self._take_pair(prompt, pair), False
+
+    def _note_pace(self, worker: DecodeWorker) -> None:
+        pace = local_pace(worker, self._rule)
+        if pace is not None and pace.ahead_seconds <= self._window_seconds:
+            self._paces[worker.key] = pace
+        else:
+            self._paces.pop(worker.key, None)
 
     def _best_pair(self, prompt: Prompt) -> Pair | None:
         """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
@@ -186,10 +191,8 @@ class _Board:
         self._occupy(prompt, self._decode[pair.decode], local=False)
         return pair
 
-    def _take_local(self, prompt: Prompt, path: LocalPath, *, has_pair: bool) -> Route:
+    def _take_local(self, prompt: Prompt, path: LocalPath, *, has_pair: bool) -> Local:
         self._occupy(prompt, path.worker, local=True)
-        if path.ahead_seconds > self._window_seconds:
-            return Hold(HoldReason.LOCAL_PREFILL_BUSY)
         if path.worker.unified:
             reason = DeflectReason.UNIFIED
         else:
@@ -198,7 +201,7 @@ class _Board:
 
     def _occupy(self, prompt: Prompt, worker: DecodeWorker, *, local: bool) -> None:
         """The worker as the next prompt of this pass sees it. A prompt joins the decode batch with its first token."""
-        self._decode[worker.key] = replace(
+        occupied = replace(
             worker,
             batch=worker.batch
             if local
@@ -208,6 +211,8 @@ class _Board:
             local_prefill_tokens=worker.local_prefill_tokens + (prompt.tokens if local else 0),
             dispatches=worker.dispatches + 1,
         )
+        self._decode[worker.key] = occupied
+        self._note_pace(occupied)
 
     def _reason_without_path(self, prompt: Prompt) -> HoldReason:
         decode = self._decode.values()
@@ -220,8 +225,7 @@ class _Board:
             return HoldReason.DECODE_FULL
         local = [worker for worker in untried if takes_prompts(worker, self._rule)]
         if local:
-            one_at_a_time = self._rule.mode is DeflectionMode.PAPER
-            busy = one_at_a_time and any(worker.local_prefill_tokens > 0 for worker in local)
+            busy = any(worker.local_prefill_tokens > 0 for worker in local)
             return HoldReason.LOCAL_PREFILL_BUSY if busy else HoldReason.ITL_UNSAFE
         return HoldReason.NO_PREFILL_WORKER if not self._prefill else HoldReason.TRIED_ALL
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_engine.gateway.events import (
@@ -39,6 +39,7 @@ def scanned(data: bytes, cuts: list[int], *, hide_usage: bool) -> tuple[bytes, i
     return out, tokens, scanner
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=6), max_size=8), st.lists(st.integers(0, 2000)), st.booleans(), st.booleans())
 def test_any_split_gives_the_same(texts: list[str], cuts: list[int], hide_usage: bool, has_usage: bool) -> None:
     events = [*map(token, texts), *([USAGE] if has_usage else []), DONE]

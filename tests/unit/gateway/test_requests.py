@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_engine.gateway.errors import GatewayError
@@ -59,6 +59,7 @@ def test_steering_fields_never_reach_a_worker() -> None:
     }
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(max_size=8),
@@ -95,6 +96,7 @@ def test_half_a_surrogate_pair_is_sent_as_json_can_say_it() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@settings(deadline=None)
 @given(raw=st.binary(max_size=60))
 def test_any_bytes_are_a_request_or_a_named_error(path: str, raw: bytes) -> None:
     try:
@@ -104,6 +106,7 @@ def test_any_bytes_are_a_request_or_a_named_error(path: str, raw: bytes) -> None
 
 
 @pytest.mark.parametrize("path", PATHS)
+@settings(deadline=None)
 @given(
     fields=st.fixed_dictionaries(
         {},

@@ -1,7 +1,7 @@
 """The LargestSafe schedule: safe wherever something is, complete, and as large as allowed."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_engine.perf.linear import LinearStepModel
@@ -30,6 +30,7 @@ def step_seconds(model: LinearStepModel, batch: DecodeBatch, *, chunk: int, done
     )
 
 
+@settings(deadline=None)
 @given(models, batches, st.integers(1, 20_000), candidate_lists, st.floats(0.001, 0.2))
 def test_no_chunk_is_unsafe_while_a_safe_one_exists(
     model: LinearStepModel, batch: DecodeBatch, prompt: int, candidates: tuple[int, ...], budget: float
@@ -51,6 +52,7 @@ def test_no_chunk_is_unsafe_while_a_safe_one_exists(
         assert done == prompt
 
 
+@settings(deadline=None)
 @given(models, batches, st.integers(1, 20_000), st.floats(0.001, 0.2))
 def test_a_prompt_costs_the_sum_of_its_chunks(
     model: LinearStepModel, batch: DecodeBatch, prompt: int, budget: float
@@ -70,6 +72,7 @@ def test_a_prompt_costs_the_sum_of_its_chunks(
         assert work == pytest.approx(model.chunk_seconds(prompt), rel=1e-6, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(models, batches, st.integers(1, 20_000), st.floats(0.001, 0.2))
 def test_chunks_never_grow_but_for_none(model: LinearStepModel, batch: DecodeBatch, prompt: int, budget: float) -> None:
     schedule = largest_safe_schedule(

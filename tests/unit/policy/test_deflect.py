@@ -3,19 +3,21 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import (
+    MOST_SCHEDULES,
     DeflectionMode,
     DeflectionRule,
+    LocalPath,
     best_local_path,
     candidates_for,
     deflects,
     has_room,
-    local_path,
+    local_pace,
 )
 from duet_engine.policy.fleet import DecodeWorker, Prompt
 
@@ -44,6 +46,12 @@ def decode_worker(key: str = "d", **changes: object) -> DecodeWorker:
         prefills=True,
     )
     return replace(worker, **changes)  # type: ignore[arg-type]  # any field
+
+
+def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> LocalPath | None:
+    """The path through this one worker."""
+    pace = local_pace(worker, rule)
+    return best_local_path(prompt, [(worker, pace)], rule) if pace else None
 
 
 @pytest.mark.parametrize(
@@ -81,8 +89,8 @@ def test_the_paper_deflects_one_prompt_a_worker() -> None:
 
 def test_off_means_off_but_for_unified_workers() -> None:
     off = replace(RULE, mode=DeflectionMode.OFF)
-    assert best_local_path(PROMPT, [decode_worker()], off) is None
-    assert best_local_path(PROMPT, [decode_worker(unified=True)], off) is not None
+    assert local_path(PROMPT, decode_worker(), off) is None
+    assert local_path(PROMPT, decode_worker(unified=True), off) is not None
 
 
 @pytest.mark.parametrize(
@@ -130,14 +138,16 @@ workers = st.lists(
         local_prefill_tokens=st.integers(0, 20_000),
         prefills=st.booleans(),
     ),
-    max_size=6,
+    max_size=MOST_SCHEDULES,
 )
 
 
+@settings(deadline=None)
 @given(workers, st.integers(1, 30_000))
 def test_the_best_path_is_the_soonest_of_those_that_can(fleet: list[DecodeWorker], tokens: int) -> None:
     prompt = replace(PROMPT, tokens=tokens)
-    best = best_local_path(prompt, fleet, RULE)
+    open_workers = [(worker, pace) for worker in fleet if (pace := local_pace(worker, RULE)) is not None]
+    best = best_local_path(prompt, open_workers, RULE)
     paths = [path for worker in fleet if (path := local_path(prompt, worker, RULE)) is not None]
     if best is None:
         assert paths == []

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_engine.perf.linear import LinearStepModel
@@ -186,6 +186,7 @@ fleets = st.builds(
 rules = st.builds(DeflectionRule, itl_seconds=st.floats(0.01, 0.3), mode=st.sampled_from(DeflectionMode))
 
 
+@settings(deadline=None)
 @given(prompts, fleets, rules)
 def test_room_is_given_away_once(queue: list[Prompt], workers: Fleet, rule: DeflectionRule) -> None:
     routes = run(queue, workers, rule)
@@ -199,6 +200,7 @@ def test_room_is_given_away_once(queue: list[Prompt], workers: Fleet, rule: Defl
             assert worker.prefills
 
 
+@settings(deadline=None)
 @given(prompts, fleets, rules)
 def test_windows_hold(queue: list[Prompt], workers: Fleet, rule: DeflectionRule) -> None:
     for route in run(queue, workers, rule):
@@ -206,6 +208,7 @@ def test_windows_hold(queue: list[Prompt], workers: Fleet, rule: DeflectionRule)
             assert route.ahead_seconds <= WINDOW
 
 
+@settings(deadline=None)
 @given(prompts.filter(bool), fleets, rules)
 def test_a_queue_over_an_idle_fleet_with_room_moves(queue: list[Prompt], workers: Fleet, rule: DeflectionRule) -> None:
     """No starvation: the head leaves as soon as any path for it is free."""
