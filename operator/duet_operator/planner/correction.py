@@ -2,7 +2,8 @@
 
 Invariant: stays within [0.8, 2] and moves by at most a tenth in one cold start, because what it asks for shows only
 after one. It rises only on misses that capacity would have prevented, and only while every worker that was asked for
-serves: misses of a pool that is still starting teach nothing about the model.
+serves: misses of a pool that is still starting teach nothing about the model. What no measurement confirms any more
+fades: a factor learned in a burst doesn't hold replicas through the quiet time after it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ EASY_LATENCY_SHARE = 0.5
 def corrected(correction: float, observation: Observation, spec: PlanSpec, *, horizon_seconds: float) -> float:
     """The factor after one more pass."""
     attainment = observation.attainment
-    if attainment is None or attainment.completed_requests < FEWEST_REQUESTS:
-        return correction
     change = GREATEST_CHANGE_PER_HORIZON * min(spec.interval_seconds / horizon_seconds, 1.0)
+    if attainment is None or attainment.completed_requests < FEWEST_REQUESTS:
+        return correction if attainment and attainment.capacity_misses else _faded(correction, change / 2)
     allowed = 1 - spec.attainment_goal
     missed = attainment.capacity_misses / attainment.completed_requests
     if missed > allowed:
@@ -35,6 +36,10 @@ def corrected(correction: float, observation: Observation, spec: PlanSpec, *, ho
     if correction > 1:
         return max(correction * (1 - change / 2), 1.0)
     return max(correction * (1 - change / 2), LOWEST_CORRECTION) if _easy(attainment, spec) else correction
+
+
+def _faded(correction: float, change: float) -> float:
+    return max(correction * (1 - change), 1.0) if correction > 1 else min(correction * (1 + change), 1.0)
 
 
 def _settled(observation: Observation) -> bool:

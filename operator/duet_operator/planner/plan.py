@@ -92,7 +92,9 @@ def _decide(
     comfortable = size(spacious, fleet=fleet, limits=rules.limits, present=present).counts.at_least(need.counts)
     boundless = replace(rules.limits, highest=Counts(MOST_REPLICAS, MOST_REPLICAS), max_gpus=None)
     recommended = size(load, fleet=fleet, limits=boundless, present=present).counts
-    memory = replace(memory, correction=outlook.correction)
+    # Where the bounds keep a pool too small, misses say nothing about the model.
+    correction = outlook.correction if need.feasible else min(outlook.correction, memory.correction)
+    memory = replace(memory, correction=correction)
     memory = _remember(memory, _to_remember(comfortable, memory, observation, spec, rules), observation, spec)
     counts = settle(need.counts, held=largest_need(memory.needs), observation=observation, spec=spec, rules=rules)
     grounds = Grounds(

@@ -119,6 +119,14 @@ def test_missed_objectives_add_workers_slowly_and_not_while_pods_start() -> None
     assert 1.1 < toy.memory.correction <= 2.0
 
 
+def test_misses_of_a_pool_at_its_bound_teach_nothing_about_the_model() -> None:
+    toy = Toy(spec=spec(prefill=bounds(0, 1), decode=bounds(1, 1)), load=lambda _: demand(BUSY))
+    toy.run(60)
+    toy.attainment = Attainment(window_seconds=30.0, completed_requests=600, met_both_share=0.5, capacity_misses=300)
+    toy.run(600)
+    assert toy.memory.correction == 1.0
+
+
 def test_misses_that_capacity_cannot_prevent_add_nothing() -> None:
     toy = Toy(spec=spec(), load=lambda _: demand(BUSY))
     toy.run(600)

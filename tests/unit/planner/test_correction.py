@@ -65,6 +65,12 @@ def test_met_objectives_bring_it_back_to_one_and_no_further() -> None:
     assert after(1.5, result(), passes=1000) == 1.0
 
 
+@pytest.mark.parametrize("attainment", [None, result(completed_requests=10)], ids=["no request", "few requests"])
+def test_fades_when_nothing_confirms_it(attainment: Attainment | None) -> None:
+    assert 1.0 < after(1.5, attainment) < 1.5
+    assert after(1.5, attainment, passes=1000) == after(0.8, attainment, passes=1000) == 1.0
+
+
 def test_easy_latencies_lower_it_to_the_bound() -> None:
     assert 0.99 < after(1.0, EASY) < 1.0
     assert after(1.0, EASY, passes=1000) == 0.8
