@@ -236,11 +236,13 @@ class Scheduler(ABC):
             self._requeue(victim)
 
     def _requeue(self, request: Request) -> None:
-        """Where a retracted request waits: here it computes everything again, before any new request."""
+        """Where a retracted request waits: here it computes everything again, before any new request.
+
+        No prompt is half computed then: one that is gets its next chunk before anything is decoded or retracted.
+        """
         request.stage = Stage.WAITING
         request.computed_tokens = 0
-        behind_the_unfinished = 1 if self.waiting and self.waiting[0].computed_tokens else 0
-        self.waiting.insert(behind_the_unfinished, request)
+        self.waiting.appendleft(request)
 
     def _step(self, chunks: tuple[Chunk, ...], decoding: Iterable[Request], now: float) -> Step | None:
         """A step of these chunks and these running requests, KV for the new tokens taken."""

@@ -1,6 +1,7 @@
 """A decode worker with deflected prefill: who joins when, what is refused and with which reason."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from tests.support.virtual_engine import VirtualWorker
@@ -10,6 +11,7 @@ from duet_engine.protocol import Knobs, RefusalReason, StepKind
 from duet_engine.simulated_engine.decode_role import DecodeScheduler
 from duet_engine.simulated_engine.request import Refused, Request, Room, Stage
 from duet_engine.simulated_engine.scheduler import Limits
+from duet_engine.simulated_engine.steps import Step
 
 MODEL = LinearStepModel(
     prefill_base_seconds=0.005,
@@ -108,6 +110,43 @@ def test_kv_is_reserved_before_prefill_and_the_first_that_does_not_fit_holds_bac
     assert scheduler.take_progress().claims == [large, small]
 
 
+def test_promised_tokens_count_against_the_next_request() -> None:
+    scheduler, virtual = worker(limits=replace(LIMITS, kv_capacity_tokens=1_000))
+    claimed: list[Request] = []
+    virtual.on_claim = claimed.append
+    first, second = transferred(500, 100), transferred(350, 100)
+    virtual.submit(first)
+    virtual.submit(second)
+    scheduler.start_step(0.0)
+    assert scheduler.take_progress().claims == [first]
+
+
+def test_new_requests_wait_behind_retracted_ones() -> None:
+    scheduler, virtual = worker(limits=replace(LIMITS, kv_capacity_tokens=400, reserved_decode_tokens=10))
+    virtual.submit_at(0.0, transferred(20, 350, name="a"))
+    virtual.submit_at(0.0, transferred(20, 350, name="b"))
+    late = transferred(1, 1, name="late")
+    virtual.at(3.0, lambda: virtual.submit(late))
+    virtual.on_step = lambda step: in_order(scheduler, late, step)
+    virtual.run()
+    assert scheduler.totals.retracted_requests == 1
+    assert virtual.ears[late].finished == 1
+
+
+def in_order(scheduler: DecodeScheduler, late: Request, step: Step) -> None:
+    assert not (scheduler.retracted and late.claimed), f"{late.rid} overtook in {step}"
+
+
+def test_a_prompt_that_its_schedule_leaves_unfinished_is_the_only_one_in_its_step() -> None:
+    _, virtual = worker()
+    virtual.submit_at(0.0, transferred())
+    virtual.submit_at(0.1, deflected(prompt=200, bounds=(100, 100), name="first"))
+    virtual.submit_at(0.1, deflected(prompt=200, name="second"))
+    virtual.run()
+    mixed = [step for _, step in virtual.steps if step.kind is StepKind.MIXED]
+    assert [(chunk.request.rid, chunk.tokens) for chunk in mixed[0].chunks] == [("first", 100)]
+
+
 def refused(virtual: VirtualWorker, request: Request) -> RefusalReason:
     with pytest.raises(Refused) as raised:
         virtual.scheduler.submit(request, virtual.now)
@@ -176,14 +215,19 @@ def test_a_request_that_waited_too_long_for_a_safe_chunk_is_refused_with_nothing
 
 
 def test_a_started_prompt_is_never_refused_but_goes_on_slowly() -> None:
-    _, virtual = worker()
-    started = deflected(prompt=1000)
-    virtual.submit_at(0.0, transferred(output=2))
+    """A chunk of the smallest size each two seconds, although none is safe beside 28 residents."""
+    _, virtual = worker(limits=replace(LIMITS, kv_capacity_tokens=100_000))
+    started = deflected(prompt=5000)
     virtual.submit_at(0.0, started)
-    for number in range(30):
-        virtual.submit_at(0.05, transferred(name=f"t{number}", output=3000, prompt=1))
+    residents = [transferred(name=f"t{number}", output=1000, prompt=1) for number in range(28)]
+    for request in residents:
+        virtual.submit_at(0.05, request)
     virtual.run()
+    assert [step.prefill_tokens for _, step in virtual.steps if step.chunks] == [2048, 2048, *[128] * 7, 8]
+    moments = [time for time, step in virtual.steps if step.kind is StepKind.MIXED]
+    assert all(2.0 < later - earlier < 2.2 for earlier, later in pairwise(moments))
     assert virtual.ears[started].finished == 1
+    assert virtual.ears[started].token_times[0] < min(virtual.ears[request].token_times[-1] for request in residents)
 
 
 def test_where_even_one_resident_makes_any_chunk_unsafe_the_smallest_is_taken() -> None:
