@@ -21,7 +21,7 @@ from duet_operator.api.v1alpha1 import (
     TrafficStatus,
 )
 from duet_operator.resources.conditions import conditions
-from duet_operator.resources.findings import Facts, findings, rejected
+from duet_operator.resources.findings import Facts, findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,19 +63,6 @@ def status(
         traffic=_traffic(observation.demand),
         decision=_decision(decision, now),
         history=(*before.history, *actions)[-KEPT_ACTIONS:],
-    )
-
-
-def rejected_status(deployment: DuetDeployment, problem: str, *, now: datetime) -> DuetStatus:
-    """The status of an object that can't be acted on; what it reported of its pools before stays."""
-    generation = deployment.metadata.generation
-    return deployment.status.model_copy(
-        update={
-            "observed_generation": generation,
-            "conditions": conditions(
-                rejected(problem), before=deployment.status.conditions, generation=generation, now=now
-            ),
-        }
     )
 
 

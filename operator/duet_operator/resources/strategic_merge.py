@@ -2,8 +2,9 @@
 
 Invariant: inputs are left as they are; an empty patch changes nothing; parts that a patch doesn't name stay. Maps merge
 by key and null removes one; the lists in `MERGE_KEYS` merge by the key that Kubernetes uses for them, with new items
-last; all other lists are replaced. `$patch: delete` and `$patch: replace` work on maps and in merged lists,
-`$retainKeys` on maps.
+last (kubectl puts them first, which would make a sidecar the default container); all other lists are replaced.
+`$patch: delete` and `$patch: replace` work on maps, `$patch: delete` on an item of a merged list, an item that is only
+`$patch: replace` on the whole list, `$retainKeys` on maps.
 """
 
 from __future__ import annotations
@@ -93,6 +94,10 @@ def _merge_lists(original: Sequence[Any], patch: Sequence[Any], key: str, path: 
         if item == {DIRECTIVE: "replace"}:
             continue
         place = f"{path}[{index}]"
+        if item.get(DIRECTIVE) == "replace":
+            raise InvalidTemplateError(
+                f"{place}.{DIRECTIVE} would replace the whole list; let it stand alone in an item"
+            )
         if key not in item:
             raise InvalidTemplateError(f"{place}.{key} is missing: it tells which item is meant")
         result = _merge_maps(merged.get(item[key], {}), item, place)

@@ -12,10 +12,10 @@ from tests.support.planning import decide, demand, seen, serving, spec
 
 from duet_operator.api.v1alpha1 import ConditionType, DuetDeployment, DuetStatus, ScaleAction
 from duet_operator.planner.types import Attainment, Counts, PoolState
-from duet_operator.resources.conditions import transitions
-from duet_operator.resources.findings import Facts
+from duet_operator.resources.conditions import conditions, transitions
+from duet_operator.resources.findings import Facts, rejected
 from duet_operator.resources.images import Images
-from duet_operator.resources.status import rejected_status, resolved, status
+from duet_operator.resources.status import resolved, status
 from duet_operator.resources.status_writes import merge_patch, worth_writing
 
 NOW = datetime(2026, 11, 21, 10, 0, 0, tzinfo=UTC)
@@ -200,12 +200,12 @@ def test_history_keeps_the_last_twenty() -> None:
 
 def test_rejected_object_says_why_and_keeps_the_rest() -> None:
     before = status(facts(), now=NOW)
-    reported = rejected_status(with_status(before), "spec.engine.template is bad", now=NOW)
-    accepted = reported.condition("Accepted")
+    told = conditions(rejected("spec.engine.template is bad"), before=before.conditions, generation=4, now=NOW)
+    after = DuetStatus(conditions=told)
+    accepted = after.condition("Accepted")
     assert accepted is not None
     assert (accepted.status, accepted.message) == ("False", "spec.engine.template is bad")
-    assert condition(reported, "Ready") == condition(before, "Ready")
-    assert reported.decode == before.decode
+    assert condition(after, "Ready") == condition(before, "Ready")
 
 
 def test_derived_images_are_pinned_once() -> None:

@@ -66,10 +66,10 @@ def container(patch: dict[str, Any]) -> Any:
             id="a list is replaced",
         ),
         pytest.param(
-            engine(env=[{"name": "A", "$patch": "replace", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]),
+            engine(env=[{"name": "A", "value": None, "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]),
             "env",
             [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}, {"name": "B", "value": "2"}],
-            id="an item is replaced",
+            id="a variable of another kind",
         ),
         pytest.param(
             engine(ports=[{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]),
@@ -146,6 +146,11 @@ def test_pod_field(patch: dict[str, Any], field: str, expected: Any) -> None:
         pytest.param({"spec": {"containers": [{"image": "x"}]}}, "containers[0].name is missing", id="key"),
         pytest.param(engine(**{"$patch": "drop"}), "$patch is 'drop': it must be merge, replace or delete", id="verb"),
         pytest.param(engine(**{"$setElementOrder/env": []}), "isn't supported; use $patch or $retainKeys", id="order"),
+        pytest.param(
+            engine(env=[{"name": "A", "$patch": "replace"}]),
+            "env[0].$patch would replace the whole list; put it in an item of its own",
+            id="replace with more",
+        ),
         pytest.param(engine(**{"$retainKeys": "name"}), "$retainKeys must be a list", id="retainKeys"),
     ],
 )
