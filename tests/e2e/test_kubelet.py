@@ -323,10 +323,14 @@ def test_pods_and_services_outlast_a_restart_of_the_api_server(local_cluster: Cl
 
 
 def test_logs_are_cut_followed_and_refused_where_there_are_none(pods: Namespace) -> None:
-    pods.apply(pod("talking", shell("for n in 1 2 3; do echo line $n; done; sleep 1; echo last")))
+    talk = "for n in 1 2 3; do echo line $n; done; until test -e go; do sleep 0.1; done; echo last"
+    pods.apply(pod("talking", shell(talk), restartPolicy="Never"))
     until(lambda: "line 3" in pods.kubectl("logs", "talking"), "three lines")
     assert pods.kubectl("logs", "talking", "--tail=2") == "line 2\nline 3\n"
-    assert pods.kubectl("logs", "talking", "-f").endswith("last\n")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        followed = pool.submit(pods.kubectl, "logs", "talking", "-f")
+        pods.exec("talking", "touch", "go")
+        assert followed.result() == "line 1\nline 2\nline 3\nlast\n"
     assert "previous terminated container" in pods.refused("logs", "talking", "-p")
 
 

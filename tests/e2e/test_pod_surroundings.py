@@ -143,6 +143,8 @@ def test_files_appear_where_no_folder_was_and_nothing_else_changes(pods: Namespa
     assert read("/etc/duet-test/only-b.txt") == "B"
     assert read("/duet-models/inner/keys/key") == "K"
     assert read("/about/labels") == 'tier="front"'
+    pods.kubectl("label", "pod", "files", "tier=back", "--overwrite")
+    until(lambda: read("/about/labels") == 'tier="back"', "the new label")
     assert "400" in pods.exec("files", "stat", "-Lc", "%a", "/duet-models/inner/keys/key")
     assert "Read-only" in pods.refused("exec", "files", "--", "touch", "/duet-models/inner/keys/new")
     pods.exec("files", "sh", "-c", "touch /duet-models/written && test -e /etc/passwd && test -d /proc/1")

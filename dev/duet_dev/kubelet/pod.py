@@ -6,22 +6,21 @@ Invariant: the pod's object is deleted only after the last of its processes is g
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 
-from duet_dev.kubeapi import STRATEGIC_MERGE, UNAVAILABLE, ApiError, JsonObject, timestamp
+from duet_dev.kubeapi import UNAVAILABLE, JsonObject
 from duet_dev.kubelet import devices
 from duet_dev.kubelet.container import Container
 from duet_dev.kubelet.context import HOST_ADDRESS, Context
 from duet_dev.kubelet.problems import CannotStart
+from duet_dev.kubelet.record import Record
 from duet_dev.kubelet.run import Surroundings
 from duet_dev.kubelet.sandbox import Sandbox
 from duet_dev.kubelet.sources import PodSources
-from duet_dev.kubelet.status import conditions, phase
-from duet_dev.kubelet.transitions import Transitions
 
 RETRY_SECONDS = 1
-GONE, CONFLICT = 404, 409
+METADATA = ("labels", "annotations")
 
 log = logging.getLogger(__name__)
 
@@ -39,57 +38,65 @@ async def first_of(*waits: Awaitable[object]) -> None:
 class Pod:
     def __init__(self, item: JsonObject, *, context: Context, address: str) -> None:
         metadata, spec = item["metadata"], item["spec"]
-        self.item, self.address = item, address
         self.uid, self.namespace, self.name = metadata["uid"], metadata["namespace"], metadata["name"]
-        self.path = f"/api/v1/namespaces/{self.namespace}/pods/{self.name}"
         self.node: str = spec["nodeName"]
-        self.over = item["status"]["phase"] in ("Succeeded", "Failed")
-        self._context, self._api = context, context.api
-        self._spec_grace: float = spec.get("terminationGracePeriodSeconds", 30)
-        self._deadline = float("inf")
+        self.address = address
         self.prepared = False
+        self._over = item["status"]["phase"] in ("Succeeded", "Failed")
+        self._grace_seconds: float = spec.get("terminationGracePeriodSeconds", 30)
+        self._deadline = float("inf")
+        self._context = context
+        self._record = Record(item, context=context, address=address)
         self._ended, self._gone, self._changed = asyncio.Event(), False, asyncio.Event()
-        self._rejection: str | None = None
-        self._started = item["status"].get("startTime") or timestamp()
-        self._transitions = Transitions(item["status"].get("conditions", []))
-        self._published: JsonObject | None = None
-        sources = PodSources(
-            api=context.api,
-            pod=item,
-            address=address,
-            host_address=HOST_ADDRESS,
-            node=context.nodes[self.node].resources,
-        )
-        self.sandbox = Sandbox(
-            api=context.api,
-            config=context.config,
-            sources=sources,
-            root=context.root,
-            address=address,
-            run=context.marker,
-        )
+        self._metadata_changed, self._rejection = asyncio.Event(), ""
+        self.sandbox = self._make_sandbox()
         self._surroundings = Surroundings(
             sandbox=self.sandbox,
             log_file=lambda container, run: context.log_file(item, container, run),
-            grace_seconds=self._spec_grace,
+            grace_seconds=self._grace_seconds,
             backoff=context.config.backoff,
             changed=self._changed.set,
             report=self.report,
         )
         self.init = [self._container(c, init=True) for c in spec.get("initContainers", [])]
         self.main = [self._container(c, init=False) for c in spec["containers"]]
-        previous = item["status"].get("initContainerStatuses", []) + item["status"].get("containerStatuses", [])
-        by_name = {container["name"]: container for container in previous}
-        for container in self.containers:
-            if container.name in by_name:
-                container.take_over(by_name[container.name])
+
+    def _make_sandbox(self) -> Sandbox:
+        sources = PodSources(
+            api=self._context.api,
+            pod=self.item,
+            address=self.address,
+            host_address=HOST_ADDRESS,
+            node=self._context.nodes[self.node].resources,
+        )
+        return Sandbox(
+            api=self._context.api,
+            config=self._context.config,
+            sources=sources,
+            root=self._context.root,
+            address=self.address,
+            run=self._context.marker,
+        )
 
     def _container(self, spec: JsonObject, *, init: bool) -> Container:
         policy = self.item["spec"].get("restartPolicy", "Always")
         sidecar = init and spec.get("restartPolicy") == "Always"
         if init:
             policy = "Always" if sidecar else "Never" if policy == "Never" else "OnFailure"
-        return Container(spec, self._surroundings, restart_policy=policy, sidecar=sidecar)
+        container = Container(spec, self._surroundings, restart_policy=policy, sidecar=sidecar)
+        status = self.item["status"]
+        previous = status.get("initContainerStatuses" if init else "containerStatuses", [])
+        if mine := next((one for one in previous if one["name"] == container.name), None):
+            container.take_over(mine)
+        return container
+
+    @property
+    def item(self) -> JsonObject:
+        return self._record.item
+
+    @property
+    def path(self) -> str:
+        return self._record.path
 
     @property
     def containers(self) -> list[Container]:
@@ -101,9 +108,13 @@ class Pod:
     # -- what the watch brings
 
     def update(self, item: JsonObject) -> None:
-        self.item = item
+        old, new = self.item["metadata"], item["metadata"]
+        if self.sandbox.volumes.shows_metadata and any(old.get(key) != new.get(key) for key in METADATA):
+            self._metadata_changed.set()
+        self._record.item = item
+        self.sandbox.sources.pod = item
         if item["metadata"].get("deletionTimestamp"):
-            self.end(item["metadata"].get("deletionGracePeriodSeconds", self._spec_grace))
+            self.end(item["metadata"].get("deletionGracePeriodSeconds", self._grace_seconds))
         self._changed.set()
 
     def vanish(self) -> None:
@@ -121,30 +132,36 @@ class Pod:
     # -- its life
 
     async def run(self) -> None:
-        if not self.over:
-            publisher = asyncio.create_task(self._publish_changes())
-            try:
-                await self._live()
-            finally:
-                publisher.cancel()
-                self._context.devices[self.node].release(self.uid)
-                self.over = True
-            if not self._gone:
-                await self._insist(self._publish)
+        if not self._over:
+            await self._live_in_public()
         await self._ended.wait()
         self.sandbox.remove()
         if not self._gone:
-            await self._insist(self._delete)
+            await self._record.delete()
+
+    async def _live_in_public(self) -> None:
+        """Live, and have every change of the status written, the last one last."""
+        publisher = asyncio.create_task(self._publish_changes())
+        try:
+            try:
+                await self._live()
+            finally:  # before the scheduler can hear that they are free
+                self._context.devices[self.node].release(self.uid)
+            self._over = True
+            self._changed.set()
+            await publisher
+        finally:
+            publisher.cancel()
 
     async def _live(self) -> None:
         if not await self._prepare():
             return
-        keeper = asyncio.create_task(self._renew_tokens())
+        keeper = asyncio.create_task(self._keep_volumes_fresh())
         sidecars: list[asyncio.Task[None]] = []
         try:
             if await self._initialize(sidecars):
                 await asyncio.gather(*(container.run() for container in self.main))
-            left = max(0.0, min(self._deadline - asyncio.get_running_loop().time(), self._spec_grace))
+            left = max(0.0, min(self._deadline - asyncio.get_running_loop().time(), self._grace_seconds))
             for container in self.init:
                 container.end(left)
             await asyncio.gather(*sidecars)
@@ -154,17 +171,10 @@ class Pod:
 
     async def _prepare(self) -> bool:
         """Devices and volumes; False when the pod can't be or need not be started any more."""
-        try:
-            for container in self.containers:
-                wanted = devices.requested(container.spec)
-                container.devices = self._context.devices[self.node].allocate(self.uid, wanted)
-        except devices.NotEnoughDevices as problem:
-            self._rejection = str(problem)
-            self.report("Warning", "UnexpectedAdmissionError", str(problem))
+        if not self._allocate_devices():
             return False
-        for container in self.main:
-            if self.init:
-                container.wait_for("PodInitializing")
+        for container in self.main if self.init else []:
+            container.wait_for("PodInitializing")
         while not self._ended.is_set():
             try:
                 await self.sandbox.prepare()
@@ -178,6 +188,17 @@ class Pod:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), RETRY_SECONDS)
         return False
+
+    def _allocate_devices(self) -> bool:
+        try:
+            for container in self.containers:
+                wanted = devices.requested(container.spec)
+                container.devices = self._context.devices[self.node].allocate(self.uid, wanted)
+        except devices.NotEnoughDevices as problem:
+            self._rejection = str(problem)
+            self.report("Warning", "UnexpectedAdmissionError", str(problem))
+            return False
+        return True
 
     async def _initialize(self, sidecars: list[asyncio.Task[None]]) -> bool:
         """Run the init containers in order; a sidecar counts as done once it has started."""
@@ -193,9 +214,14 @@ class Pod:
                 return False
         return True
 
-    async def _renew_tokens(self) -> None:
-        while (due := self.sandbox.volumes.refresh_at) is not None:
-            await asyncio.sleep(max(1.0, (due - datetime.now(UTC)).total_seconds()))
+    async def _keep_volumes_fresh(self) -> None:
+        """Renew tokens before they expire, and files that show labels or annotations when those change."""
+        while True:
+            due = self.sandbox.volumes.refresh_at
+            seconds = max(1.0, (due - datetime.now(UTC)).total_seconds()) if due else None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._metadata_changed.wait(), seconds)
+            self._metadata_changed.clear()
             await self.refresh_volumes()
 
     async def refresh_volumes(self) -> None:
@@ -204,53 +230,15 @@ class Pod:
         except (CannotStart, *UNAVAILABLE) as error:
             self.report("Warning", "FailedMount", str(error))
 
-    # -- its status
-
     async def _publish_changes(self) -> None:
-        while True:
+        last = False
+        while not last:
             await self._changed.wait()
             self._changed.clear()
-            await self._insist(self._publish)
-
-    async def _publish(self) -> None:
-        status = self.status()
-        if status != self._published:
-            body = {"metadata": {"uid": self.uid}, "status": status}
-            await self._api.patch(f"{self.path}/status", body, kind=STRATEGIC_MERGE)
-            self._published = status
-
-    async def _delete(self) -> None:
-        await self._api.delete(self.path, {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}})
-
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Repeat through the API server's absences; a pod that is gone or another needs nothing more."""
-        while True:
-            await self._context.partition.over(self.node)
-            try:
-                return await call()
-            except UNAVAILABLE as error:
-                if isinstance(error, ApiError) and error.status in (GONE, CONFLICT):
-                    return None
-                log.warning("%s: %r", self.path, error)
-            await asyncio.sleep(RETRY_SECONDS)
+            last = self._over
+            await self._record.publish(self.status)
 
     def status(self) -> JsonObject:
-        init, main = [c.view() for c in self.init], [c.view() for c in self.main]
         if self._rejection:
             return {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": self._rejection}
-        pod_phase = phase(self.item["spec"].get("restartPolicy", "Always"), init, main)
-        given = {c["type"]: c["status"] for c in self.item["status"].get("conditions", [])}
-        gates = [gate["conditionType"] for gate in self.item["spec"].get("readinessGates", [])]
-        wanted = conditions(pod_phase, init, main, gates={g: given.get(g) == "True" for g in gates})
-        return {
-            "observedGeneration": self.item["metadata"].get("generation"),
-            "phase": pod_phase,
-            "hostIP": HOST_ADDRESS,
-            "hostIPs": [{"ip": HOST_ADDRESS}],
-            "podIP": self.address,
-            "podIPs": [{"ip": self.address}],
-            "startTime": self._started,
-            "conditions": [self._transitions.dated(condition) for condition in wanted],
-            "initContainerStatuses": [container.status() for container in self.init],
-            "containerStatuses": [container.status() for container in self.main],
-        }
+        return self._record.status(self.init, self.main)

@@ -62,6 +62,16 @@ def references(volumes: list[JsonObject]) -> set[tuple[str, str]]:
     return found
 
 
+def shows_metadata(volumes: list[JsonObject]) -> bool:
+    """Whether files of the volumes repeat the pod's labels or annotations."""
+    return any(
+        item.get("fieldRef", {}).get("fieldPath", "").startswith(("metadata.labels", "metadata.annotations"))
+        for volume in volumes
+        for source in (volume.get("projected") or {}).get("sources", [volume])
+        for item in source.get("downwardAPI", {}).get("items", [])
+    )
+
+
 def host_path(volume: str, source: JsonObject) -> Path:
     path, kind = Path(source["path"]), source.get("type")
     if kind == "DirectoryOrCreate":
@@ -81,6 +91,7 @@ class Volumes:
         self.tokens: dict[str, str] = {}  # volume -> the token for the API server's own audience
         self.refresh_at: datetime | None = None
         self.references = references(self._specs)
+        self.shows_metadata = shows_metadata(self._specs)
 
     async def prepare(self) -> None:
         self.paths = {spec["name"]: self._path(spec) for spec in self._specs}
