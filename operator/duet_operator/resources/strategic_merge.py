@@ -96,7 +96,7 @@ def _merge_lists(original: Sequence[Any], patch: Sequence[Any], key: str, path: 
         place = f"{path}[{index}]"
         if item.get(DIRECTIVE) == "replace":
             raise InvalidTemplateError(
-                f"{place}.{DIRECTIVE} would replace the whole list; let it stand alone in an item"
+                f"{place}.{DIRECTIVE} would replace the whole list; put it in an item of its own"
             )
         if key not in item:
             raise InvalidTemplateError(f"{place}.{key} is missing: it tells which item is meant")
