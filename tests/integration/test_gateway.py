@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,28 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield opened
 
 
+@dataclass
+class Pair:
+    """One prefill and one decode worker behind a gateway, for tests that break nothing."""
+
+    prefill: EngineProcess
+    decode: EngineProcess
+    gateway: GatewayProcess
+
+
+@pytest.fixture(scope="module")
+def started_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with fleet(tmp_path_factory.mktemp("pair")) as started:
+        engines = [started.engine("prefill"), started.engine("decode")]
+        yield Pair(*engines, started.gateway(engines, config={"slo": {"ttftMilliseconds": 8000}}))
+
+
+@pytest.fixture
+async def pair(started_pair: Pair, session: aiohttp.ClientSession) -> Pair:
+    await all_usable(session, started_pair.gateway, 2)
+    return started_pair
+
+
 async def work_of(session: aiohttp.ClientSession, engine: EngineProcess) -> int:
     state = await get_json(session, engine.url + "/duet/state")
     return sum(state["work"].values())
@@ -53,11 +76,10 @@ def without_identity(answer_events: list[dict[str, Any]]) -> list[dict[str, Any]
     return [{**event, "id": None, "created": None} for event in answer_events]
 
 
-async def test_a_pair_streams_what_a_single_engine_streams(processes: Fleet, session: aiohttp.ClientSession) -> None:
-    engines = [processes.engine("prefill"), processes.engine("decode")]
-    reference = processes.engine("unified")
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 2)
+async def test_a_pair_streams_what_a_single_engine_streams(
+    pair: Pair, processes: Fleet, session: aiohttp.ClientSession
+) -> None:
+    reference, gateway = processes.engine("unified"), pair.gateway
     chat = {"messages": [{"role": "user", "content": "tell me"}], "max_tokens": 9, "ignore_eos": True, "stream": True}
     for path, body in (
         ("/v1/completions", completion(20)),
@@ -67,7 +89,7 @@ async def test_a_pair_streams_what_a_single_engine_streams(processes: Fleet, ses
         ("/generate", {"text": "once", "sampling_params": {"max_new_tokens": 7, "ignore_eos": True}, "stream": True}),
     ):
         through, direct = await ask(session, gateway.url, body, path), await ask(session, reference.url, body, path)
-        assert through.route == f"prefill={engines[0].name} decode={engines[1].name}"
+        assert through.route == f"prefill={pair.prefill.name} decode={pair.decode.name}"
         assert through.whole and direct.whole
         if path == "/generate":
             assert [event["text"] for event in through.events] == [event["text"] for event in direct.events]
@@ -252,27 +274,28 @@ async def test_a_decode_worker_that_dies_after_the_first_token_ends_in_an_error_
 
 @pytest.mark.parametrize("prompt", [[5] * 20, LONG_PROMPT], ids=["while it streams", "before the first token"])
 async def test_a_client_that_leaves_frees_both_workers(
-    processes: Fleet, session: aiohttp.ClientSession, prompt: list[int]
+    pair: Pair, session: aiohttp.ClientSession, prompt: list[int]
 ) -> None:
-    engines = [processes.engine("prefill"), processes.engine("decode")]
-    gateway = processes.gateway(engines, config={"slo": {"ttftMilliseconds": 8000}})
-    await all_usable(session, gateway, 2)
-    task = asyncio.create_task(ask(session, gateway.url, completion(20_000, prompt=prompt)))
+    before = await default_class(session, pair.gateway)
+    task = asyncio.create_task(ask(session, pair.gateway.url, completion(20_000, prompt=prompt)))
 
     async def at_work() -> bool:
-        return await work_of(session, engines[1]) > 0
+        return await work_of(session, pair.decode) > 0
 
     async def free() -> bool:
-        return await work_of(session, engines[0]) == 0 and await work_of(session, engines[1]) == 0
+        return await work_of(session, pair.prefill) == 0 and await work_of(session, pair.decode) == 0
 
     await eventually(at_work, "the request to reach the decode worker")
     await asyncio.sleep(0.15)
     task.cancel()
     await eventually(free, "both workers to be free")
-    document = await demand(session, gateway)
+    document = await demand(session, pair.gateway)
     assert document["inflight_requests"] == 0 and document["waiting_requests"] == 0
-    assert (document["classes"][0]["failed_total"], document["classes"][0]["missed_total"]) == (0, {})
-    assert (await ask(session, gateway.url, completion(3))).whole
+    after = document["classes"][0]
+    assert after["arrivals_total"] == before["arrivals_total"] + 1
+    assert after["completed_total"] == before["completed_total"]
+    assert (after["failed_total"], after["missed_total"]) == (before["failed_total"], before["missed_total"])
+    assert (await ask(session, pair.gateway.url, completion(3))).whole
 
 
 async def test_a_request_is_held_until_a_worker_comes(processes: Fleet, session: aiohttp.ClientSession) -> None:
@@ -338,21 +361,16 @@ def bad_input_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate
         yield started.gateway([], "--max-body-mib", "1")
 
 
-async def test_what_the_engine_finds_wrong_reaches_the_client(processes: Fleet, session: aiohttp.ClientSession) -> None:
-    engines = [processes.engine("prefill"), processes.engine("decode")]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 2)
+async def test_what_the_engine_finds_wrong_reaches_the_client(pair: Pair, session: aiohttp.ClientSession) -> None:
+    before = await default_class(session, pair.gateway)
     for streamed in (True, False):
-        answer = await ask(session, gateway.url, completion(3, prompt=[1] * 90_000, stream=streamed))
+        answer = await ask(session, pair.gateway.url, completion(3, prompt=[1] * 90_000, stream=streamed))
         assert answer.status == 400 and "longer than the model's context" in answer.text
-    counted = await default_class(session, gateway)
-    assert (counted["failed_total"], counted["missed_total"]) == (0, {})
+    after = await default_class(session, pair.gateway)
+    assert (after["failed_total"], after["missed_total"]) == (before["failed_total"], before["missed_total"])
 
 
-async def test_client_fields_that_steer_engines_are_stripped(processes: Fleet, session: aiohttp.ClientSession) -> None:
-    engines = [processes.engine("prefill"), processes.engine("decode")]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 2)
+async def test_client_fields_that_steer_engines_are_stripped(pair: Pair, session: aiohttp.ClientSession) -> None:
     steering = {
         "rid": "a",
         "priority": 9,
@@ -361,10 +379,10 @@ async def test_client_fields_that_steer_engines_are_stripped(processes: Fleet, s
         "bootstrap_room": 3,
         "duet": {"gateway": "me", "sequence": 5, "deflected": True},
     }
-    answer = await ask(session, gateway.url, completion(3, **steering))
+    answer = await ask(session, pair.gateway.url, completion(3, **steering))
     assert answer.whole and answer.route.startswith("prefill=")
     assert len(answer.events[0]["id"]) == 32
-    state = await get_json(session, engines[1].url + "/duet/state")
+    state = await get_json(session, pair.decode.url + "/duet/state")
     assert "me" not in state["accepted"]
 
 
@@ -408,23 +426,24 @@ async def test_rolling_the_gateway_finishes_what_it_accepted(processes: Fleet, s
     assert await asyncio.to_thread(gateway.popen.wait, 20) == 0
 
 
-async def test_models_plan_and_metrics(processes: Fleet, session: aiohttp.ClientSession) -> None:
-    engines = [processes.engine("decode")]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 1)
-    models = await get_json(session, gateway.url + "/v1/models")
+async def test_models_plan_and_metrics(pair: Pair, session: aiohttp.ClientSession) -> None:
+    admin = pair.gateway.admin
+    models = await get_json(session, pair.gateway.url + "/v1/models")
     assert [model["id"] for model in models["data"]] == [MODEL]
     plan = {"generation": 3, "lease_seconds": 30, "dispatch_share": 0.5}
-    async with session.put(gateway.admin + "/duet/plan", json=plan) as response:
+    async with session.put(admin + "/duet/plan", json=plan) as response:
         assert (await response.json())["generation"] == 3
-    async with session.put(gateway.admin + "/duet/plan", json={**plan, "generation": 2}) as response:
+    async with session.put(admin + "/duet/plan", json={**plan, "generation": 2}) as response:
         assert (await response.json())["generation"] == 3
-    async with session.put(gateway.admin + "/duet/plan", json={"lease_seconds": -1}) as response:
+    async with session.put(admin + "/duet/plan", json={"lease_seconds": -1}) as response:
         assert response.status == 400 and "lease_seconds" in (await response.json())["error"]
-    assert (await get_json(session, gateway.admin + "/duet/plan"))["dispatch_share"] == 0.5
-    assert (await ask(session, gateway.url, completion(3))).whole
-    async with session.get(gateway.admin + "/metrics") as response:
-        text = await response.text()
-    line = 'duet_gateway_requests_total{outcome="completed",path="/v1/completions",route="deflected"} 1.0'
-    assert line in text
-    assert 'duet_gateway_itl_seconds_count{class="default"} 2.0' in text
+    assert (await get_json(session, admin + "/duet/plan"))["dispatch_share"] == 0.5
+    for path, body in (("/v1/completions", completion(3)), ("/generate", {"input_ids": [1, 2], "stream": False})):
+        assert (await ask(session, pair.gateway.url, body, path)).whole
+    document = (await demand(session, pair.gateway))["classes"][0]
+    async with session.get(admin + "/metrics") as response:
+        series = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if line[0] != "#")
+    assert float(series['duet_gateway_requests_total{outcome="completed",path="/generate",route="prefill"}']) >= 1
+    gaps = float(series['duet_gateway_itl_seconds_count{class="default"}'])
+    assert gaps == sum(document["itl_seconds"]["counts"])
+    assert float(series['duet_gateway_itl_seconds_bucket{class="default",le="+Inf"}']) == gaps

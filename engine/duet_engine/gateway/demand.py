@@ -81,8 +81,10 @@ class ClassCounters:
         self.input_tokens.observe(record.prompt_tokens)
 
     def began(self, record: RequestRecord) -> None:
-        """Its first token is here."""
+        """Its first token is here, perhaps with others in the same read."""
         self.output_tokens_total += record.relayed_tokens
+        if record.relayed_tokens > 1:
+            self.itl.observe(0.0, record.relayed_tokens - 1)
         if record.streamed:
             self.ttft.observe(record.ttft_seconds)
         if record.deflected:

@@ -17,6 +17,8 @@ DONE = b"data: [DONE]\n\n"
 _PREFIX = b"data:"
 _USAGE = re.compile(rb'"usage":\s?\{')
 _ERROR = re.compile(rb'data:\s?\{"error":')
+_ROLE = re.compile(rb'"delta":\s?\{[^{}]*"role":\s?"')
+_FINISH = re.compile(rb'"finish_reason":\s?"')
 LARGEST_EVENT_BYTES = 16 * 2**20
 
 
@@ -34,10 +36,11 @@ class Usage:
 
 
 class EventScanner:
-    """The events of one answer."""
+    """The events of one answer. A chat's first event only names the role, and its last only the reason to finish."""
 
-    def __init__(self, *, hide_usage: bool) -> None:
+    def __init__(self, *, hide_usage: bool, chat: bool = False) -> None:
         self._hide_usage = hide_usage
+        self._chat = chat
         self._rest = b""
         self._last = b""
         self.usage: Usage | None = None
@@ -62,11 +65,13 @@ class EventScanner:
         if whole.endswith(DONE):
             self.done = True
             events -= 1
+        if self._chat:
+            events -= len(_ROLE.findall(whole)) + len(_FINISH.findall(whole))
         if _ERROR.search(whole):
             self.failed = True
         if _USAGE.search(whole):
             return self._take_usage(whole, events)
-        if events:
+        if whole != DONE:
             self._last = whole
         return whole, events
 

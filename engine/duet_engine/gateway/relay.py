@@ -22,7 +22,7 @@ import aiohttp
 from duet_engine.gateway.errors import GatewayError, error_body
 from duet_engine.gateway.events import AnswerFailure, EventScanner, Usage, failure_of, payload_of, split, usage_of
 from duet_engine.gateway.record import RequestRecord
-from duet_engine.gateway.requests import ClientRequest
+from duet_engine.gateway.requests import CHAT_COMPLETIONS, ClientRequest
 from duet_engine.gateway.routing import Assignment, Dispatcher
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.workers import SentWork, Worker
@@ -172,7 +172,7 @@ class Attempt:
         self._relay = relay
         self._request = request
         self._rid = secrets.token_hex(RID_BYTES)
-        self._scanner = EventScanner(hide_usage=request.hides_usage)
+        self._scanner = EventScanner(hide_usage=request.hides_usage, chat=request.path == CHAT_COMPLETIONS)
         self._usage: Usage | None = None
         self._prefill_task: asyncio.Task[None] | None = None
         self._decode_task: asyncio.Task[Answer] | None = None

@@ -61,6 +61,18 @@ def test_text_that_looks_like_a_marker_is_only_text(text: str) -> None:
     assert scanner.usage is None and not scanner.failed
 
 
+def test_a_chats_role_and_end_are_no_tokens() -> None:
+    deltas: list[dict[str, Any]] = [
+        {"delta": {"reasoning_content": None, "role": "assistant", "content": ""}, "finish_reason": None},
+        {"delta": {"content": 'a {"role":"b"}'}, "finish_reason": None},
+        {"delta": {"content": '"finish_reason":"x"'}, "finish_reason": None},
+        {"delta": {}, "finish_reason": "stop"},
+    ]
+    data = b"".join(event({"choices": [delta]}) for delta in deltas) + DONE
+    scanner = EventScanner(hide_usage=True, chat=True)
+    assert scanner.feed(data) == (data, 2)
+
+
 def test_usage_in_every_event_stays_for_those_who_asked() -> None:
     counted = event({"choices": [{"text": "a"}], "usage": {"prompt_tokens": 5, "completion_tokens": 1}})
     out, tokens, scanner = scanned(counted + USAGE + DONE, [], hide_usage=False)
