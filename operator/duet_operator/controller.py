@@ -7,7 +7,7 @@ it writes nothing. A child that can't be brought about is told in the status and
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
@@ -264,7 +264,7 @@ class Controller:
         signals = sight.signals
         return Facts(
             deployment=deployment,
-            observation=sight.observation,
+            observation=replace(sight.observation, attainment=signals.attainment_told),
             decision=decision,
             targets=targets,
             gateways_ready=signals.gateways,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 REPORTER = "duetserve.io/duet-operator"
 LONGEST_NOTE = 1024
+REPEATED_AFTER = timedelta(minutes=5)
 GOOD_WHEN_FALSE = frozenset({"CapacityPending", "ScalingLimited"})
 
 
@@ -60,6 +61,8 @@ class Reporter:
         self._instance = instance
         self._refresh_seconds = refresh_seconds
         self._now = now
+        self._told: dict[tuple[str, str, str], datetime] = {}
+        """Uid, type and reason of conditions -> when an Event last told of it."""
 
     async def report(self, duet: Manifest, facts: Facts, *, images: Images, scaled: Mapping[Role, Scaled]) -> None:
         """The status after a pass, if it's worth a write, and the Events."""
@@ -88,10 +91,15 @@ class Reporter:
         self._world.put(await self._cluster.patch_status(DUET, metadata["namespace"], metadata["name"], changes))
         known = {condition.type for condition in before.conditions}
         for condition in transitions(before.conditions, after.conditions):
-            # That all is well from the start is no news.
-            if condition.type not in known and not is_bad(condition):
-                continue
-            await self._post(condition_event(duet, condition, instance=self._instance, now=self._now()))
+            # That all is well from the start is no news, and neither is what was told a moment ago.
+            if (condition.type in known or is_bad(condition)) and self._untold(metadata["uid"], condition):
+                await self._post(condition_event(duet, condition, instance=self._instance, now=self._now()))
+
+    def _untold(self, uid: str, condition: Condition) -> bool:
+        """Whether no Event has told of it lately: a condition on an edge flaps with every pass."""
+        now = self._now()
+        self._told = {key: then for key, then in self._told.items() if now - then < REPEATED_AFTER}
+        return self._told.setdefault((uid, condition.type, condition.reason), now) == now
 
     async def _post(self, manifest: Manifest) -> None:
         try:

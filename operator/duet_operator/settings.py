@@ -69,7 +69,7 @@ class Settings:
     demand_window_seconds: float = 10.0
     """Window over which demand is measured; three intervals if that is longer."""
     attainment_window_seconds: float = 60.0
-    """Window over which attainment and latencies are measured."""
+    """Window over which the status tells attainment and latencies, and over which answers are averaged."""
     stale_seconds: float = 15.0
     """A gateway whose document hasn't changed for so long, or three intervals if that is longer, counts as silent."""
 

@@ -61,10 +61,15 @@ class DemandHistory:
             )
         self._forget(now_seconds)
 
-    def demand(self, *, window_seconds: float, now_seconds: float) -> Demand | None:
-        """What users asked for over the window; None before there is one."""
+    def demand(self, *, window_seconds: float, lengths_seconds: float, now_seconds: float) -> Demand | None:
+        """What users asked for over the window; None before there is one.
+
+        Lengths of answers are averaged over `lengths_seconds`: those that happen to end in a short window aren't those
+        that were asked for in it.
+        """
         measured = self._measure(window_seconds, now_seconds)
-        if measured is None:
+        lengths = self._measure(lengths_seconds, now_seconds)
+        if measured is None or lengths is None:
             return None
         counted, seconds = measured.totals, measured.seconds
         return Demand(
@@ -74,7 +79,7 @@ class DemandHistory:
             cached_tokens_per_second=counted.cached_tokens / seconds,
             output_tokens_per_second=counted.output_tokens / seconds,
             mean_input_tokens=counted.input_tokens / counted.arrivals if counted.arrivals else 0.0,
-            mean_output_tokens=_mean_output_tokens(counted),
+            mean_output_tokens=_mean_output_tokens(lengths.totals),
             p95_input_tokens=quantile(counted.input_lengths, 0.95) or 0.0,
             deflected_requests_per_second=counted.deflected_requests / seconds,
             deflected_tokens_per_second=counted.deflected_tokens / seconds,

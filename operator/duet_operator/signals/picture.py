@@ -28,6 +28,9 @@ class Signals:
 
     demand: Demand | None = None
     attainment: Attainment | None = None
+    """Over the demand window: what the present workers achieve."""
+    attainment_told: Attainment | None = None
+    """Over a longer window, for people."""
     states: Mapping[str, WorkerState]
     """Pod uid -> state, of the pods that there are."""
     profiles: Mapping[Role, WorkerProfile]
@@ -74,12 +77,13 @@ class Gateways:
         fresh = [document for pod, document in scrape.documents.items() if pod not in stale]
         self._history.add(fresh, now_seconds=now_seconds)
         silent = {**scrape.failures, **{pod: f"unchanged for {age:.0f} s" for pod, age in stale.items()}}
-        history = self._history
+        history, longer = self._history, max(self._attainment_window_seconds, window_seconds)
         return Signals(
-            demand=history.demand(window_seconds=window_seconds, now_seconds=now_seconds) if fresh else None,
-            attainment=history.attainment(window_seconds=self._attainment_window_seconds, now_seconds=now_seconds)
+            demand=history.demand(window_seconds=window_seconds, lengths_seconds=longer, now_seconds=now_seconds)
             if fresh
             else None,
+            attainment=history.attainment(window_seconds=window_seconds, now_seconds=now_seconds) if fresh else None,
+            attainment_told=history.attainment(window_seconds=longer, now_seconds=now_seconds) if fresh else None,
             states=workers.states(workers.freshest(fresh), worker_pods),
             profiles=workers.profiles(fresh, revision=revision),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),

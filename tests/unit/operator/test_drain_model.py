@@ -17,6 +17,7 @@ class Drains(RuleBasedStateMachine):
         super().__init__()
         self.target = 3
         self.last_pass = 0.0
+        self.unheard: set[str] = set()
 
     @initialize(replicas=st.integers(1, 5))
     def create(self, replicas: int) -> None:
@@ -66,6 +67,7 @@ class Drains(RuleBasedStateMachine):
     def operate(self, rollout: bool) -> None:
         asyncio.run(self.pool.operate(self.target, rollout=rollout and self.pool.replicas >= self.target))
         self.last_pass = self.pool.engines.now
+        self.unheard = set(self.pool.engines.unreachable)
 
     # --- what must hold ---
 
@@ -86,7 +88,7 @@ class Drains(RuleBasedStateMachine):
         if engines.now > self.last_pass:
             return
         for pod in self.pool.draining():
-            if pod.uid not in engines.unreachable:
+            if pod.uid not in self.unheard:
                 remaining = engines.by_uid[pod.uid].drain.lease_remaining_seconds(engines.now)
                 assert remaining == LEASE_SECONDS, pod.name
 

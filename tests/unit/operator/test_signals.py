@@ -107,7 +107,7 @@ def history() -> DemandHistory:
 def test_one_look_is_no_window() -> None:
     past = history()
     past.add([document(served(50))], now_seconds=0.0)
-    assert past.demand(window_seconds=10, now_seconds=0.0) is None
+    assert past.demand(window_seconds=10, lengths_seconds=60, now_seconds=0.0) is None
     assert past.attainment(window_seconds=60, now_seconds=0.0) is None
 
 
@@ -115,12 +115,12 @@ def test_rates_are_those_of_the_window() -> None:
     past = history()
     for second in range(0, 61, 5):
         past.add([document(served(1000 + (second if second <= 50 else 50 + 10 * (second - 50))))], now_seconds=second)
-    recent = past.demand(window_seconds=10, now_seconds=60)
+    recent = past.demand(window_seconds=10, lengths_seconds=60, now_seconds=60)
     assert recent is not None
     assert (recent.window_seconds, recent.requests_per_second) == (10, 10.0)
     assert (recent.input_tokens_per_second, recent.output_tokens_per_second) == (5000, 500)
     assert (recent.mean_input_tokens, recent.mean_output_tokens) == (500, 50)
-    longer = past.demand(window_seconds=60, now_seconds=60)
+    longer = past.demand(window_seconds=60, lengths_seconds=60, now_seconds=60)
     assert longer is not None and longer.requests_per_second == pytest.approx(150 / 60)
 
 
@@ -129,7 +129,7 @@ def test_an_instance_that_started_meanwhile_counts_from_its_start() -> None:
     past.add([document(served(100))], now_seconds=0.0)
     newcomer = document(served(40), instance="two", age_seconds=4.0)
     past.add([document(served(120)), newcomer], now_seconds=10.0)
-    demand = past.demand(window_seconds=10, now_seconds=10.0)
+    demand = past.demand(window_seconds=10, lengths_seconds=60, now_seconds=10.0)
     assert demand is not None and demand.requests_per_second == 6.0
 
 
@@ -137,7 +137,7 @@ def test_an_old_instance_that_is_seen_late_counts_from_then_on() -> None:
     past = history()
     past.add([document(served(100))], now_seconds=0.0)
     past.add([document(served(120)), document(served(9000), instance="two")], now_seconds=10.0)
-    demand = past.demand(window_seconds=10, now_seconds=10.0)
+    demand = past.demand(window_seconds=10, lengths_seconds=60, now_seconds=10.0)
     assert demand is not None and demand.requests_per_second == 2.0
 
 
@@ -146,10 +146,10 @@ def test_an_instance_that_is_gone_leaves_with_the_window() -> None:
     past.add([document(served(0)), document(served(0), instance="two")], now_seconds=0.0)
     past.add([document(served(10)), document(served(10), instance="two")], now_seconds=5.0)
     past.add([document(served(20))], now_seconds=10.0)
-    demand = past.demand(window_seconds=10, now_seconds=10.0)
+    demand = past.demand(window_seconds=10, lengths_seconds=60, now_seconds=10.0)
     assert demand is not None and demand.requests_per_second == 3.0
     past.add([document(served(30))], now_seconds=16.0)
-    later = past.demand(window_seconds=10, now_seconds=16.0)
+    later = past.demand(window_seconds=10, lengths_seconds=60, now_seconds=16.0)
     assert later is not None and later.requests_per_second == pytest.approx(20 / 11)
 
 

@@ -1,0 +1,317 @@
+"""One object's passes: children, counts, modes, refusals, silence; and no write where nothing is new."""
+
+import json
+
+from tests.support.documents import document, served
+from tests.support.operator_bench import KEY, Bench
+from tests.support.virtual_pool import VirtualEngine
+
+from duet_engine.simulated_engine.drain import Drain
+from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, DUET, POD, SERVICE, ClusterError
+from duet_operator.ownership import HASH_ANNOTATION
+from duet_operator.planner.types import DemandSample, PlannerMemory
+from duet_operator.pods import DRAIN_ANNOTATION
+
+CHILDREN = {
+    ("ConfigMap", "served-duet-live"),
+    ("Deployment", "served-decode"),
+    ("Deployment", "served-gateway"),
+    ("Deployment", "served-prefill"),
+    ("RoleBinding", "served-gateway"),
+    ("Service", "served"),
+    ("ServiceAccount", "served-gateway"),
+}
+
+
+async def settled(bench: Bench) -> None:
+    """All pods are ready and everything about it is told."""
+    await bench.run_pass()
+    bench.make_ready()
+    await bench.run_pass(2)
+
+
+async def test_the_first_pass_makes_all_children_with_their_owner() -> None:
+    bench = Bench()
+    await bench.run_pass()
+    made = {(kind, name) for kind, _, name in bench.cluster.objects if kind not in ("DuetDeployment", "Event")}
+    assert made == CHILDREN
+    uid = bench.duet["metadata"]["uid"]
+    for kind, name in CHILDREN:
+        metadata = bench.cluster.objects[kind, KEY.namespace, name]["metadata"]
+        assert [reference["uid"] for reference in metadata["ownerReferences"]] == [uid]
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "duet-operator"
+
+
+async def test_a_pass_with_nothing_new_writes_nothing() -> None:
+    bench = Bench()
+    await settled(bench)
+    assert await bench.run_pass(5) == []
+
+
+async def test_another_operator_with_the_same_world_writes_nothing() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.controller = bench.new_controller()
+    assert await bench.run_pass(3) == []
+
+
+async def test_counts_are_the_planner_s_and_no_apply_resets_them() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.planner.decode = 4
+    assert ("scale", "Deployment", "served-decode") in await bench.run_pass()
+    assert bench.replicas("decode") == 4
+    bench.change_spec(engine={"args": ["--new"]})
+    writes = await bench.run_pass()
+    assert ("apply", "Deployment", "served-decode") in writes
+    assert bench.replicas("decode") == 4
+    assert bench.deployment("decode")["spec"]["template"]["spec"]["containers"][0]["args"] == ["--new"]
+
+
+async def test_what_the_spec_does_not_say_any_more_is_taken_away() -> None:
+    bench = Bench({"gateway.service.annotations": {"dns": "name"}})
+    await settled(bench)
+    service = bench.cluster.objects[SERVICE.name, KEY.namespace, "served"]
+    assert service["metadata"]["annotations"]["dns"] == "name"
+    bench.change_spec(gateway={"service": {"annotations": None}})
+    await bench.run_pass()
+    service = bench.cluster.objects[SERVICE.name, KEY.namespace, "served"]
+    assert set(service["metadata"]["annotations"]) == {HASH_ANNOTATION}
+
+
+async def test_somebody_else_s_edit_of_our_field_is_repaired() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.cluster.edit(SERVICE, KEY.namespace, "served", {"spec": {"type": "LoadBalancer"}})
+    assert await bench.run_pass() == [("apply", "Service", "served")]
+    assert bench.cluster.objects[SERVICE.name, KEY.namespace, "served"]["spec"]["type"] == "ClusterIP"
+
+
+async def test_somebody_else_s_own_fields_are_left_alone() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.cluster.edit(SERVICE, KEY.namespace, "served", {"metadata": {"annotations": {"theirs": "1"}}})
+    assert await bench.run_pass() == []
+
+
+async def test_a_deleted_child_comes_back_and_a_pool_with_its_first_count() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.cluster.remove(SERVICE, KEY.namespace, "served")
+    bench.cluster.remove(DEPLOYMENT, KEY.namespace, "served-decode")
+    await bench.run_pass()
+    assert ("Service", KEY.namespace, "served") in bench.cluster.objects
+    assert bench.replicas("decode") == 1
+
+
+async def test_an_object_of_somebody_else_is_not_touched_and_the_rest_goes_on() -> None:
+    bench = Bench()
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "default", "name": "served"},
+        "spec": {},
+    }
+    bench.cluster.put(foreign)
+    await bench.run_pass(2)
+    assert bench.cluster.objects[SERVICE.name, KEY.namespace, "served"]["spec"] == {}
+    status, reason, message = bench.condition("Progressing")
+    assert (status, reason) == ("False", "ChildRefused")
+    assert "Service served exists and doesn't belong to this object" in message
+    assert bench.replicas("decode") == 1
+
+
+async def test_a_refused_child_is_told_and_the_rest_goes_on() -> None:
+    bench = Bench()
+
+    def refuse(verb: str, kind: object) -> Exception | None:
+        return ClusterError("create", status=403, reason="Forbidden", message="no right") if kind is SERVICE else None
+
+    bench.cluster.refuse = refuse
+    await bench.run_pass()
+    assert "Forbidden: no right" in bench.condition("Progressing")[2]
+    assert bench.replicas("decode") == 1
+    bench.cluster.refuse = lambda _verb, _kind: None
+    await bench.run_pass()
+    assert bench.condition("Progressing")[0] == "True"
+
+
+async def test_disabling_the_gateway_removes_it_and_says_that_demand_is_unseen() -> None:
+    bench = Bench({"pools.prefill.minReplicas": 1})
+    await settled(bench)
+    bench.change_spec(gateway={"enabled": False})
+    await bench.run_pass()
+    assert {name for kind, _, name in bench.cluster.objects if kind == "Deployment"} == {
+        "served-prefill",
+        "served-decode",
+    }
+    assert bench.condition("SignalsFresh")[:2] == ("False", "GatewayDisabled")
+
+
+# --- modes ---
+
+
+async def test_changes_of_mode_change_no_count() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.planner.prefill, bench.planner.decode = 2, 3
+    await bench.run_pass()
+    bench.make_ready()
+    for mode in ("Recommend", "Auto", "Manual", "Recommend", "Manual", "Auto"):
+        bench.change_spec(scaling={"mode": mode})
+        writes = await bench.run_pass(2)
+        assert not [write for write in writes if write[0] == "scale"], mode
+        assert (bench.replicas("prefill"), bench.replicas("decode")) == (2, 3)
+
+
+async def test_recommend_tells_and_changes_nothing() -> None:
+    bench = Bench({"scaling.mode": "Recommend"})
+    await settled(bench)
+    bench.planner.decode = 5
+    bench.engines.now += bench.settings.status_refresh_seconds
+    await bench.run_pass()
+    assert bench.replicas("decode") == 1
+    assert bench.duet["status"]["decode"]["recommended"] == 5
+    bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 3}})
+    await bench.run_pass(2)
+    assert bench.replicas("decode") == 3
+
+
+async def test_manual_holds_what_the_spec_says() -> None:
+    bench = Bench({"scaling.mode": "Manual", "pools.decode.replicas": 3})
+    await settled(bench)
+    assert bench.replicas("decode") == 3
+    bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 1}})
+    await bench.run_pass()
+    assert bench.replicas("decode") == 3
+
+
+async def test_a_count_that_somebody_else_changed_is_set_back_in_auto() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.planner.decode = 3
+    await bench.run_pass()
+    bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 1}})
+    await bench.run_pass()
+    assert bench.replicas("decode") == 3
+
+
+# --- what can't be read, or isn't heard ---
+
+
+async def test_a_spec_that_cannot_be_read_is_told_once_and_changes_nothing() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.change_spec(slo={"ttftMilliseconds": -5})
+    writes = await bench.run_pass(3)
+    assert [write for write in writes if write[1] != "Event"] == [("patch_status", "DuetDeployment", "served")]
+    status, reason, message = bench.condition("Accepted")
+    assert (status, reason) == ("False", "InvalidSpec")
+    assert "spec.slo.ttftMilliseconds" in message
+    assert bench.replicas("decode") == 1
+
+
+async def test_only_ready_gateways_are_asked_and_silence_is_told() -> None:
+    bench = Bench({"gateway.replicas": 2})
+    await bench.run_pass()
+    assert bench.gateways.asked == []
+    bench.make_ready()
+    first, second = (pod.name for pod in bench.pods("gateway"))
+    bench.gateways.documents = {first: document(served(0), sequence=1)}
+    await bench.run_pass()
+    bench.engines.now += 5
+    bench.gateways.documents = {first: document(served(10), sequence=2)}
+    await bench.run_pass()
+    assert bench.gateways.asked == [first, second]
+    seen = bench.planner.seen[-1]
+    assert seen.demand is not None and seen.demand.requests_per_second == 2.0
+    assert seen.complete is False
+    status, reason, message = bench.condition("SignalsFresh")
+    assert (status, reason) == ("False", "GatewaySilent")
+    assert f"1 of 2 gateway pods didn't answer: {second}: no answer" in message
+
+
+async def test_an_object_that_is_being_deleted_is_left_alone() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.cluster.edit(DUET, KEY.namespace, KEY.name, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+    bench.planner.decode = 5
+    assert await bench.run_pass() == []
+
+
+# --- scaling down, told ---
+
+
+async def test_a_lower_count_drains_first_and_is_told() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.planner.decode = 2
+    await bench.run_pass()
+    bench.make_ready()
+    for pod in bench.pods("decode"):
+        bench.engines.by_uid[pod.uid] = VirtualEngine(Drain(worker=pod.name), started=True, requests=1)
+    bench.planner.decode = 1
+    await bench.run_pass()
+    draining = [pod for pod in bench.pods("decode") if pod.draining_since_seconds is not None]
+    assert len(draining) == 1
+    assert bench.replicas("decode") == 2
+    assert bench.planner.seen[-1].decode.draining == 0
+    victim = draining[0]
+    bench.engines.by_uid[victim.uid].requests = 0
+    conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": bench.clock().isoformat()}]
+    bench.cluster.set_status(POD, KEY.namespace, victim.name, conditions=conditions)
+    for _ in range(2):
+        await bench.run_pass()
+        bench.engines.now += 3
+    assert bench.planner.seen[-1].decode.draining == 1
+    assert bench.replicas("decode") == 1
+    bench.cluster.control()
+    assert victim.name not in {pod.name for pod in bench.pods("decode")}
+    assert ("ScaledDown", "decode 2→1 (Sufficient): as the test wants it") in bench.events()
+    action = bench.duet["status"]["history"][-1]
+    assert (action["pool"], action["fromReplicas"], action["toReplicas"]) == ("decode", 2, 1)
+
+
+async def test_a_pod_may_be_drained_by_hand() -> None:
+    bench = Bench()
+    await settled(bench)
+    pod = bench.pods("decode")[0]
+    bench.engines.by_uid[pod.uid] = VirtualEngine(Drain(worker=pod.name), started=True, requests=0)
+    bench.cluster.edit(POD, KEY.namespace, pod.name, {"metadata": {"annotations": {DRAIN_ANNOTATION: "true"}}})
+    for _ in range(4):
+        await bench.run_pass()
+        bench.engines.now += 3
+    assert bench.replicas("decode") == 1
+    assert bench.pods("decode") == []
+    bench.cluster.control()
+    assert len(bench.pods("decode")) == 1
+
+
+# --- memory ---
+
+
+async def test_the_memory_outlives_the_operator() -> None:
+    bench = Bench()
+    await settled(bench)
+    kept = PlannerMemory(samples=(DemandSample(5.0, 1.0, 2.0, 3.0),), correction=1.25)
+    bench.controller._memory.planner = kept
+    await bench.controller.save()
+    data = bench.cluster.objects[CONFIG_MAP.name, KEY.namespace, "served-duet-history"]["data"]
+    assert json.loads(data["memory.json"])["planner"]["correction"] == 1.25
+    bench.controller = bench.new_controller()
+    await bench.run_pass()
+    assert bench.planner.memory == kept
+    bench.cluster.writes.clear()
+    await bench.controller.save()
+    assert bench.cluster.writes == []
+
+
+async def test_a_spoilt_memory_is_forgotten() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.controller._memory.planner = PlannerMemory(correction=1.25)
+    await bench.controller.save()
+    bench.cluster.edit(CONFIG_MAP, KEY.namespace, "served-duet-history", {"data": {"memory.json": '{"planner": 7}'}})
+    bench.controller = bench.new_controller()
+    await bench.run_pass()
+    assert bench.planner.memory == PlannerMemory()
