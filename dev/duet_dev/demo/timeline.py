@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from duet_dev.demo.observations import PoolCounts, ScaleAction
 from duet_dev.demo.results import Figures
 from duet_dev.demo.run import Run
+from duet_dev.demo.words import percent
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#6b7280"
 STYLE: dict[Any, Any] = {
@@ -47,7 +48,7 @@ def draw_timeline(run: Run, path: Path, *, title: str) -> None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 12), layout="constrained")
         panels: Sequence[Axes] = figure.subplots(5, 1, sharex=True, height_ratios=HEIGHTS)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+        figure.suptitle(f"{title}: {_summary(run)}", x=0.01, ha="left", fontsize=12, fontweight="bold")
         _draw_load(panels[0], run)
         _draw_pool(panels[1], run, "prefill", BLUE)
         _draw_pool(panels[2], run, "decode", GREEN)
@@ -59,6 +60,12 @@ def draw_timeline(run: Run, path: Path, *, title: str) -> None:
         panels[4].set_xlabel("seconds since the first request")
         panels[4].set_xlim(0, run.duration_seconds)
         figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
+
+
+def _summary(run: Run) -> str:
+    """What a reader should take away."""
+    figures = run.figures
+    return f"{figures.requests} requests, {figures.failed} failed, {percent(figures.attainment)} met TTFT and ITL"
 
 
 def _draw_load(axes: Axes, run: Run) -> None:
@@ -134,7 +141,9 @@ def _draw_pool(axes: Axes, run: Run, pool: str, color: str) -> None:
     for action in run.loaded_actions:
         if action.pool == pool:
             _mark(axes, action, action.time_seconds - run.start_seconds)
-    axes.legend(loc="upper right", ncols=4)
+    axes.plot([], [], linestyle="none", marker="^", color=VERMILION, label="scaled up")
+    axes.plot([], [], linestyle="none", marker="v", color=GREY, label="scaled down")
+    axes.legend(loc="upper right", ncols=6)
 
 
 def _mark(axes: Axes, action: ScaleAction, time: float) -> None:
