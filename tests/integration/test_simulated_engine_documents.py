@@ -104,6 +104,7 @@ async def test_knobs_of_a_newer_version_may_have_unknown_fields(engine: Engine, 
         ([], {"DUET_ITL_MILLISECONDS": "fast"}, "--itl-milliseconds"),
         ([], {"DUET_SIMULATED_STEP_NOISE": "7"}, "--step-noise"),
         (["--model", "gpt-2"], {}, "--model"),
+        ([], {"DUET_TRANSFER_BACKEND": "pigeon"}, "--transfer-backend"),
     ],
 )
 async def test_a_bad_setting_is_named(options: list[str], environment: dict[str, str], named: str) -> None:
@@ -112,6 +113,13 @@ async def test_a_bad_setting_is_named(options: list[str], environment: dict[str,
         subprocess.run, command, capture_output=True, text=True, check=False, env=os.environ | environment
     )
     assert done.returncode == 2 and named in done.stderr
+
+
+async def test_a_port_that_is_taken_is_named(engine: Engine) -> None:
+    command = [sys.executable, "-m", "duet_engine.simulated_engine", "--port", str(engine.port)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"--port {engine.port}: can't listen" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 async def test_a_pod_s_environment_is_enough(session: aiohttp.ClientSession) -> None:

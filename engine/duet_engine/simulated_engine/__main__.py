@@ -21,6 +21,7 @@ from duet_engine.simulated_engine.settings import Settings, worker_profile  # no
 
 AT_LEAST_ZERO = click.FloatRange(min=0)
 COUNT = click.IntRange(min=1)
+TRANSFER_BACKENDS = ("mooncake", "mooncake_tcp", "nixl")
 PORT = click.IntRange(0, 65_535)
 
 
@@ -38,7 +39,9 @@ PORT = click.IntRange(0, 65_535)
     "--context-length", type=COUNT, default=None, envvar="DUET_CONTEXT_LENGTH", help="Defaults to the model's."
 )
 @click.option("--tensor-parallel-size", type=COUNT, default=1, envvar="DUET_TENSOR_PARALLEL_SIZE")
-@click.option("--transfer-backend", default="mooncake", envvar="DUET_TRANSFER_BACKEND")
+@click.option(
+    "--transfer-backend", type=click.Choice(TRANSFER_BACKENDS), default="mooncake", envvar="DUET_TRANSFER_BACKEND"
+)
 @click.option("--itl-milliseconds", type=COUNT, default=50, envvar="DUET_ITL_MILLISECONDS")
 @click.option("--drain-timeout-seconds", type=AT_LEAST_ZERO, default=600.0, envvar="DUET_DRAIN_TIMEOUT_SECONDS")
 @click.option("--revision", default="", envvar="DUET_REVISION")

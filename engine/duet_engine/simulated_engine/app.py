@@ -82,10 +82,12 @@ class App:
     async def _listen(self) -> None:
         """Open the sockets; a port that was 0 is known from now on."""
         settings = self._settings
-        port = await self._server.start(settings.host, settings.port)
+        port = await _listen(self._server, settings.host, settings.port, option="--port")
         bootstrap_port = settings.bootstrap_port
         if self._bootstrap_server is not None:
-            bootstrap_port = await self._bootstrap_server.start(settings.host, settings.bootstrap_port)
+            bootstrap_port = await _listen(
+                self._bootstrap_server, settings.host, bootstrap_port, option="--bootstrap-port"
+            )
         self.engine.settings = replace(settings, port=port, bootstrap_port=bootstrap_port)
         ports = f"{settings.host}:{port}, bootstrap port {bootstrap_port}"
         log(f"{settings.role} {settings.worker} listens on {ports} ({settings.gpu}, {settings.model})")
@@ -205,6 +207,14 @@ class App:
         faults.slow_factor = wanted.get("slow_factor", faults.slow_factor)
         self.engine.stepper.reschedule()
         exchange.respond_json(200, wanted)
+
+
+async def _listen(server: HttpServer, host: str, port: int, *, option: str) -> int:
+    """Open one socket, or end the process with the option to change."""
+    try:
+        return await server.start(host, port)
+    except OSError as error:
+        raise SystemExit(f"--host {host}, {option} {port}: can't listen: {error.strerror}") from error
 
 
 def _positive(body: dict[str, object], name: str) -> float:

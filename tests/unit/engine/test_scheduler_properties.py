@@ -70,7 +70,7 @@ def play(worker: VirtualWorker, traffic: Traffic) -> None:
     worker.check_ended()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(TRAFFIC)
 def test_a_unified_worker_loses_nothing(traffic: Traffic) -> None:
     scheduler = UnifiedScheduler(model=MODEL, limits=SMALL)
@@ -87,7 +87,7 @@ def at_most_one_prompt_is_left_unfinished(step: Step) -> None:
     assert all(chunk.last for chunk in step.chunks[:-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(TRAFFIC, st.integers(0, 2**32))
 def test_a_prefill_worker_hands_over_every_claimed_prompt_once(traffic: Traffic, seed: int) -> None:
     scheduler = PrefillScheduler(model=MODEL, limits=SMALL)
@@ -127,7 +127,7 @@ def decode_worker(delays: random.Random, *, loss: float = 0.0) -> tuple[DecodeSc
     return scheduler, worker
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(TRAFFIC, st.integers(0, 2**32))
 def test_a_decode_worker_loses_nothing_under_aborts_and_lost_transfers(traffic: Traffic, seed: int) -> None:
     scheduler, worker = decode_worker(random.Random(seed), loss=0.1)
@@ -137,7 +137,7 @@ def test_a_decode_worker_loses_nothing_under_aborts_and_lost_transfers(traffic: 
         assert refused.refusal.message
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(TRAFFIC, st.integers(0, 2**32))
 def test_no_chunk_is_unsafe_while_a_safe_one_exists(traffic: Traffic, seed: int) -> None:
     scheduler, worker = decode_worker(random.Random(seed))
