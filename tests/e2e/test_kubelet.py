@@ -4,6 +4,7 @@ import concurrent.futures
 import http.client
 import json
 import signal
+import subprocess
 import time
 import urllib.request
 
@@ -22,6 +23,7 @@ from tests.support.pods import (
     until,
 )
 
+from duet_dev import build
 from duet_dev.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -343,6 +345,28 @@ def test_exec_carries_streams_and_exit_code(pods: Namespace) -> None:
     assert echoed == "word\n" * 20000
     failed = pods.cluster.kubectl("-n", pods.name, "exec", "entered", "--", "sh", "-c", "echo oops >&2")
     assert (failed.stdout, failed.stderr) == ("", "oops\n")
+
+
+def test_port_forward_carries_connections_and_refusals(pods: Namespace) -> None:
+    pods.apply(pod("ported", server()))
+    pods.ready("ported")
+    kubectl = str(build.binary_path(build.KUBECTL))
+    to = ["-n", pods.name, "port-forward", "pod/ported", ":8000", ":8001"]
+    command = [kubectl, f"--kubeconfig={pods.cluster.kubeconfig}", *to]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as forwarder:
+        assert forwarder.stdout is not None
+        try:
+            announced = [line for line in (forwarder.stdout.readline() for _ in range(4)) if "127.0.0.1" in line]
+            good, bad = (int(line.split("->")[0].rpartition(":")[2]) for line in announced)
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                urls = [f"http://127.0.0.1:{good}/?seconds=0.2"] * 16
+                answers = list(pool.map(lambda url: urllib.request.urlopen(url, timeout=20).read(), urls))
+            assert answers == [b"ported"] * 16
+            with pytest.raises(OSError, match=r"."):
+                urllib.request.urlopen(f"http://127.0.0.1:{bad}/", timeout=20)
+        finally:
+            forwarder.terminate()
+        assert ":8001: " in forwarder.stdout.read()
 
 
 def test_a_server_that_says_close_ends_as_soon_as_it_is_idle(pods: Namespace) -> None:

@@ -11,6 +11,7 @@ from duet_dev.kubelet.execution import Execution
 from duet_dev.kubelet.logs import Logs
 from duet_dev.kubelet.peers import own_user_only
 from duet_dev.kubelet.pods import Pods
+from duet_dev.kubelet.port_forward import PortForward
 
 
 @contextlib.asynccontextmanager
@@ -21,6 +22,7 @@ async def serving(*, pods: Pods, context: Context) -> AsyncIterator[int]:
     container = "{namespace}/{pod}/{container}"
     application.router.add_get(f"/containerLogs/{container}", logs.handle)
     application.router.add_route("*", f"/exec/{container}", execution.handle)
+    application.router.add_route("*", "/portForward/{namespace}/{pod}", PortForward(pods).handle)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
