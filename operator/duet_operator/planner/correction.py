@@ -1,9 +1,9 @@
 """The slow factor on demand that measured attainment earns: the step model's error, learned from results.
 
-Invariant: stays within [0.8, 2] and moves by at most a tenth in one cold start, because what it asks for shows only
-after one. It rises only on misses that capacity would have prevented, and only while every worker that was asked for
-serves: misses of a pool that is still starting teach nothing about the model. What no measurement confirms any more
-fades: a factor learned in a burst doesn't hold replicas through the quiet time after it.
+Invariant: stays within [0.8, 2] and moves by at most a tenth in one cold start or minute, because what it asks for
+shows only after that. It rises only on misses that capacity would have prevented, and only while every worker that was
+asked for serves: misses of a pool that is still starting teach nothing about the model. What no measurement confirms
+any more fades: a factor learned in a burst doesn't hold replicas through the quiet time after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from duet_operator.planner.types import Attainment, Observation, PlanSpec, PoolState
 
 FEWEST_REQUESTS = 30
-GREATEST_CHANGE_PER_HORIZON = 0.1
+GREATEST_CHANGE = 0.1
+SHORTEST_SETTLING_SECONDS = 60.0
+"""However quick a start is, results are measured over a window, and a burst's misses over several."""
 EASY_LATENCY_SHARE = 0.5
 """Latencies under this share of their objectives say that there is more capacity than the objectives need."""
 
@@ -24,7 +26,8 @@ EASY_LATENCY_SHARE = 0.5
 def corrected(correction: float, observation: Observation, spec: PlanSpec, *, horizon_seconds: float) -> float:
     """The factor after one more pass."""
     attainment = observation.attainment
-    change = GREATEST_CHANGE_PER_HORIZON * min(spec.interval_seconds / horizon_seconds, 1.0)
+    settling_seconds = max(horizon_seconds, SHORTEST_SETTLING_SECONDS)
+    change = GREATEST_CHANGE * min(spec.interval_seconds / settling_seconds, 1.0)
     if attainment is None or attainment.completed_requests < FEWEST_REQUESTS:
         return correction if attainment and attainment.capacity_misses else _faded(correction, change / 2)
     allowed = 1 - spec.attainment_goal

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.planning import seen, serving, spec
 
-from duet_operator.planner.correction import GREATEST_CHANGE_PER_HORIZON, corrected
+from duet_operator.planner.correction import GREATEST_CHANGE, corrected
 from duet_operator.planner.types import Attainment, Observation, PoolState
 
 HORIZON = 100.0
@@ -38,7 +38,7 @@ def after(correction: float, attainment: Attainment | None, *, passes: int = 1, 
 
 def test_misses_raise_it_by_a_tenth_in_one_cold_start() -> None:
     passes = int(HORIZON / spec().interval_seconds)
-    assert after(1.0, MISSING, passes=passes) == pytest.approx(1 + GREATEST_CHANGE_PER_HORIZON, rel=0.02)
+    assert after(1.0, MISSING, passes=passes) == pytest.approx(1 + GREATEST_CHANGE, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_stays_bounded_and_moves_slowly(
     )
     moved = corrected(start, observation, spec(), horizon_seconds=horizon)
     assert 0.8 <= moved <= 2.0
-    assert abs(moved - start) <= GREATEST_CHANGE_PER_HORIZON * start * (1 + 1e-9)
+    assert abs(moved - start) <= GREATEST_CHANGE * start * (1 + 1e-9)

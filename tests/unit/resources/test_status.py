@@ -39,6 +39,7 @@ def facts(duet: DuetDeployment | None = None, **changes: Any) -> Facts:
             "silent_gateways",
             "pending",
             "rollout_stuck",
+            "refused",
             "plugin_inactive",
             "burn_rate_5m",
         )
@@ -130,6 +131,7 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
         pytest.param({"targets": Counts(3, 4)}, "Progressing", ("True", "Settled"), id="settled"),
         pytest.param({"targets": Counts(3, 5)}, "Progressing", ("True", "Scaling"), id="scaling"),
         pytest.param({"rollout_in_progress": True}, "Progressing", ("True", "RollingOut"), id="rollout"),
+        pytest.param({"refused": "quota"}, "Progressing", ("False", "ChildRefused"), id="child refused"),
         pytest.param({"rollout_stuck": "pod x"}, "Progressing", ("False", "RolloutStuck"), id="stuck rollout"),
         pytest.param({}, "ScalingActive", ("True", "AutoMode"), id="auto"),
         pytest.param(
@@ -155,6 +157,12 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
             {"silent_gateways": {"pod-1": "timed out"}}, "SignalsFresh", ("False", "GatewaySilent"), id="silent"
         ),
         pytest.param({"demand": None}, "SignalsFresh", ("False", "GatewaySilent"), id="nothing told"),
+        pytest.param(
+            {"duet": deployment({"spec.gateway.enabled": False, "spec.pools.prefill.minReplicas": 1})},
+            "SignalsFresh",
+            ("False", "GatewayDisabled"),
+            id="no gateway to ask",
+        ),
         pytest.param({}, "CapacityPending", ("False", "NoPodPending"), id="none pending"),
         pytest.param(
             {"pending": {"decode": "2 pods: Unschedulable"}}, "CapacityPending", ("True", "PodsPending"), id="pending"
