@@ -29,6 +29,7 @@ from duet_engine.gateway.server import PublicServer
 from duet_engine.gateway.settings import Settings
 from duet_engine.gateway.state_stream import listen
 from duet_engine.gateway.tokens import TokenEstimator
+from duet_engine.gateway.upstream import Upstream
 from duet_engine.gateway.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,12 @@ class Gateway:
         self._dispatcher = Dispatcher(
             self.workers, live=self._live_now, limits=settings.limits, window_seconds=self._window_seconds
         )
-        self._relay = Relay(session, self._dispatcher, settings.limits, instance_id)
+        self._upstream = Upstream(
+            session, limits=settings.limits, gateway_id=instance_id, changed=self._dispatcher.wake
+        )
         tokens = TokenEstimator()
         self._public = PublicServer(
-            self._relay,
+            Relay(self._upstream, self._dispatcher, settings.limits),
             demand=self._demand,
             tokens=tokens,
             lag=self._lag,
@@ -112,7 +115,7 @@ class Gateway:
             log.warning("grace period over with %d requests in flight", self._public.inflight)
         for runner in reversed(self._runners):
             await runner.cleanup()
-        await self._relay.close()
+        await self._upstream.close()
         self._lag.stop()
         for task in [*self._tasks, *self._listeners.values()]:
             task.cancel()
