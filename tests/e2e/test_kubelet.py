@@ -347,6 +347,13 @@ def test_exec_carries_streams_and_exit_code(pods: Namespace) -> None:
     assert (failed.stdout, failed.stderr) == ("", "oops\n")
 
 
+def test_pods_run_at_ordinary_priority_whatever_the_kubelets(pods: Namespace) -> None:
+    pods.apply(pod("plain", shell("nice; sleep 300")))
+    pods.ready("plain")
+    assert pods.exec("plain", "nice") == "0\n"
+    assert until(lambda: pods.kubectl("logs", "plain") or None, "the log") == "0\n"
+
+
 def test_port_forward_carries_connections_and_refusals(pods: Namespace) -> None:
     pods.apply(pod("ported", server()))
     pods.ready("ported")

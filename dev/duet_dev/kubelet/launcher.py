@@ -104,7 +104,7 @@ def become(order: dict[str, Any]) -> None:
         socket.sethostname(order["hostname"])
     for ignored_by_python in signal.SIGPIPE, signal.SIGXFSZ:
         signal.signal(ignored_by_python, signal.SIG_DFL)
-    os.nice(order["nice"])
+    os.nice(order["nicer_by"])
     os.chdir(order["directory"])
     command = order["command"]
     try:

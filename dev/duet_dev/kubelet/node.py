@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import platform
 
 from duet_dev.kubeapi import (
     STRATEGIC_MERGE,
@@ -26,12 +27,13 @@ HEALTHY = {
     "DiskPressure": ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
     "PIDPressure": ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
 }
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 NODE_INFO = {
     "kubeletVersion": "v1.36.3-process",
     "containerRuntimeVersion": "process://1",
     "osImage": "local processes",
     "operatingSystem": "linux",
-    "architecture": "amd64",
+    "architecture": ARCHITECTURE,
     **dict.fromkeys(("bootID", "machineID", "systemUUID", "kernelVersion", "kubeProxyVersion"), ""),
 }
 
@@ -67,7 +69,7 @@ class NodeAgent:
         labels = {
             "kubernetes.io/hostname": self._node.name,
             "kubernetes.io/os": "linux",
-            "kubernetes.io/arch": "amd64",
+            "kubernetes.io/arch": ARCHITECTURE,
             **self._node.labels,
         }
         metadata = {"name": self._node.name, "labels": labels}

@@ -43,6 +43,11 @@ class Launch:
     delay_seconds: float
 
 
+def nicer_by(launch: Launch) -> int:
+    """What takes a process from the kubelet's priority to the image's; a higher one than its own it can't give."""
+    return max(0, launch.nice - os.getpriority(os.PRIO_PROCESS, 0))
+
+
 class Sandbox:
     """One pod's surroundings, under `folder`."""
 
@@ -155,7 +160,7 @@ class Sandbox:
             "scratch": str(scratch) if self.config.mounts else None,
             "binds": [{"source": b.source, "target": b.target, "read_only": b.read_only} for b in launch.binds],
             "hostname": self.sources.pod["spec"].get("hostname") or self.sources.pod["metadata"]["name"],
-            "nice": launch.nice,
+            "nicer_by": nicer_by(launch),
             "directory": launch.directory,
             "command": launch.command,
         }
@@ -180,7 +185,7 @@ class Sandbox:
         self, process: Process, launch: Launch, command: Sequence[str], *, terminal: bool = False
     ) -> list[str]:
         """The command line that runs a command where the container's process runs."""
-        prefix = ["setpriv", "--pdeathsig", "KILL", "--"]
+        prefix = ["setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", str(nicer_by(launch))]
         if terminal:
             prefix += ["setsid", "--ctty"]
         if self.config.mounts:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_dev.kubelet import environment, images, names, quantity
+from duet_dev.kubelet import environment, images, names, quantity, sandbox
 from duet_dev.kubelet.config import Config, Image
 
 NODES = [{"name": "gpu-0", "capacity": {"nvidia.com/gpu": 8}}]
@@ -126,6 +126,17 @@ def test_a_wrong_file_is_refused_by_field(tmp_path: Path, line: str, named: str)
     path.write_text("\n".join(f"{key}: {text}" for key, text in {**fields, name: value}.items()))
     with pytest.raises(SystemExit, match=named):
         Config.read(path)
+
+
+@pytest.mark.parametrize(
+    ("kubelet", "image", "nicer_by"), [(0, 0, 0), (-15, 0, 15), (-15, 5, 20), (10, 0, 0), (10, 12, 2)]
+)
+def test_a_pods_priority_is_its_images_not_the_kubelets(
+    monkeypatch: pytest.MonkeyPatch, kubelet: int, image: int, nicer_by: int
+) -> None:
+    monkeypatch.setattr("os.getpriority", lambda *_: kubelet)
+    launch = sandbox.Launch(command=["x"], env={}, binds=[], directory="/", nice=image, delay_seconds=0)
+    assert sandbox.nicer_by(launch) == nicer_by
 
 
 def test_the_resolver_asks_the_cluster_first_and_alone() -> None:
