@@ -132,6 +132,13 @@ CASES = [
         limited_by=frozenset({Reason.PENDING_PODS}),
     ),
     case(
+        "pods pending too long don't keep a pool from shrinking",
+        (0, 1),
+        Reason.LOAD_FALLING,
+        prefill=3,
+        decode=PoolState(replicas=6, ready=3, pending_too_long=3),
+    ),
+    case(
         "starting pods count as coming capacity",
         (5, 7),
         Reason.SUFFICIENT,
