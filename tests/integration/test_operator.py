@@ -1,0 +1,294 @@
+"""The operator's process on the real API server with its controllers, by the chart's rights; nothing runs pods here."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.duet_objects import minimal, patched
+from tests.support.operator_process import NAMESPACE, OperatorProcess, install, running_operator
+
+from duet_dev import build
+from duet_dev.cluster import Cluster
+
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180)]
+
+CHILDREN = {
+    "ConfigMap/served-duet-live",
+    "Deployment/served-decode",
+    "Deployment/served-gateway",
+    "Deployment/served-prefill",
+    "RoleBinding/served-gateway",
+    "Service/served",
+    "ServiceAccount/served-gateway",
+}
+CHILD_KINDS = "configmaps,deployments,rolebindings,services,serviceaccounts"
+OURS = "--selector=app.kubernetes.io/managed-by=duet-operator"
+CHANGE_SECONDS = 40.0
+QUIET_OBJECTS = 50
+QUIET_SECONDS = 15.0
+LARGEST_MIB = 150
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(control_plane: Cluster) -> Path:
+    """Of the operator's account."""
+    if build.missing([build.HELM]):
+        pytest.skip("helm not built: run `make binaries`")
+    return install(control_plane)
+
+
+@pytest.fixture
+def operator(kubeconfig: Path, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """A fresh operator for this test; it must never have been refused anything."""
+    with running_operator(kubeconfig, tmp_path / "operator.log") as process:
+        process.wait_until_acting()
+        yield process
+        assert process.process.poll() is None, process.log
+    assert "is forbidden: User" not in process.log, process.log
+    assert "Traceback" not in process.log, process.log
+
+
+def until(what: str, holds: Callable[[], Any], *, seconds: float = CHANGE_SECONDS) -> Any:
+    """What `holds` returns once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"within {seconds:g} s not so: {what}"
+        time.sleep(0.2)
+    return found
+
+
+class Served:
+    """A DuetDeployment in its namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str = "served") -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.name = name
+
+    def kubectl(self, *arguments: str, **options: Any) -> str:
+        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}", **options).stdout
+
+    def apply(self, spec: dict[str, Any] | None = None) -> None:
+        patch = {f"spec.{path}": value for path, value in (spec or {}).items()}
+        document = patched(minimal(name=self.name), {"metadata.namespace": self.namespace, **patch})
+        self.kubectl("apply", "-f", "-", input=json.dumps(document))
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        return dict(json.loads(self.kubectl("get", kind, name, "--output=json")))
+
+    def children(self, *options: str) -> dict[str, dict[str, Any]]:
+        found = json.loads(self.kubectl("get", CHILD_KINDS, OURS, "--output=json", *options))["items"]
+        return {f"{child['kind']}/{child['metadata']['name']}": child for child in found}
+
+    def versions(self) -> dict[str, str]:
+        """Resource versions of the object and its children."""
+        everything = {**self.children(), "object": self.get("duet", self.name)}
+        return {name: each["metadata"]["resourceVersion"] for name, each in everything.items()}
+
+    def conditions(self) -> dict[str, dict[str, Any]]:
+        status = self.get("duet", self.name).get("status", {})
+        return {condition["type"]: condition for condition in status.get("conditions", ())}
+
+    def replicas(self, pool: str) -> int:
+        return int(self.get("deployment", f"{self.name}-{pool}")["spec"]["replicas"])
+
+    def made(self) -> None:
+        """All children exist, and the status tells of pods."""
+        until("all children are there", lambda: self.children().keys() >= CHILDREN)
+        until("the status tells of pods", lambda: self.get("duet", self.name)["status"]["decode"]["starting"] == 1)
+
+
+@pytest.fixture
+def served(control_plane: Cluster, namespace: str) -> Served:
+    return Served(control_plane, namespace)
+
+
+def test_an_object_gets_its_children_and_takes_them_along(operator: OperatorProcess, served: Served) -> None:
+    served.apply()
+    served.made()
+    uid = served.get("duet", "served")["metadata"]["uid"]
+    for name, child in served.children().items():
+        assert [reference["uid"] for reference in child["metadata"]["ownerReferences"]] == [uid], name
+    assert "finalizers" not in served.get("duet", "served")["metadata"]
+    conditions = served.conditions()
+    assert {name: conditions[name]["status"] for name in ("Accepted", "Ready", "SignalsFresh")} == {
+        "Accepted": "True",
+        "Ready": "False",
+        "SignalsFresh": "False",
+    }
+    served.kubectl("delete", "duet", "served")
+    until("all children are gone", lambda: not served.children())
+    until("its pods are gone", lambda: not json.loads(served.kubectl("get", "pods", "--output=json"))["items"])
+
+
+def test_no_apply_resets_a_count(operator: OperatorProcess, served: Served) -> None:
+    served.apply({"scaling.mode": "Recommend"})
+    served.made()
+    served.kubectl("scale", "deployment/served-decode", "--replicas=3")
+    served.apply({"scaling.mode": "Recommend", "engine.args": ["--log-level", "info"]})
+
+    def args() -> Any:
+        return served.get("deployment", "served-decode")["spec"]["template"]["spec"]["containers"][0].get("args")
+
+    until("the new template is applied", lambda: args() == ["--log-level", "info"])
+    assert served.replicas("decode") == 3
+    served.apply({"scaling.mode": "Recommend"})
+    until("the removed field is gone", lambda: args() is None)
+    assert served.replicas("decode") == 3
+
+
+def test_changes_of_mode_change_no_count(operator: OperatorProcess, served: Served) -> None:
+    served.apply({"scaling.mode": "Recommend"})
+    served.made()
+    served.kubectl("scale", "deployment/served-decode", "--replicas=2")
+    for mode in ("Auto", "Recommend", "Manual", "Auto", "Recommend"):
+        served.apply({"scaling.mode": mode})
+        generation = served.get("duet", "served")["metadata"]["generation"]
+        until(
+            f"{mode} is in force",
+            lambda wanted=generation: served.get("duet", "served")["status"]["observedGeneration"] == wanted,
+        )
+        assert served.replicas("decode") == 2, mode
+
+
+def test_edits_of_our_fields_are_repaired_and_others_kept(operator: OperatorProcess, served: Served) -> None:
+    served.apply()
+    served.made()
+    for patch in (
+        {"spec": {"type": "NodePort"}},
+        {"metadata": {"labels": {"app.kubernetes.io/managed-by": "someone"}}},
+    ):
+        served.kubectl("patch", "service", "served", "--type=merge", "--patch", json.dumps(patch))
+        until(
+            "it is repaired",
+            lambda: served.children().get("Service/served", {}).get("spec", {}).get("type") == "ClusterIP",
+        )
+    served.kubectl("annotate", "service", "served", "note=theirs")
+    served.kubectl("delete", "serviceaccount", "served-gateway")
+    until("a deleted child is back", lambda: "ServiceAccount/served-gateway" in served.children())
+    assert served.get("service", "served")["metadata"]["annotations"]["note"] == "theirs"
+
+
+def test_an_object_that_cannot_be_acted_on_says_why(operator: OperatorProcess, served: Served) -> None:
+    served.apply()
+    served.made()
+    before = served.children()
+    served.apply({"engine.template": {"spec": {"containers": [{"name": "engine", "$patch": "delete"}]}}})
+    found = until("it isn't accepted", lambda: (said := served.conditions()["Accepted"])["status"] == "False" and said)
+    assert (found["reason"], "spec.engine.template" in found["message"]) == ("InvalidSpec", True)
+    assert served.children().keys() == before.keys()
+    served.apply()
+    until("it is accepted again", lambda: served.conditions()["Accepted"]["status"] == "True")
+
+
+def test_a_new_operator_writes_nothing(kubeconfig: Path, served: Served, tmp_path: Path) -> None:
+    with running_operator(kubeconfig, tmp_path / "first.log") as first:
+        first.wait_until_acting()
+        served.apply()
+        served.made()
+        assert first.end() == 0
+    before = served.versions()
+    with running_operator(kubeconfig, tmp_path / "second.log") as second:
+        second.wait_until_acting()
+        until("it has had several passes", lambda: second.metrics()['duet_operator_passes_total{result="done"}'] >= 3)
+        assert served.versions() == before
+        assert set(second.writes()) <= {
+            'duet_operator_writes_total{kind="Lease",verb="create"}',
+            'duet_operator_writes_total{kind="Lease",verb="update"}',
+        }
+
+
+def test_many_quiet_objects_cost_no_write_and_little_memory(
+    operator: OperatorProcess, control_plane: Cluster, namespace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [
+        patched(minimal(name=f"quiet-{number}"), {"metadata.namespace": namespace, "spec.gateway.replicas": 1})
+        for number in range(QUIET_OBJECTS)
+    ]
+    everything = {"apiVersion": "v1", "kind": "List", "items": objects}
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps(everything))
+
+    def told() -> bool:
+        shown = control_plane.kubectl("get", "duet", f"--namespace={namespace}", "--output=json").stdout
+        return all(each.get("status", {}).get("decode", {}).get("starting") == 1 for each in json.loads(shown)["items"])
+
+    until("every object tells of its pods", told, seconds=90)
+
+    def written() -> float:
+        return sum(value for name, value in operator.writes().items() if 'kind="Lease"' not in name)
+
+    def calm() -> bool:
+        before = written()
+        time.sleep(6)
+        return written() == before
+
+    until("writes have ended", calm, seconds=60)
+    before, passes = written(), operator.metrics()['duet_operator_passes_total{result="done"}']
+    time.sleep(QUIET_SECONDS)
+    assert written() == before
+    assert operator.metrics()['duet_operator_passes_total{result="done"}'] >= passes + 2 * QUIET_OBJECTS
+    memory = operator.memory_mib()
+    with capsys.disabled():
+        sys.stdout.write(f"\n{QUIET_OBJECTS} objects: {memory:.0f} MiB resident, 0 writes in {QUIET_SECONDS:g} s\n")
+    assert memory < LARGEST_MIB
+
+
+def test_one_of_two_operators_acts_and_the_other_follows_it(kubeconfig: Path, served: Served, tmp_path: Path) -> None:
+    with (
+        running_operator(kubeconfig, tmp_path / "one.log", lease_seconds=4) as one,
+        running_operator(kubeconfig, tmp_path / "two.log", lease_seconds=4) as two,
+    ):
+        leader, other = until(
+            "one of them leads",
+            lambda: next(
+                (pair for pair in ((one, two), (two, one)) if "serves" in pair[0].log and pair[0].health()["leading"]),
+                None,
+            ),
+        )
+        served.apply()
+        served.made()
+        until("the other one serves its health", lambda: "serves" in other.log)
+        assert other.health() | {"leading": False} == other.health()
+        assert sum(other.writes().values()) == 0
+        leader.process.send_signal(signal.SIGSTOP)
+        other.wait_until_acting()
+        leader.process.send_signal(signal.SIGCONT)
+        assert leader.process.wait(20) == 1
+        assert "ends, so that another operator may act" in leader.log
+
+
+def test_settings_that_cannot_be_used_end_it_with_their_name(kubeconfig: Path, tmp_path: Path) -> None:
+    with running_operator(kubeconfig, tmp_path / "log", lease_seconds="soon") as process:
+        assert process.process.wait(30) == 2
+        assert "DUET_OPERATOR_LEASE_SECONDS is 'soon': it must be a number" in process.log
+
+
+def test_a_namespaced_operator_needs_and_sees_no_other_namespace(
+    control_plane: Cluster, kubeconfig: Path, served: Served, tmp_path: Path
+) -> None:
+    elsewhere = Served(control_plane, f"{served.namespace}-else")
+    control_plane.kubectl("create", "namespace", elsewhere.namespace)
+    control_plane.kubectl("delete", "clusterrolebinding", "duet-operator")
+    try:
+        narrow = install(control_plane, f"--set=watchNamespaces={{{served.namespace}}}")
+        with running_operator(narrow, tmp_path / "log", namespaces=served.namespace) as process:
+            process.wait_until_acting()
+            elsewhere.apply()
+            served.apply()
+            served.made()
+            assert elsewhere.children() == {}
+            assert "status" not in elsewhere.get("duet", "served")
+        assert "is forbidden: User" not in process.log, process.log
+    finally:
+        install(control_plane)
+        control_plane.kubectl("delete", "namespace", elsewhere.namespace, "--wait=false")
+
+
+def test_the_lease_lies_in_the_operator_s_namespace(operator: OperatorProcess, control_plane: Cluster) -> None:
+    lease = json.loads(control_plane.kubectl("get", "lease", "-n", NAMESPACE, "duet-operator", "-o", "json").stdout)
+    assert lease["spec"]["holderIdentity"] in operator.log
