@@ -92,9 +92,10 @@ class Demo:
     def run(self) -> int:
         arrivals, serving = self.options.arrivals(), read_object(self.options.manifest)
         cluster = Cluster(ClusterConfig(self.options.name))
+        # Outside of what follows: a cluster of this name that runs already isn't this demo's to end.
+        with self.stages.stage("local cluster"):
+            cluster.up()
         try:
-            with self.stages.stage("local cluster"):
-                cluster.up()
             with self.stages.stage("operator (helm install)"):
                 install_operator(cluster, values=OPERATOR_VALUES)
             with self.stages.stage(f"{serving.metadata.name} ready (kubectl apply)"):
@@ -122,15 +123,12 @@ class Demo:
                 planned_requests=len(arrivals),
                 planned_seconds=arrivals[-1].time_seconds,
             )
-            showing = asyncio.create_task(view.show(self.console))
-            try:
-                with self.stages.stage("load"):
+            with self.stages.stage("load", shows_itself=True):
+                showing = asyncio.create_task(view.show(self.console))
+                try:
                     await run_load(url, spec.model.public_name, arrivals, results)
-            finally:
-                for task in (showing, looking):
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
+                finally:
+                    await _ended(showing, looking)
         if not results.records:
             raise DevError("the load generator reported no request")
         return Run(
@@ -172,6 +170,15 @@ class Demo:
             return
         with self.stages.stage("cluster down"):
             cluster.down()
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks that run until cancelled; one that failed by itself tells why."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def _interrupted(*_: object) -> NoReturn:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from duet_dev.demo.observations import NAME_LABEL, ROLE_LABEL, Leases, PoolCounts, Sample, ScaleAction
+from duet_dev.errors import DevError
 from duet_dev.kubeapi import UNAVAILABLE, Api, JsonObject
 from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, GatewayDemand, Histogram, Role, WorkerProfile
 from duet_operator.signals.totals import quantile
@@ -38,6 +39,7 @@ class Observer:
     failed_looks: int = 0
     last_failure: str = ""
     _gateway_pods: dict[str, JsonObject] = field(default_factory=dict)
+    _described: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -57,11 +59,12 @@ class Observer:
 
     async def prefill_profile(self) -> WorkerProfile:
         """What prefills here, as a gateway describes it: a prefill worker, or a decode worker where there is none."""
-        async with asyncio.timeout(PROFILE_TIMEOUT_SECONDS):
-            while True:
-                for profile in sorted(self.profiles, key=lambda profile: profile.role is not Role.PREFILL):
-                    return profile
-                await asyncio.sleep(LOOK_SECONDS)
+        try:
+            await asyncio.wait_for(self._described.wait(), PROFILE_TIMEOUT_SECONDS)
+        except TimeoutError:
+            reason = self.last_failure or f"{len(self._gateway_pods)} gateways are ready"
+            raise DevError(f"no gateway has described a worker in {PROFILE_TIMEOUT_SECONDS:.0f} s: {reason}") from None
+        return min(self.profiles, key=lambda profile: profile.role is not Role.PREFILL)
 
     async def _watch_pods(self) -> None:
         path = f"/api/v1/namespaces/{self.namespace}/pods"
@@ -92,6 +95,8 @@ class Observer:
         demands = await asyncio.gather(*(self._demand(name) for name in names))
         self.object = await self.api.get(path)
         self.profiles = next((demand.profiles for demand in demands if demand.profiles), self.profiles)
+        if self.profiles:
+            self._described.set()
         lags = {demand.instance_id: demand.loop_lag_seconds for demand in demands}
         self.lags |= {instance: lag for instance, lag in lags.items() if lag is not None}
         status = self.status

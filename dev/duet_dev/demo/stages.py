@@ -48,11 +48,13 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, *, shows_itself: bool = False) -> Iterator[None]:
+        """A stage that `shows_itself` has a live view of its own in place of the spinner."""
         started = time.monotonic()
-        if not self.console.is_terminal:
+        quiet = shows_itself or not self.console.is_terminal
+        if quiet:
             self.console.print(f"{name} …")
-        with self.console.status(f"{name} …"):
+        with contextlib.nullcontext() if quiet else self.console.status(f"{name} …"):
             yield
         self.seconds[name] = time.monotonic() - started
         self.console.print(f"[green]✓[/] {name}: {self.seconds[name]:.1f} s", highlight=False)

@@ -48,7 +48,10 @@ class View:
             await _every(PLAIN_SECONDS, lambda: say(self.line(time.time() - started)))
             return
         with Live(self.render(0.0), console=console, auto_refresh=False) as live:
-            await _every(REDRAW_SECONDS, lambda: live.update(self.render(time.time() - started), refresh=True))
+            try:
+                await _every(REDRAW_SECONDS, lambda: live.update(self.render(time.time() - started), refresh=True))
+            finally:
+                live.update(self.render(time.time() - started))
 
     def line(self, elapsed_seconds: float) -> str:
         """Everything in one line, for logs."""
