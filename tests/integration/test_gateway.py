@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,6 +297,37 @@ async def test_a_client_that_leaves_frees_both_workers(
     assert after["completed_total"] == before["completed_total"]
     assert (after["failed_total"], after["missed_total"]) == (before["failed_total"], before["missed_total"])
     assert (await ask(session, pair.gateway.url, completion(3))).whole
+
+
+async def test_a_client_that_stops_reading_is_taken_for_gone(processes: Fleet, session: aiohttp.ClientSession) -> None:
+    engine = processes.engine("decode")
+    gateway = processes.gateway([engine], "--client-stall-seconds", "0.5")
+    await all_usable(session, gateway, 1)
+    sampling = {"max_new_tokens": 20_000, "ignore_eos": True}
+    body = json.dumps({"text": "a", "sampling_params": sampling, "stream": True}).encode()
+    head = f"POST /generate HTTP/1.1\r\nHost: gateway\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+        client.sendall(head + body)
+
+        async def at_work() -> bool:
+            return await work_of(session, engine) > 0
+
+        async def free() -> bool:
+            return await work_of(session, engine) == 0
+
+        await eventually(at_work, "the request to be at work")
+        await eventually(free, "the engine to be told that nobody reads")
+    counted = await default_class(session, gateway)
+    assert (counted["completed_total"], counted["failed_total"], counted["missed_total"]) == (0, 0, {})
+
+
+async def test_a_body_that_does_not_come_is_answered(processes: Fleet) -> None:
+    gateway = processes.gateway([], "--body-timeout-seconds", "0.3")
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b'POST /generate HTTP/1.1\r\nHost: gateway\r\nContent-Length: 50\r\n\r\n{"text":')
+    answer = await reader.readuntil(b"}}")
+    assert answer.startswith(b"HTTP/1.1 408") and b"body: not complete within 0.3 s" in answer
+    writer.close()
 
 
 async def test_a_request_is_held_until_a_worker_comes(processes: Fleet, session: aiohttp.ClientSession) -> None:

@@ -78,8 +78,12 @@ class EngineProcess(Process):
 class GatewayProcess(Process):
     """One gateway."""
 
-    url: str
+    port: int
     admin: str
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
 
 @dataclass
@@ -134,7 +138,7 @@ class Fleet:
         command = [sys.executable, "-m", "duet_engine.gateway", "--port", str(port), "--admin-port", str(admin_port)]
         command += ["--propagation-seconds", "0.5", *arguments]
         popen = self._start(command, log, environment)
-        gateway = GatewayProcess(popen, log, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}")
+        gateway = GatewayProcess(popen, log, port, f"http://127.0.0.1:{admin_port}")
         self._processes.append(gateway)
         wait_for(lambda: "serving on" in said(popen, log) or None, "the gateway to serve")
         return gateway

@@ -30,6 +30,36 @@ access_log = logging.getLogger("duet_engine.gateway.access")
 
 _JSON = "application/json"
 _NOTICEABLE_SECONDS = 0.001
+_SMALL_WRITE_BYTES = 32 * 1024
+"""Into an empty buffer it never has to wait."""
+
+
+class _Client:
+    """Where a stream goes. One that leaves its answer unread for too long is as good as gone."""
+
+    __slots__ = ("_http", "_response", "_stall_seconds")
+
+    def __init__(self, http: web.Request, response: web.StreamResponse, stall_seconds: float) -> None:
+        self._http = http
+        self._response = response
+        self._stall_seconds = stall_seconds
+
+    async def write(self, data: bytes) -> None:
+        """Send, or wait until there is room to.
+
+        Raises:
+            ConnectionResetError: the client is gone.
+        """
+        transport = self._http.transport
+        if transport is None or (len(data) < _SMALL_WRITE_BYTES and not transport.get_write_buffer_size()):
+            await self._response.write(data)
+            return
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await self._response.write(data)
+        except TimeoutError:
+            transport.abort()
+            raise ConnectionResetError(f"nothing read for {self._stall_seconds:g} s") from None
 
 
 class PublicServer:
@@ -87,8 +117,8 @@ class PublicServer:
             record.end = End.REJECTED if error.status in (429, 503) else End.FAILED
             record.error = error.message
             raise
-        except (asyncio.CancelledError, ConnectionResetError):
-            record.end = End.CANCELLED
+        except (asyncio.CancelledError, ConnectionResetError) as error:
+            record.end, record.error = End.CANCELLED, str(error)
             raise
         finally:
             self.inflight -= 1
@@ -146,14 +176,15 @@ class PublicServer:
         record.last_at = record.first_at or record.arrived_at
         record.relayed_tokens = answer.tokens
         counters.began(record)
+        client = _Client(http, response, self._limits.client_stall_seconds)
         await response.prepare(http)
-        await response.write(answer.content)
+        await client.write(answer.content)
         try:
-            await self._relay_events(answer, response, record, counters)
+            await self._relay_events(answer, client, record, counters)
         except WorkerFailed as failed:
             record.end, record.error = End.FAILED, str(failed)
             failed.worker.failed(monotonic())
-            await response.write(error_event(f"the stream broke off: {failed}", status=502))
+            await client.write(error_event(f"the stream broke off: {failed}", status=502))
         else:
             if answer.attempt.reported_failure:
                 record.end, record.error = End.FAILED, "the engine sent an error event"
@@ -163,7 +194,7 @@ class PublicServer:
         return response
 
     async def _relay_events(
-        self, answer: Answer, response: web.StreamResponse, record: RequestRecord, counters: ClassCounters
+        self, answer: Answer, client: _Client, record: RequestRecord, counters: ClassCounters
     ) -> None:
         clock, itl_seconds = monotonic, self._live().objective.itl_seconds
         blocked_seconds = 0.0
@@ -178,7 +209,7 @@ class PublicServer:
                 record.last_at = now
                 record.relayed_tokens += tokens
                 blocked_seconds = 0.0
-            await response.write(events)
+            await client.write(events)
             written_seconds = clock() - now
             if written_seconds > _NOTICEABLE_SECONDS:
                 blocked_seconds += written_seconds

@@ -36,6 +36,8 @@ class Limits:
     connect_timeout_seconds: float = 2.0
     idle_timeout_seconds: float = 300.0
     """Longest silence of an engine that works on a request."""
+    client_stall_seconds: float = 60.0
+    """How long a client may leave its answer unread before it is taken for gone."""
     failed_attempts: int = 4
     retry_seconds: float = 60.0
     """A request that has been here longer gets no further attempt after a failed one."""
