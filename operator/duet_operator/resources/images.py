@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duet_operator.api.v1alpha1 import DuetDeployment
 
-DEFAULT_ENGINE_IMAGE = "ghcr.io/duetserve/engine:0.5.23-duet0.1.0"
-DEFAULT_GATEWAY_IMAGE = "ghcr.io/duetserve/gateway:0.1.0"
+DEFAULT_ENGINE_IMAGE = "ghcr.io/duetserve/duet-engine:0.5.23-duet0.1.0"
+DEFAULT_GATEWAY_IMAGE = "ghcr.io/duetserve/duet-gateway:0.1.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -371,3 +371,25 @@ def test_manual_takes_the_users_counts() -> None:
 )
 def test_counts_to_create_pools_with(mode: Any, planned: PlanSpec, expected: Counts) -> None:
     assert initial_counts(mode, planned) == expected
+
+
+# --- what a pass leaves for the next ---
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"complete": False}, id="a gateway was silent"),
+        pytest.param({"demand": None, "complete": False}, id="all gateways were silent"),
+        pytest.param({"rollout_in_progress": True}, id="rollout"),
+    ],
+)
+def test_nothing_shrinks_right_after_it_was_held(changes: dict[str, Any]) -> None:
+    """What couldn't be judged counts as needed for one stabilization window."""
+    quiet = seen(5, 6)
+    held = replace(quiet, **changes)
+    memory = decide(held, spec=spec(), memory=remembered(held, spec())).memory
+    for after, expected in ((5.0, Counts(5, 6)), (170.0, Counts(5, 6)), (185.0, Counts(0, 1))):
+        decision = decide(replace(quiet, now_seconds=quiet.now_seconds + after), spec=spec(), memory=memory)
+        memory = decision.memory
+        assert Counts(decision.prefill.replicas, decision.decode.replicas) == expected
