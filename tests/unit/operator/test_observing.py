@@ -1,0 +1,203 @@
+"""Pods and Deployments as the planner sees them: each pod in one state; what is stuck told apart from what waits."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.support.documents import document, report
+from tests.support.workers import NOW, time_text
+
+from duet_engine.protocol import Role
+from duet_operator.observing import PoolSight, Trouble, observe, performance, pool_state, trouble
+from duet_operator.pods import DRAIN_STARTED_ANNOTATION, Pod, read_pod
+from duet_operator.signals.picture import Signals
+from duet_operator.signals.workers import freshest, states
+
+DEADLINE_SECONDS = 60.0
+
+
+def pod(name: str, *, age: float = 10.0, **fields: Any) -> Pod:
+    defaults: dict[str, Any] = {"node": "n", "revision": "r1", "phase": "Running", "created_seconds": NOW - age}
+    return Pod(namespace="default", name=name, uid=name, **{**defaults, **fields})
+
+
+def ready(name: str, **fields: Any) -> Pod:
+    return pod(name, ready=True, has_been_ready=True, **fields)
+
+
+def unscheduled(name: str, **fields: Any) -> Pod:
+    return pod(name, node="", phase="Pending", trouble="Unschedulable", **fields)
+
+
+def sight(*pods: Pod, replicas: int = 3, **status: Any) -> PoolSight:
+    deployment = {
+        "metadata": {"generation": 2},
+        "spec": {"replicas": replicas, "template": {"metadata": {"labels": {"duetserve.io/revision": "r1"}}}},
+        "status": {"observedGeneration": 2, "replicas": replicas, "updatedReplicas": replicas, **status},
+    }
+    return PoolSight(deployment=deployment, pods=pods)
+
+
+def state(of: PoolSight) -> tuple[int, int, int, int, int]:
+    """Ready, starting, draining, replacing, pending too long."""
+    lost = trouble(of, now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)
+    found = pool_state(of, {}, lost=lost)
+    return found.ready, found.starting, found.draining, found.replacing, found.pending_too_long
+
+
+# --- states of pods ---
+
+
+@pytest.mark.parametrize(
+    ("pods", "expected"),
+    [
+        pytest.param([], (0, 0, 0, 0, 0), id="none"),
+        pytest.param([ready("a"), pod("b")], (1, 1, 0, 0, 0), id="one serves, one starts"),
+        pytest.param([unscheduled("a")], (0, 1, 0, 0, 0), id="unschedulable, but not for long"),
+        pytest.param([unscheduled("a", age=61)], (0, 0, 0, 0, 1), id="unschedulable for too long"),
+        pytest.param([pod("a", trouble="CrashLoopBackOff", age=61)], (0, 0, 0, 0, 1), id="crash-looping"),
+        pytest.param(
+            [pod("a", trouble="CrashLoopBackOff", has_been_ready=True, ready_changed_seconds=NOW - 5, age=9999)],
+            (0, 1, 0, 0, 0),
+            id="began to crash a moment ago",
+        ),
+        pytest.param([pod("a", age=9999)], (0, 1, 0, 0, 0), id="a long start without trouble"),
+        pytest.param(
+            [unscheduled("a", age=9999), ready("old", terminating=True)],
+            (0, 0, 0, 1, 0),
+            id="waits for its own predecessor",
+        ),
+        pytest.param(
+            [unscheduled("a", age=9999), unscheduled("b", age=9999), ready("old", terminating=True)],
+            (0, 0, 0, 1, 1),
+            id="two wait, one predecessor",
+        ),
+        pytest.param(
+            [pod("a", has_been_ready=True, annotations={DRAIN_STARTED_ANNOTATION: time_text(NOW)})],
+            (0, 0, 1, 0, 0),
+            id="drains",
+        ),
+        pytest.param([ready("a", phase="Failed")], (0, 0, 0, 0, 0), id="evicted"),
+    ],
+)
+def test_each_pod_is_in_one_state(pods: list[Pod], expected: tuple[int, ...]) -> None:
+    assert state(sight(*pods)) == expected
+
+
+def test_a_quota_that_refuses_pods_counts_as_pending_after_the_deadline() -> None:
+    def refused(seconds: float) -> PoolSight:
+        condition = {
+            "type": "ReplicaFailure",
+            "status": "True",
+            "reason": "FailedCreate",
+            "message": "exceeded quota",
+            "lastTransitionTime": time_text(NOW - seconds),
+        }
+        return sight(ready("a"), replicas=3, conditions=[condition])
+
+    assert state(refused(59)) == (1, 0, 0, 0, 0)
+    assert state(refused(61)) == (1, 0, 0, 0, 2)
+    found = trouble(refused(61), now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)
+    assert found == Trouble(pods=2, reason="FailedCreate", example="exceeded quota")
+
+
+# --- rollouts ---
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        pytest.param(sight(ready("a")), False, id="all of this template"),
+        pytest.param(sight(ready("a", revision="r0")), True, id="an old revision serves"),
+        pytest.param(sight(ready("a", revision="r0", terminating=True)), False, id="the last old one leaves"),
+        pytest.param(sight(ready("a"), updatedReplicas=2), True, id="its controller tells"),
+        pytest.param(sight(ready("a"), observedGeneration=1, updatedReplicas=2), False, id="a count just changed"),
+        pytest.param(PoolSight(deployment=None, pods=()), False, id="not created yet"),
+    ],
+)
+def test_a_rollout_is_told_from_a_change_of_count(of: PoolSight, expected: bool) -> None:
+    assert of.rollout_in_progress is expected
+
+
+def test_a_stuck_rollout_says_why() -> None:
+    condition = {"type": "Progressing", "status": "False", "message": "timed out progressing"}
+    assert sight(ready("a"), conditions=[condition]).stuck == "timed out progressing"
+    assert sight(ready("a")).stuck is None
+
+
+# --- the observation ---
+
+
+def test_deflection_is_active_when_a_live_decode_worker_says_so() -> None:
+    def active(*pods: Pod, **of_report: Any) -> bool:
+        known = states(freshest([document(workers=[report("d", **of_report)])]), pods)
+        pools = {Role.PREFILL: sight(), Role.DECODE: sight(*pods)}
+        signals = Signals(states=known, profiles={}, silent={})
+        lost = dict.fromkeys(pools, Trouble())
+        return observe(pools, signals, lost, cold_start_p90_seconds=None, now_seconds=NOW).deflection_active
+
+    assert active(ready("d"))
+    assert not active(ready("d"), deflects=False)
+    assert not active(ready("d"), draining=True)
+    assert not active(ready("d", terminating=True))
+    assert not active()
+
+
+def test_what_nobody_told_is_unknown() -> None:
+    assert performance({}).decode is None
+
+
+# --- pods ---
+
+
+def manifest(**status: Any) -> dict[str, Any]:
+    metadata = {"namespace": "default", "name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    ports = [{"name": "http", "containerPort": 31000}, {"containerPort": 9}]
+    spec = {"nodeName": "n", "containers": [{"name": "engine", "ports": ports}]}
+    return {"metadata": metadata, "spec": spec, "status": {"startTime": "2026-01-01T00:00:01Z", **status}}
+
+
+def condition(kind: str, status: str, at: str, **more: str) -> dict[str, str]:
+    return {"type": kind, "status": status, "lastTransitionTime": at, **more}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ([], (False, False)),
+        ([condition("Ready", "False", "2026-01-01T00:00:01Z")], (False, False)),
+        ([condition("Ready", "True", "2026-01-01T00:01:00Z")], (True, True)),
+        ([condition("Ready", "False", "2026-01-01T00:01:00Z")], (False, True)),
+    ],
+)
+def test_a_pod_that_was_ready_is_told_from_one_that_never_was(
+    conditions: list[dict[str, str]], expected: tuple[bool, bool]
+) -> None:
+    found = read_pod(manifest(conditions=conditions))
+    assert (found.ready, found.has_been_ready) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({}, None),
+        ({"conditions": [condition("PodScheduled", "False", "", reason="Unschedulable")]}, "Unschedulable"),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, None),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}, "ImagePullBackOff"),
+        ({"initContainerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}, "CrashLoopBackOff"),
+    ],
+)
+def test_trouble_is_named_as_the_cluster_names_it(status: dict[str, Any], expected: str | None) -> None:
+    assert read_pod(manifest(**status)).trouble == expected
+
+
+def test_named_ports_and_addresses_of_both_families() -> None:
+    found = read_pod(manifest(podIP="10.0.0.7"))
+    assert found.endpoint("http", 30000) == "10.0.0.7:31000"
+    assert found.endpoint("admin", 8001) == "10.0.0.7:8001"
+    assert replace(found, address="fd00::7").endpoint("http", 30000) == "[fd00::7]:31000"
+
+
+def test_annotations_that_are_no_times_are_none() -> None:
+    spoilt = pod("a", annotations={DRAIN_STARTED_ANNOTATION: "yesterday"})
+    assert spoilt.draining_since_seconds is None
