@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.support.duet_objects import Document
 from tests.support.recorder import Recorder
 from tests.support.serving import (
     CHANGE_SECONDS,
@@ -57,13 +58,12 @@ async def test_pods_that_find_no_gpu_are_held_and_said_and_not_multiplied(servin
             reason, message = explained(held, "CapacityPending")
             assert reason == "PodsPending"
             assert "Unschedulable" in message
-            asked_for = {role: await serving.replicas(role) for role in ("prefill", "decode")}
-            await load.ended(15, seconds=60)
-            again = await serving.object()
-            assert condition(again, "CapacityPending") == "True"
-            assert {role: await serving.replicas(role) for role in ("prefill", "decode")} == asked_for
-            assert "PendingPods" in status(again)["decision"]["limitedBy"]
-            load.requests_per_second = 1.5
+            asked_for = await serving.replicas("decode")
+            load.requests_per_second = 5.0
+            short = await serving.until("more would be needed", lambda found: "PendingPods" in limits(found))
+            assert condition(short, "CapacityPending") == condition(short, "ScalingLimited") == "True"
+            assert await serving.replicas("decode") == asked_for
+            load.requests_per_second = 2.0
 
             await has(serving, "gpu-1", "8")
             await serving.until("the pods found GPUs", lambda found: condition(found, "CapacityPending") == "False")
@@ -71,6 +71,12 @@ async def test_pods_that_find_no_gpu_are_held_and_said_and_not_multiplied(servin
             load.requests_per_second = 0.0
         assert load.failures == []
         assert not [worker for worker in recorder.lost if worker.has_been_ready]
+
+
+def limits(found: Document) -> list[str]:
+    """What keeps the last decision from what the load needs."""
+    named: list[str] = status(found).get("decision", {}).get("limitedBy", [])
+    return named
 
 
 async def test_without_gateways_the_counts_are_held_and_the_silence_is_said(serving: Serving) -> None:
