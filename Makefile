@@ -36,9 +36,10 @@ lint: setup  ## style, types and import contracts
 format: setup  ## rewrite to the project's style
 	@ruff check --fix . ; ruff format .
 
-crds: setup  ## regenerate crds/ and the chart's copy from the models
+crds: setup  ## regenerate crds/, the chart's copy and the API reference from the models
 	@$(python) -m duet_operator.api.crd > crds/duetserve.io_duetdeployments.yaml
 	@cp crds/duetserve.io_duetdeployments.yaml charts/duet/crds/
+	@$(python) -m duet_operator.api.reference > docs/api-reference.md
 
 clean:  ## remove .venv and reports; the cache of binaries stays
 	@rm -rf .venv demo-report
