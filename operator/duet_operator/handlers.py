@@ -17,17 +17,25 @@ from duet_operator.cluster import CHUNK_SIZE, DUET, IN_CLUSTER_VARIABLE, Kind
 from duet_operator.loop import CHILD_KINDS, selector
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from duet_operator.world import World
 
 WATCHED = (DUET, *CHILD_KINDS)
 
 
-def registry(world: World, *, kubeconfig: str | None = None) -> kopf.OperatorRegistry:
-    """Handlers that put every event into `world`."""
+def registry(world: World, *, on_listing: Callable[[], None], kubeconfig: str | None = None) -> kopf.OperatorRegistry:
+    """Handlers that put every event into `world`.
+
+    `on_listing` is called for each object that a watch lists when it begins or begins anew: what was deleted in between
+    is in no list and has no event.
+    """
     handlers = kopf.OperatorRegistry()
 
     async def seen(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - Kopf's keywords
         body = dict(event["object"])
+        if event["type"] is None:
+            on_listing()
         if event["type"] == "DELETED":
             world.remove(body)
         else:

@@ -7,6 +7,7 @@ passed before everything watched was listed once. A lost Lease ends the loop, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ CHILD_KINDS = (DEPLOYMENT, POD, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING, CONFIG_M
 LONGEST_BACKOFF_SECONDS = 60.0
 LONGEST_PASS_SECONDS = 120.0
 SAVE_AT_EXIT_SECONDS = 5.0
+GATHER_LISTINGS_SECONDS = 5.0
+"""Between the first sign that a watch began anew and the list that makes up for it."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class ControlLoop:
         self._controllers: dict[Key, tuple[str, Controller]] = {}
         self._slots = asyncio.Semaphore(services.settings.concurrent_passes)
         self._failure: asyncio.Future[None] | None = None
+        self._listing_wanted = asyncio.Event()
         self.synchronised = asyncio.Event()
 
     @property
@@ -73,6 +77,10 @@ class ControlLoop:
     @property
     def _metrics(self) -> Metrics:
         return self._services.metrics
+
+    def list_soon(self) -> None:
+        """A watch began anew, so something may have been missed."""
+        self._listing_wanted.set()
 
     # --- running ---
 
@@ -111,11 +119,11 @@ class ControlLoop:
                 self.synchronised.set()
         for key in self._world.duets():
             self._wake(key)
-        # The watches began at about the same time: what fell between list and watch is seen by a second look.
-        delay = min(30.0, self._settings.relist_seconds)
         while True:
-            await asyncio.sleep(delay)
-            delay = self._settings.relist_seconds
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._listing_wanted.wait(), self._settings.relist_seconds)
+                await asyncio.sleep(GATHER_LISTINGS_SECONDS)
+            self._listing_wanted.clear()
             try:
                 await self._relist()
             except ClusterError as error:

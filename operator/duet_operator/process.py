@@ -200,7 +200,7 @@ class Process:
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event) -> None:
         namespaces = self._settings.namespaces
         await kopf.operator(
-            registry=handlers.registry(self._world, kubeconfig=self._kubeconfig),
+            registry=handlers.registry(self._world, on_listing=self._loop.list_soon, kubeconfig=self._kubeconfig),
             settings=handlers.settings(),
             standalone=True,
             clusterwide=not namespaces,

@@ -7,7 +7,7 @@ variable's name and the fix. Nothing that a DuetDeployment may say belongs here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,7 +118,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         text = environment.get(variable, "").strip()
         if text:
             values[field.name] = (
-                _CHOICES[field.name](variable, text) if field.name in _CHOICES else _read(variable, text, field.default)
+                _CHOICES[field.name](variable, text) if field.name in _CHOICES else _read(variable, text, field)
             )
     for variable in sorted(environment):
         if variable.startswith(PREFIX) and variable not in known and not _SERVICE_LINK.search(variable):
@@ -126,22 +126,25 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def _read(variable: str, text: str, default: object) -> object:
+def _read(variable: str, text: str, field: Field[Any]) -> object:
     """A value of the default's type."""
-    if isinstance(default, bool):
+    if isinstance(field.default, bool):
         return _choice(variable, text.lower(), "true", "false") == "true"
-    if isinstance(default, int | float):
-        return _number(variable, text, whole=isinstance(default, int))
+    if isinstance(field.default, int | float):
+        return _number(
+            variable, text, whole=isinstance(field.default, int), least_excluded=field.name not in _MAY_BE_ZERO
+        )
     return text
 
 
-def _number(variable: str, text: str, *, whole: bool) -> float:
+def _number(variable: str, text: str, *, whole: bool, least_excluded: bool) -> float:
     try:
         value = int(text) if whole else float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise SettingsError(f"{variable} is {text!r}: it must be a {'whole ' if whole else ''}number of 0 or more")
+    if not 0 <= value < float("inf") or (least_excluded and value == 0):
+        wanted = f"{'whole ' if whole else ''}number {'above 0' if least_excluded else 'of 0 or more'}"
+        raise SettingsError(f"{variable} is {text!r}: it must be a {wanted}")
     return value
 
 
@@ -159,6 +162,7 @@ def _namespaces(variable: str, text: str) -> tuple[str, ...]:
     return names
 
 
+_MAY_BE_ZERO = frozenset({"debounce_seconds", "drain_settle_seconds", "http_port"})
 _CHOICES: Mapping[str, Callable[[str, str], object]] = {
     "namespaces": _namespaces,
     "log_format": lambda variable, text: _choice(variable, text.lower(), "text", "json"),

@@ -156,6 +156,10 @@ class Bench:
         found = next(each for each in self.duet["status"]["conditions"] if each["type"] == kind)
         return found["status"], found["reason"], found["message"]
 
+    def condition_known(self, kind: str) -> bool:
+        """Whether the status tells of it."""
+        return kind in {each["type"] for each in self.duet.get("status", {}).get("conditions", ())}
+
     def replicas(self, role: str) -> int:
         return self.cluster.replicas(f"{KEY.name}-{role}")
 

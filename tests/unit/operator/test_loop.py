@@ -1,0 +1,184 @@
+"""The control loop: when passes happen, and that no object disturbs another."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.support.duet_objects import minimal
+from tests.support.operator_bench import KEY, Bench
+
+from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, DUET, SERVICE, ClusterError, Kind, Listing
+from duet_operator.lease import LeaseLostError
+from duet_operator.loop import ControlLoop
+from duet_operator.planner.types import Decision, PlannerMemory
+from duet_operator.settings import Settings
+
+SETTINGS = Settings(debounce_seconds=0.01, history_flush_seconds=3600, relist_seconds=3600)
+LONG_INTERVAL = {
+    "scaling.intervalSeconds": 300,
+    "drain.timeoutSeconds": 600,
+    "scaling.scaleDown.stabilizationSeconds": 300,
+}
+
+
+@asynccontextmanager
+async def looping(bench: Bench, **changes: Any) -> AsyncIterator[ControlLoop]:
+    """The loop at work; it must not have failed by itself."""
+    loop = ControlLoop(cluster=bench.cluster, services=replace(bench.services(), **changes))
+    task = asyncio.create_task(loop.run())
+    try:
+        yield loop
+        assert not task.done(), task.exception()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, LeaseLostError):
+            await task
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.01)
+
+
+def add(bench: Bench, name: str) -> None:
+    bench.cluster.put(minimal(name=name))
+
+
+def made(bench: Bench, name: str) -> bool:
+    return ("Deployment", KEY.namespace, f"{name}-decode") in bench.cluster.objects
+
+
+async def test_objects_that_are_there_and_that_come_later_are_served() -> None:
+    bench = Bench(LONG_INTERVAL, settings=SETTINGS)
+    async with looping(bench):
+        await until(lambda: made(bench, KEY.name))
+        add(bench, "later")
+        await until(lambda: made(bench, "later"))
+
+
+async def test_an_event_brings_a_pass_long_before_the_interval_is_over() -> None:
+    bench = Bench(LONG_INTERVAL, settings=SETTINGS)
+    async with looping(bench):
+        await until(lambda: made(bench, KEY.name))
+        bench.cluster.remove(SERVICE, KEY.namespace, KEY.name)
+        await until(lambda: ("Service", KEY.namespace, KEY.name) in bench.cluster.objects)
+
+
+async def test_the_interval_brings_passes_without_any_event() -> None:
+    bench = Bench({"scaling.intervalSeconds": 1}, settings=SETTINGS)
+    async with looping(bench):
+        await until(lambda: bench.condition_known("Ready"))
+        seen = len(bench.planner.seen)
+        await until(lambda: len(bench.planner.seen) >= seen + 2)
+
+
+async def test_nothing_is_done_before_everything_was_listed() -> None:
+    bench = Bench(settings=SETTINGS)
+    answers = iter([ClusterError("list", status=0, reason="Unreachable", message="")])
+    real_list = bench.cluster.list
+
+    async def flaky(kind: Kind, **options: Any) -> Listing:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return await real_list(kind, **options)
+
+    bench.cluster.list = flaky  # type: ignore[method-assign]
+    async with looping(bench) as loop:
+        await asyncio.sleep(0.1)
+        assert not loop.synchronised.is_set()
+        assert bench.cluster.writes == []
+        await until(lambda: made(bench, KEY.name))
+
+
+async def test_an_object_never_has_two_passes_at_once() -> None:
+    bench = Bench(settings=SETTINGS)
+    running = most = 0
+
+    class Slow:
+        """A reader that takes its time."""
+
+        async def read(self, pods: Any) -> Any:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.05)
+            running -= 1
+            return await bench.gateways.read(pods)
+
+    async with looping(bench, reader=Slow()):
+        await until(lambda: made(bench, KEY.name))
+        for number in range(20):
+            bench.cluster.edit(DUET, KEY.namespace, KEY.name, {"metadata": {"annotations": {"n": str(number)}}})
+            await asyncio.sleep(0.01)
+    assert most == 1
+
+
+async def test_one_object_that_fails_leaves_the_others_alone() -> None:
+    bench = Bench(settings=SETTINGS)
+    add(bench, "healthy")
+
+    def planner(observation: Any, memory: PlannerMemory, spec: Any, performance: Any) -> Decision:
+        if spec.attainment_goal == 0.5:
+            raise ArithmeticError("a defect")
+        return bench.planner(observation, memory, spec, performance)
+
+    bench.change_spec(slo={"attainmentBasisPoints": 5000})
+    async with looping(bench, planner=planner):
+        await until(lambda: made(bench, "healthy"))
+        await until(lambda: b'duet_operator_passes_total{result="failed"} 1.0' in bench.metrics.exposition())
+        assert not made(bench, KEY.name)
+
+
+async def test_a_lost_lease_ends_the_loop() -> None:
+    bench = Bench(settings=SETTINGS)
+    bench.cluster.refuse = lambda _verb, _kind: LeaseLostError("lost")
+    loop = ControlLoop(cluster=bench.cluster, services=bench.services())
+    with pytest.raises(LeaseLostError):
+        async with asyncio.timeout(20):
+            await loop.run()
+    assert bench.cluster.writes == []
+
+
+async def test_an_object_of_the_same_name_starts_without_the_other_one_s_memory() -> None:
+    bench = Bench({"scaling.intervalSeconds": 1}, settings=SETTINGS)
+    marked = PlannerMemory(correction=1.5)
+
+    def planner(observation: Any, memory: PlannerMemory, spec: Any, performance: Any) -> Decision:
+        return replace(bench.planner(observation, memory, spec, performance), memory=marked)
+
+    async with looping(bench, planner=planner):
+        await until(lambda: bench.planner.memory == marked)
+        bench.cluster.remove(DUET, KEY.namespace, KEY.name)
+        add(bench, KEY.name)
+        await until(lambda: bench.planner.memory == PlannerMemory())
+
+
+async def test_memories_are_kept_at_the_end() -> None:
+    bench = Bench(settings=SETTINGS)
+    bench.planner.memory = PlannerMemory()
+
+    def planner(observation: Any, memory: PlannerMemory, spec: Any, performance: Any) -> Decision:
+        decision = bench.planner(observation, memory, spec, performance)
+        return replace(decision, memory=PlannerMemory(correction=1.5))
+
+    async with looping(bench, planner=planner) as loop:
+        await until(lambda: bench.condition_known("Ready"))
+    await loop.save_all()
+    assert ("ConfigMap", KEY.namespace, "served-duet-history") in bench.cluster.objects
+    assert bench.cluster.objects[CONFIG_MAP.name, KEY.namespace, "served-duet-history"]["data"]
+
+
+async def test_a_watch_that_begins_anew_has_its_gap_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duet_operator.loop.GATHER_LISTINGS_SECONDS", 0.01)
+    bench = Bench(LONG_INTERVAL, settings=SETTINGS)
+    async with looping(bench) as loop:
+        await until(lambda: made(bench, KEY.name))
+        bench.cluster.subscribers.clear()
+        bench.cluster.remove(DEPLOYMENT, KEY.namespace, "served-prefill")
+        loop.list_soon()
+        await until(lambda: ("create", "Deployment", "served-prefill") in bench.cluster.writes[-12:])
+        await until(lambda: ("Deployment", KEY.namespace, "served-prefill") in bench.cluster.objects)
