@@ -20,6 +20,7 @@ from duet_operator.memory import Memory
 from duet_operator.observing import PoolSight
 from duet_operator.planner.mode import apply_mode, initial_counts
 from duet_operator.planner.spec import plan_spec
+from duet_operator.plans import PlanPusher, routing_plan
 from duet_operator.resources import names
 from duet_operator.resources.children import plain_children
 from duet_operator.resources.config_maps import history_config_map
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from duet_operator.metrics import Metrics
     from duet_operator.observing import Trouble
     from duet_operator.planner.types import Counts, Decision, Observation, Planner, PlanSpec
+    from duet_operator.pods import Pod
     from duet_operator.reporting import Reporter
     from duet_operator.settings import Settings
     from duet_operator.signals.gateways import GatewayReader
@@ -61,6 +63,7 @@ class Services:
     world: World
     settings: Settings
     reader: GatewayReader
+    plans: PlanPusher
     children: Children
     scaler: PoolScaler
     reporter: Reporter
@@ -109,6 +112,7 @@ class Controller:
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
         problems = await self._keep_children(deployment, manifests, pools, first=sight.observation.present)
         scaled = await self._scale(deployment, sight, targets, problems=problems)
+        await self._advise(deployment, sight, decision)
         facts = self._facts(deployment, sight, problems=problems, decision=decision, targets=targets)
         await self._services.reporter.report(duet, facts, images=images, scaled=scaled)
         self._services.metrics.decided(decision.reason)
@@ -171,8 +175,7 @@ class Controller:
 
     async def _signals(self, spec: PlanSpec, pools: Mapping[Role, PoolSight], now_seconds: float) -> Signals:
         services = self._services
-        gateways = ready([pod for pod in services.world.pods(self.key) if pod.role == GATEWAY_ROLE])
-        scrape = await services.reader.read(gateways)
+        scrape = await services.reader.read(self._gateways())
         services.metrics.scraped(answered=len(scrape.documents), failed=len(scrape.failures))
         return self._memory.gateways.see(
             scrape,
@@ -183,6 +186,10 @@ class Controller:
             worker_pods=[pod for pool in pools.values() for pod in pool.pods],
             revision=pools[Role.DECODE].revision,
         )
+
+    def _gateways(self) -> tuple[Pod, ...]:
+        """The gateway pods that must answer."""
+        return ready([pod for pod in self._services.world.pods(self.key) if pod.role == GATEWAY_ROLE])
 
     # --- act ---
 
@@ -249,6 +256,17 @@ class Controller:
             if outcome.scaled is not None:
                 scaled[role] = outcome.scaled
         return scaled
+
+    async def _advise(self, deployment: DuetDeployment, sight: Sight, decision: Decision) -> None:
+        """Tell the gateways that answer what only the operator knows."""
+        plan = routing_plan(
+            decision,
+            gateways=sight.signals.gateways,
+            generation=deployment.metadata.generation,
+            lease_seconds=self._services.settings.drain_lease_seconds(deployment.spec.scaling.interval_seconds),
+        )
+        answering = [pod for pod in self._gateways() if pod.name not in sight.signals.silent]
+        await self._services.plans.push(answering, plan, now_seconds=sight.observation.now_seconds)
 
     # --- report ---
 

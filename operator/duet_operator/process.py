@@ -29,6 +29,7 @@ from duet_operator.lease import LeaseGate
 from duet_operator.loop import ControlLoop
 from duet_operator.metrics import Metrics
 from duet_operator.planner.plan import plan
+from duet_operator.plans import PlanPusher
 from duet_operator.reporting import Reporter
 from duet_operator.scaling import PoolScaler
 from duet_operator.signals.gateways import GatewayReader
@@ -88,6 +89,7 @@ def services(
         world=world,
         settings=settings,
         reader=GatewayReader(session, timeout_seconds=settings.scrape_timeout_seconds),
+        plans=PlanPusher(session, timeout_seconds=settings.scrape_timeout_seconds),
         children=Children(cluster=cluster, world=world),
         scaler=PoolScaler(cluster=cluster, drains=drains),
         reporter=Reporter(

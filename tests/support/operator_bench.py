@@ -11,7 +11,7 @@ from tests.support.fake_cluster import FakeCluster
 from tests.support.virtual_pool import VirtualEngines
 from tests.support.workers import NOW
 
-from duet_engine.protocol import GatewayDemand
+from duet_engine.protocol import GatewayDemand, RoutingPlan
 from duet_operator.acting import Children
 from duet_operator.cluster import DEPLOYMENT, DUET, FIELD_MANAGER, POD
 from duet_operator.controller import Controller, Services
@@ -39,6 +39,16 @@ class ScriptedGateways:
         self.asked = [pod.name for pod in pods]
         told = {name: self.documents[name] for name in self.asked if name in self.documents}
         return Scrape(documents=told, failures={name: "no answer" for name in self.asked if name not in told})
+
+
+@dataclass(slots=True)
+class NotedPlans:
+    """The pusher of routing plans: notes what each gateway got last."""
+
+    by_pod: dict[str, RoutingPlan] = field(default_factory=dict)
+
+    async def push(self, pods: Any, plan: RoutingPlan, *, now_seconds: float) -> None:
+        self.by_pod |= {pod.name: plan for pod in pods}
 
 
 @dataclass(slots=True)
@@ -80,6 +90,7 @@ class Bench:
         self.cluster.subscribers.append(self._deliver)
         self.world = World(field_manager=FIELD_MANAGER)
         self.gateways = ScriptedGateways()
+        self.plans = NotedPlans()
         self.planner = ScriptedPlanner()
         self.metrics = Metrics()
         self.settings = settings or Settings()
@@ -103,6 +114,7 @@ class Bench:
             world=self.world,
             settings=self.settings,
             reader=self.gateways,  # type: ignore[arg-type]
+            plans=self.plans,  # type: ignore[arg-type]
             children=Children(cluster=self.cluster, world=self.world),
             scaler=PoolScaler(cluster=self.cluster, drains=drains),
             reporter=Reporter(

@@ -231,6 +231,36 @@ async def test_only_ready_gateways_are_asked_and_silence_is_told() -> None:
     assert f"1 of 2 gateway pods didn't answer: {second}: no answer" in message
 
 
+async def test_gateways_that_answer_share_the_window_of_work() -> None:
+    bench = Bench({"gateway.replicas": 2})
+    await settled(bench)
+    names = [pod.name for pod in bench.pods("gateway")]
+    bench.gateways.documents = {name: document(served(0), instance=name) for name in names}
+    await bench.run_pass()
+    assert {name: plan.dispatch_share for name, plan in bench.plans.by_pod.items()} == dict.fromkeys(names, 0.5)
+    assert {plan.lease_seconds for plan in bench.plans.by_pod.values()} == {30.0}
+
+
+async def test_a_creation_that_was_cut_short_is_taken_over() -> None:
+    bench = Bench({"engine.args": ["--old"]})
+    broken = ClusterError("patch", status=0, reason="Unreachable", message="")
+    bench.cluster.refuse = lambda verb, _kind: broken if verb == "patch" else None
+    await bench.run_pass()
+    bench.cluster.refuse = lambda _verb, _kind: None
+    bench.make_ready()
+    bench.change_spec(engine={"args": None})
+    await bench.run_pass()
+    bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 2}})
+    await bench.run_pass()
+    assert "args" not in bench.deployment("decode")["spec"]["template"]["spec"]["containers"][0]
+    operations = {
+        (entry["manager"], entry["operation"])
+        for entry in bench.deployment("decode")["metadata"]["managedFields"]
+        if not entry.get("subresource")
+    }
+    assert ("duet-operator", "Update") not in operations
+
+
 async def test_an_object_that_is_being_deleted_is_left_alone() -> None:
     bench = Bench()
     await settled(bench)

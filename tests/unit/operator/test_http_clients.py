@@ -12,9 +12,10 @@ from aiohttp import web
 from kubernetes.aio import client
 from tests.support.documents import document, served
 
-from duet_engine.protocol import DrainPhase, DrainStatus
+from duet_engine.protocol import DrainPhase, DrainStatus, RoutingPlan
 from duet_operator.cluster import POD, ClusterError, ConflictError, KubernetesCluster
 from duet_operator.engines import EngineClient, EngineError
+from duet_operator.plans import PlanPusher
 from duet_operator.pods import Pod
 from duet_operator.signals.gateways import GatewayReader
 
@@ -26,7 +27,7 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
     """A server that answers everything with `handler`; yields its port."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -211,3 +212,37 @@ async def test_no_write_passes_a_closed_gate() -> None:
                 await write
         await cluster.list(POD)
     assert set(asked) == {"GET"}
+
+
+# --- routing plans ---
+
+
+async def test_a_plan_is_pushed_when_it_is_new_or_its_lease_is_half_over(session: aiohttp.ClientSession) -> None:
+    taken: list[RoutingPlan] = []
+    statuses = iter([200, 503, 200, 200])
+
+    async def gateway(request: web.Request) -> web.Response:
+        taken.append(RoutingPlan.read(await request.read()))
+        return web.Response(status=next(statuses))
+
+    plan = RoutingPlan(generation=3, lease_seconds=30, dispatch_share=0.5)
+    other = RoutingPlan(generation=3, lease_seconds=30, dispatch_share=1.0)
+    pusher = PlanPusher(session, timeout_seconds=1)
+    async with serving(gateway) as port:
+        for now, offered, expected in (
+            (0.0, plan, 1),
+            (5.0, plan, 1),
+            (16.0, plan, 2),
+            (17.0, plan, 3),
+            (18.0, other, 4),
+        ):
+            await pusher.push([pod("g", port)], offered, now_seconds=now)
+            assert len(taken) == expected, now
+    assert [each.dispatch_share for each in taken] == [0.5, 0.5, 0.5, 1.0]
+
+
+async def test_a_gateway_that_is_gone_takes_no_plan_and_harms_nothing(session: aiohttp.ClientSession) -> None:
+    async with serving(answering(b"")) as port:
+        pass
+    plan = RoutingPlan(lease_seconds=30)
+    await PlanPusher(session, timeout_seconds=1).push([pod("g", port)], plan, now_seconds=0.0)
