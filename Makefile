@@ -8,7 +8,7 @@ python := .venv/bin/python
 TRACE ?=
 SPEED ?=
 MINUTES ?=
-demo_options := $(if $(TRACE),--trace $(TRACE)) $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
+demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: help setup binaries demo test test-fast lint format crds clean
 

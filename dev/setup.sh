@@ -25,10 +25,12 @@ fi
 
 started=$(date +%s)
 echo "setting up .venv (about a minute with empty caches) ..."
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# An interrupted run may have left an environment without pip.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-.venv/bin/uv pip sync --quiet --require-hashes requirements/dev.txt
-.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+# uv prefers an activated environment to ./.venv; this one is meant.
+.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements/dev.txt
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 rm -f .venv/.duet-*
 printf %s "$PWD" > "$stamp"
 echo ".venv ready after $(($(date +%s) - started)) s"

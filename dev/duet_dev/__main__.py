@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from duet_dev import build as building
-from duet_dev import isolation, packages
+from duet_dev import packages
 from duet_dev.cluster import Cluster, default_root
 from duet_dev.config import ClusterConfig, default_nodes
 from duet_dev.errors import DevError
@@ -74,8 +74,6 @@ def build(only: str) -> None:
 def up(name: str, root: Path | None, nodes: int, detach: bool, forwards: tuple[str, ...]) -> None:
     packages.ensure()
     building.build()
-    if warning := isolation.best().warning:
-        say(f"warning: {warning}")
     cluster = Cluster(ClusterConfig(name, nodes=default_nodes(nodes)), root)
     try:
         with announced(f"cluster {name!r}: starting"):

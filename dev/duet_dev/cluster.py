@@ -25,6 +25,7 @@ from duet_dev.config import CONFIG_FILE, WHOLE_CLUSTER, ClusterConfig
 from duet_dev.errors import DevError
 from duet_dev.paths import cache_root, python_path
 from duet_dev.processes import MARKER_VARIABLE
+from duet_dev.progress import say
 from duet_dev.supervisor import API_SERVER_TARGET
 
 STOP_TIMEOUT_SECONDS = 15.0
@@ -68,6 +69,8 @@ class Cluster:
         if missing:
             raise DevError(f"not built yet: {', '.join(missing)}; run `python -m duet_dev build`")
         chosen = self._chosen_isolation()
+        if chosen.warning:
+            say(f"warning: {chosen.warning}")
         lock = self._prepare_root()
         try:
             self._process = self._start_supervisor(chosen, lock)

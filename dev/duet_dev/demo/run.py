@@ -160,7 +160,9 @@ class Run:
         prefill, decode = self._pool("prefill"), self._pool("decode")
         text = f"ready workers: prefill {_course(prefill)}, decode {_course(decode)}"
         if not self.bundled:
-            return Criterion("a pool shrank", fell(prefill) or fell(decode), text)
+            # A pool that merely lost a worker is no scale-down: somebody must have decided it.
+            decided = any(action.to_replicas < action.from_replicas for action in self.loaded_actions)
+            return Criterion("a pool shrank", decided and (fell(prefill) or fell(decode)), text)
         split = [one / max(one + other, 1) for one, other in zip(prefill, decode, strict=True)]
         moved = rose_and_fell(split) or (rose_and_fell(prefill) and rose_and_fell(decode))
         return Criterion("both pools or their split rose and fell", moved, text)
