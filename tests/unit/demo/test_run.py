@@ -107,11 +107,14 @@ def test_the_split_alone_may_rise_and_fall() -> None:
 
 
 def test_a_trace_needs_no_failure_and_a_scale_down_only() -> None:
-    trace = replace(GOOD, bundled=False, results=SLOW, leases=[lease(0)], samples=samples([3, 3, 2], [1, 1, 1]))
+    down = ScaleAction(time_seconds=START + 60, pool="prefill", from_replicas=3, to_replicas=2, message="lull")
+    shrunk = samples([3, 3, 2], [1, 1, 1])
+    trace = replace(GOOD, bundled=False, results=SLOW, leases=[lease(0)], samples=shrunk, actions=[down])
     assert failed_names(trace) == ["attainment", "GPU-hours"]
     assert trace.exit_status() is ExitStatus.PASSED
     assert replace(trace, results=BROKEN).exit_status() is ExitStatus.FAILED
     assert replace(trace, samples=samples([1, 2, 3], [1, 1, 1])).exit_status() is ExitStatus.FAILED
+    assert replace(trace, actions=[]).exit_status() is ExitStatus.FAILED, "a worker was lost, and nobody decided it"
 
 
 @pytest.mark.parametrize(
