@@ -11,11 +11,12 @@ from collections.abc import Callable
 from time import monotonic
 
 from duet_engine.gateway.errors import GatewayError
+from duet_engine.gateway.failures import Refused, WorkerFailed
 from duet_engine.gateway.record import RequestRecord
 from duet_engine.gateway.requests import ClientRequest
 from duet_engine.gateway.routing import Assignment, Dispatcher
 from duet_engine.gateway.settings import Limits
-from duet_engine.gateway.upstream import Answer, Attempt, Refused, Upstream, WorkerFailed
+from duet_engine.gateway.upstream import Answer, Attempt, Upstream
 
 log = logging.getLogger(__name__)
 

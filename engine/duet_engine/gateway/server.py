@@ -16,6 +16,7 @@ from aiohttp import web
 
 from duet_engine.gateway.demand import ClassCounters, Demand
 from duet_engine.gateway.errors import GatewayError, error_event
+from duet_engine.gateway.failures import Rejected, WorkerFailed
 from duet_engine.gateway.live_settings import LiveSettings
 from duet_engine.gateway.loop_lag import LoopLag
 from duet_engine.gateway.record import End, RequestRecord
@@ -23,7 +24,7 @@ from duet_engine.gateway.relay import Relay
 from duet_engine.gateway.requests import PATHS, ClientRequest, parse
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.tokens import TokenEstimator
-from duet_engine.gateway.upstream import Answer, Rejected, WorkerFailed
+from duet_engine.gateway.upstream import Answer
 from duet_engine.protocol import ROUTE_HEADER
 
 access_log = logging.getLogger("duet_engine.gateway.access")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -18,14 +17,14 @@ from typing import Any
 
 import aiohttp
 
-from duet_engine.gateway.errors import error_body
-from duet_engine.gateway.events import AnswerFailure, EventScanner, Usage, failure_of, payload_of, split, usage_of
+from duet_engine.gateway.events import EventScanner, Usage, failure_of, usage_of
+from duet_engine.gateway.failures import WorkerFailed, check, failed, failure_in, json_object, raise_failure
 from duet_engine.gateway.requests import CHAT_COMPLETIONS, ClientRequest
 from duet_engine.gateway.routing import Assignment
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.workers import SentWork, Worker
 from duet_engine.policy.dispatch import Local
-from duet_engine.protocol import DISPATCH_FIELD, REFUSAL_HEADER, Dispatch, ProtocolError, Refusal, RefusalReason, Role
+from duet_engine.protocol import DISPATCH_FIELD, Dispatch, Role
 
 log = logging.getLogger(__name__)
 
@@ -34,36 +33,12 @@ RID_BYTES = 16
 """SGLang aborts by prefix: ids are random and of one length, so that none is another's prefix."""
 BLAME_SECONDS = 0.1
 """One side of a pair often fails because the other did: how long its own failure is waited for."""
+LOST_SILENCE_SECONDS = 5.0
+"""A begun answer whose worker's state stream is lost is broken off when nothing has come for so long: a node that
+vanishes closes no connection."""
 LONGEST_PREFILL_ANSWER_BYTES = 16 * 2**20
-_OWN_FAULT = (400, 413, 422)
-"""What an engine answers when the request itself is wrong."""
-_EVENTS_TO_CHECK = 3
 _LARGE_BODY_BYTES = 2**20
 """From here on aiohttp wants a file, which it sends piece by piece."""
-
-
-class Refused(Exception):
-    """A worker took nothing; another may."""
-
-    def __init__(self, worker: Worker, reason: RefusalReason, retry_after_seconds: float) -> None:
-        super().__init__(f"{worker.name} refused: {reason}")
-        self.worker, self.reason, self.retry_after_seconds = worker, reason, retry_after_seconds
-
-
-class WorkerFailed(Exception):
-    """A worker broke a request off. `lost`: it can't be reached any more."""
-
-    def __init__(self, worker: Worker, message: str, *, lost: bool = False, timed_out: bool = False) -> None:
-        super().__init__(f"{worker.name}: {message}")
-        self.worker, self.lost, self.timed_out = worker, lost, timed_out
-
-
-class Rejected(Exception):
-    """An engine's final answer to a request that is wrong in itself."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        super().__init__(f"engine answered {status}")
-        self.status, self.body = status, body
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +98,8 @@ class Attempt:
         self._decode_task: asyncio.Task[Answer] | None = None
         self._response: aiohttp.ClientResponse | None = None
         self._over = False
+        self._last_heard_at = 0.0
+        self._silence_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -151,8 +128,6 @@ class Attempt:
             raise
         finally:
             self._lost.cancel()
-            for worker in self.assignment.workers():
-                worker.on_lost.discard(self._worker_lost)
 
     async def rest(self) -> AsyncIterator[tuple[bytes, int]]:
         """Whole events after the first ones, and how many of them carry tokens.
@@ -164,11 +139,12 @@ class Attempt:
         worker = self.assignment.decode
         try:
             async for chunk in self._response.content.iter_any():
+                self._last_heard_at = monotonic()
                 whole, tokens = self._scanner.feed(chunk)
                 if whole:
                     yield whole, tokens
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise _failed(worker, error) from error
+            raise failed(worker, error) from error
         if not self._scanner.done:
             raise WorkerFailed(worker, "stream ended without [DONE]", lost=True)
 
@@ -183,8 +159,7 @@ class Attempt:
 
     def succeeded(self) -> None:
         """The answer is complete."""
-        self._over = True
-        self.assignment.release()
+        self._end()
         for worker in self.assignment.workers():
             worker.breaker.succeeded()
         self._upstream.changed()
@@ -193,7 +168,7 @@ class Attempt:
         """Nobody wants the answer any more: tell both workers, close both connections. Safe to call twice."""
         if self._over:
             return
-        self._over = True
+        self._end()
         for task in (self._prefill_task, self._decode_task):
             if task is not None:
                 task.cancel()
@@ -202,8 +177,15 @@ class Attempt:
         for worker in self.assignment.workers():
             if worker.connected:
                 self._upstream.in_background(self._abort(worker))
-        self.assignment.release()
         self._upstream.changed()
+
+    def _end(self) -> None:
+        self._over = True
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+        for worker in self.assignment.workers():
+            worker.on_lost.discard(self._worker_lost)
+        self.assignment.release()
 
     # --- the two sides ---
 
@@ -213,13 +195,14 @@ class Attempt:
             async with await self._post(
                 worker, self._body(worker, self.assignment.prefill_work, bootstrap)
             ) as response:
-                await _check(worker, response)
-                content = await response.content.read(LONGEST_PREFILL_ANSWER_BYTES)
-                while not response.content.at_eof():
-                    await response.content.readany()
+                await check(worker, response)
+                content = bytearray()
+                async for chunk in response.content.iter_any():
+                    if len(content) < LONGEST_PREFILL_ANSWER_BYTES:
+                        content += chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _failed(worker, error) from error
-        _raise_failure(worker, _failure_in(content, streamed=self._request.streamed))
+            raise failed(worker, error) from error
+        raise_failure(worker, failure_in(bytes(content), streamed=self._request.streamed))
         if self.first_token_at is None and not self._request.streamed:
             self.first_token_at = monotonic()
 
@@ -228,14 +211,14 @@ class Attempt:
         try:
             response = await self._post(worker, self._body(worker, self.assignment.decode_work, bootstrap))
             self._response = response
-            await _check(worker, response)
+            await check(worker, response)
             if self._request.streamed:
                 return await self._first_events(worker, response)
             content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise _failed(worker, error) from error
-        payload = _json_object(content)
-        _raise_failure(worker, failure_of(payload))
+            raise failed(worker, error) from error
+        payload = json_object(content)
+        raise_failure(worker, failure_of(payload))
         self._usage = usage_of(payload)
         return Answer(self, content, 0, streamed=False)
 
@@ -245,8 +228,8 @@ class Attempt:
             whole, tokens = self._scanner.feed(chunk)
             content += whole
             if whole:
-                self.first_token_at = monotonic()
-                _raise_failure(worker, _failure_in(content, streamed=True))
+                self.first_token_at = self._last_heard_at = monotonic()
+                raise_failure(worker, failure_in(content, streamed=True))
                 return Answer(self, content, tokens, streamed=True)
         raise WorkerFailed(worker, "stream ended before its first event", lost=True)
 
@@ -300,9 +283,25 @@ class Attempt:
 
     def _worker_lost(self, worker: Worker) -> None:
         """Nothing is heard of a worker any more: a prompt that it hasn't finished is better off elsewhere."""
+        if self._lost.done():  # the answer has begun
+            if worker is self.assignment.decode and self._silence_timer is None:
+                self._break_off_if_silent()
+            return
         prefilled = self._prefill_task is not None and _succeeded(self._prefill_task)
-        if not self._lost.done() and not (prefilled and worker is self.assignment.prefill):
+        if not (prefilled and worker is self.assignment.prefill):
             self._lost.set_exception(WorkerFailed(worker, "its state stream broke off", lost=True))
+
+    def _break_off_if_silent(self) -> None:
+        """Tokens may still come though the state stream is lost; without any for a while the answer is lost too."""
+        self._silence_timer = None
+        if self._over or self._response is None or self.assignment.decode.connected:
+            return
+        left_seconds = self._last_heard_at + LOST_SILENCE_SECONDS - monotonic()
+        if left_seconds > 0:
+            self._silence_timer = self._loop.call_later(left_seconds, self._break_off_if_silent)
+            return
+        self._response.content.set_exception(aiohttp.ServerDisconnectedError("its state and its tokens ceased to come"))
+        self._response.close()
 
     def _prefill_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -322,58 +321,6 @@ class Attempt:
             failures = [error for task in tasks if task.done() and (error := task.exception()) is not None]
         lost = [error for error in failures if isinstance(error, WorkerFailed) and error.lost]
         return (lost or failures)[0]
-
-
-async def _check(worker: Worker, response: aiohttp.ClientResponse) -> None:
-    """Raise what an answer's head says."""
-    if response.status == 200:
-        return
-    content = await response.read()
-    if response.status in _OWN_FAULT:
-        raise Rejected(response.status, content)
-    if REFUSAL_HEADER in response.headers:
-        raise _refused(worker, response.headers[REFUSAL_HEADER], content)
-    raise WorkerFailed(worker, f"answered {response.status}: {content[:200].decode(errors='replace')}")
-
-
-def _refused(worker: Worker, header: str, content: bytes) -> Refused:
-    try:
-        refusal = Refusal.read(content)
-    except ProtocolError:
-        reason = next((known for known in RefusalReason if known == header), RefusalReason.QUEUE_FULL)
-        refusal = Refusal(reason=reason, message="")
-    return Refused(worker, refusal.reason, refusal.retry_after_seconds)
-
-
-def _failed(worker: Worker, error: Exception) -> WorkerFailed:
-    timed_out = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
-    return WorkerFailed(worker, str(error) or type(error).__name__, lost=not timed_out, timed_out=timed_out)
-
-
-def _raise_failure(worker: Worker, failure: AnswerFailure | None) -> None:
-    if failure is None:
-        return
-    if failure.status in _OWN_FAULT:
-        raise Rejected(failure.status, error_body(failure.message, status=failure.status))
-    raise WorkerFailed(worker, failure.message)
-
-
-def _failure_in(content: bytes, *, streamed: bool) -> AnswerFailure | None:
-    if not streamed:
-        return failure_of(_json_object(content))
-    for event in split(content)[:_EVENTS_TO_CHECK]:
-        payload = payload_of(event)
-        if payload is not None and (failure := failure_of(payload)) is not None:
-            return failure
-    return None
-
-
-def _json_object(content: bytes) -> dict[str, Any]:
-    try:
-        payload = json.loads(content)
-    except ValueError:
-        return {}
-    return payload if isinstance(payload, dict) else {}
 
 
 def _succeeded(task: asyncio.Task[Any]) -> bool:
