@@ -17,7 +17,7 @@ SHORT = (
     "settings.demandWindowSeconds=4",
     "settings.drainLeaseFloorSeconds=6",
     "settings.drainSettleSeconds=1",
-    "settings.leaseSeconds=6",
+    "settings.leaseSeconds=10",
 )
 UNDER_TEST = pytest.StashKey[tuple[Serving, OperatorRelease]]()
 

@@ -12,9 +12,9 @@ from duet_dev.cluster import Cluster
 from duet_dev.errors import DevError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, POD, ROLE_BINDING, SERVICE, SERVICE_ACCOUNT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-GONE_SECONDS = 60.0
+GONE_SECONDS = 120.0
 REQUESTS = 20
 
 
@@ -34,7 +34,7 @@ async def test_an_applied_object_gets_ready_and_answers_through_its_service(
 
     async with serving.load((400, 20), (50, 5)) as load:
         load.requests_per_second = 4
-        await load.ended(REQUESTS, seconds=60)
+        await load.ended(REQUESTS, seconds=120)
         load.requests_per_second = 0
     assert len(load.records) >= REQUESTS
     assert load.failures == []

@@ -10,7 +10,7 @@ from tests.support.waiting import until
 from duet_dev.kubeapi import ApiError
 from duet_operator.cluster import POD
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 LONG_ANSWER_TOKENS = 700
 """Half a minute of decode, at 20 tokens/s: three such answers need two workers, so that one of three has to leave."""
@@ -30,7 +30,7 @@ async def test_returning_load_calls_a_drain_off_and_costs_no_cold_start(serving:
         short.requests_per_second = RETURNING
         await serving.until("no worker drains", lambda found: counts(found, "draining") == (0, 0))
         back = await serving.object()
-        await short.ended(5, seconds=30)
+        await short.ended(5, seconds=60)
         short.requests_per_second = 0.0
 
     assert long.failures == short.failures == []
@@ -44,7 +44,7 @@ async def test_an_evicted_worker_finishes_what_it_has(serving: Serving) -> None:
     await serving.apply_and_wait({"spec.pools.decode.minReplicas": 2, "spec.pools.prefill.minReplicas": 2})
     async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 20), (PROMPT_TOKENS, 100)) as load:
         load.requests_per_second = 1.5
-        await load.ended(4, seconds=30)
+        await load.ended(4, seconds=60)
         evicted = [(await serving.pods(role))[0]["metadata"] for role in ("prefill", "decode")]
         for metadata in evicted:
             await _evict(serving, metadata)
@@ -54,7 +54,7 @@ async def test_an_evicted_worker_finishes_what_it_has(serving: Serving) -> None:
 
         await until("the evicted workers are gone", gone, seconds=CHANGE_SECONDS)
         await serving.settled()
-        await load.ended(4, seconds=30)
+        await load.ended(4, seconds=60)
         load.requests_per_second = 0.0
 
     assert load.failures == []

@@ -4,7 +4,7 @@ import pytest
 from tests.support.recorder import Recorder
 from tests.support.serving import PROMPT_TOKENS, Serving, condition, counts, explained, status
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 STEADY = 3.0
 """Requests per second that keep two decode workers busy."""
@@ -21,7 +21,7 @@ async def test_recommend_reports_and_changes_nothing_and_auto_takes_up_where_it_
         advised = await serving.until("more is recommended", lambda found: counts(found, "recommended")[1] > 1)
         assert condition(advised, "ScalingActive") == "False"
         assert "decode" in status(advised)["decision"]["message"]
-        await load.ended(10, seconds=60)
+        await load.ended(10, seconds=120)
         assert recorder.counts == {"prefill": [1], "decode": [1]}
 
         load.requests_per_second = 0.0

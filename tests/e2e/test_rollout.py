@@ -7,9 +7,9 @@ from tests.support.waiting import until
 
 from duet_operator.resources.labels import REVISION
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-ROLLOUT_SECONDS = 90.0
+ROLLOUT_SECONDS = 150.0
 LIGHT = 1.0
 """Requests per second that one worker of each pool holds."""
 
@@ -19,7 +19,7 @@ async def test_a_change_of_engine_arguments_rolls_both_pools_under_load(serving:
     (old,) = await revisions(serving)
     async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 20), (PROMPT_TOKENS, 60)) as load:
         load.requests_per_second = LIGHT
-        await load.ended(3, seconds=30)
+        await load.ended(3, seconds=60)
         minima = {role: {"minReplicas": 1} for role in WORKER_ROLES}
         await serving.change({"engine": {"args": [*ENGINE_ARGUMENTS, "--seed", "1"]}, "pools": minima})
         await serving.until(
@@ -32,7 +32,7 @@ async def test_a_change_of_engine_arguments_rolls_both_pools_under_load(serving:
 
         await until("all four workers are of the new revision", replaced, seconds=ROLLOUT_SECONDS)
         assert recorder.counts == {"prefill": [2], "decode": [2]}
-        await load.ended(3, seconds=30)
+        await load.ended(3, seconds=60)
         load.requests_per_second = 0.0
 
     assert load.failures == []
@@ -48,7 +48,7 @@ async def test_a_change_of_the_gateways_template_loses_no_request(serving: Servi
     before = {pod["metadata"]["uid"] for pod in await serving.pods("gateway")}
     async with serving.load((PROMPT_TOKENS, 20), (PROMPT_TOKENS, 60)) as load:
         load.requests_per_second = 2 * LIGHT
-        await load.ended(4, seconds=30)
+        await load.ended(4, seconds=60)
         await serving.change({"gateway": {"template": {"metadata": {"annotations": {"example.com/rolled": "once"}}}}})
 
         async def rolled() -> bool:
@@ -56,7 +56,7 @@ async def test_a_change_of_the_gateways_template_loses_no_request(serving: Servi
             return len(ready) == 2 and not ready & before
 
         await until("both gateways are new", rolled, seconds=ROLLOUT_SECONDS)
-        await load.ended(10, seconds=30)
+        await load.ended(10, seconds=60)
         load.requests_per_second = 0.0
 
     assert load.failures == []

@@ -4,13 +4,19 @@ import re
 from itertools import pairwise
 
 import pytest
+from tests.support.operator_release import OperatorRelease
 from tests.support.recorder import WORKER_ROLES, Recorder
-from tests.support.serving import PROMPT_TOKENS, Serving, counts, status
+from tests.support.serving import CHANGE_SECONDS, PROMPT_TOKENS, Serving, counts, status
+from tests.support.waiting import until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+from duet_engine.protocol import DEMAND_PATH, GatewayDemand
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 LOW, HIGH = 0.5, 10.0
 """Requests per second that one worker of each pool holds, and that need three prefill and five decode workers."""
+TELLING_REQUESTS = 12
+"""Within the demand window of four seconds they ask for 60 tokens/s, nearly twice what one decode worker holds."""
 FEWEST_REQUESTS = 500
 LONG_ANSWER_TOKENS = 400
 """Twenty seconds of decode: longer than it takes to notice a lull, so that answers are under way when drains begin."""
@@ -18,17 +24,19 @@ FEW = 0.25
 """Requests per second with long answers: one for each of five workers at a time, which need four at most."""
 
 
-async def test_a_load_step_grows_both_pools_and_is_explained(serving: Serving) -> None:
+async def test_a_load_step_grows_both_pools_and_is_explained(serving: Serving, operator: OperatorRelease) -> None:
     await serving.apply_and_wait()
     async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 20)) as load:
         load.requests_per_second = LOW
-        await load.ended(4, seconds=30)
+        await load.ended(4, seconds=60)
         assert counts(await serving.object(), "desired") == (1, 1)
         load.requests_per_second = HIGH
+        passes = await passes_from_demand_to_growth(serving, operator, recorder)
         grown = await serving.until("both pools have grown", lambda found: min(counts(found, "ready")) >= 2)
-        load.requests_per_second = 0
+        load.requests_per_second = 0.0
 
     assert load.failures == []
+    assert passes <= 2
     noted = [event["note"].partition(" (")[0] for event in await serving.events() if event["reason"] == "ScaledUp"]
     for role in WORKER_ROLES:
         assert recorder.counts[role] == sorted(recorder.counts[role])
@@ -42,6 +50,30 @@ async def test_a_load_step_grows_both_pools_and_is_explained(serving: Serving) -
             assert f"{role} {before}→{after}" in noted
 
 
+async def passes_from_demand_to_growth(serving: Serving, operator: OperatorRelease, recorder: Recorder) -> int:
+    """Passes of the control loop that ended after the gateway had counted the step and before a count was patched."""
+    before = await arrivals(serving)
+
+    async def shown() -> bool:
+        return await arrivals(serving) - before >= TELLING_REQUESTS
+
+    await until("the gateway has counted the step", shown, seconds=CHANGE_SECONDS)
+    passes = await operator.passes()
+
+    async def patched() -> bool:
+        return max(len(seen) for seen in recorder.counts.values()) > 1
+
+    await until("a count was patched", patched, seconds=CHANGE_SECONDS)
+    # The pass that patched may have ended meanwhile.
+    return await operator.passes() - passes - 1
+
+
+async def arrivals(serving: Serving) -> int:
+    (gateway,) = await serving.pods("gateway")
+    document = GatewayDemand.model_validate(await serving.gateway(gateway, DEMAND_PATH))
+    return sum(each.arrivals_total for each in document.classes)
+
+
 async def test_growing_and_shrinking_lose_no_request(serving: Serving) -> None:
     await serving.apply_and_wait()
     async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 25)) as load:
@@ -51,11 +83,9 @@ async def test_growing_and_shrinking_lose_no_request(serving: Serving) -> None:
         load.lengths = [(PROMPT_TOKENS, LONG_ANSWER_TOKENS)]
         load.send(5)
         load.requests_per_second = FEW
-        await serving.until("decode shrinks", lambda found: counts(found, "replicas")[1] < 5, seconds=90)
-        load.lengths = [(PROMPT_TOKENS, 25)]
-        load.requests_per_second = LOW
-        await serving.until("both pools have shrunk", lambda found: counts(found, "replicas") == (1, 1), seconds=90)
-        load.requests_per_second = 0
+        await serving.until("decode shrinks", lambda found: counts(found, "replicas")[1] < 5, seconds=120)
+        load.requests_per_second = 0.0
+        await serving.until("both pools have shrunk", lambda found: counts(found, "replicas") == (1, 1), seconds=120)
 
     assert len(load.records) >= FEWEST_REQUESTS
     assert load.failures == []

@@ -21,7 +21,7 @@ from tests.support.waiting import until
 from duet_dev.kubeapi import STRATEGIC_MERGE
 from duet_operator.cluster import DEPLOYMENT, POD
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 SCARCE = "nvidia.com/mig-1g.10gb"
 """No other test uses it."""

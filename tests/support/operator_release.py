@@ -13,8 +13,10 @@ from duet_dev.cluster import Cluster
 from duet_dev.demo.stages import OPERATOR_NAMESPACE, install_operator
 
 DEPLOYMENT = "duet-operator"
-START_SECONDS = 30.0
-GONE_SECONDS = 30.0
+HTTP_PORT = 8080
+PASSES = "duet_operator_passes_total"
+START_SECONDS = 90.0
+GONE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,18 @@ class OperatorRelease:
     async def _kubectl(self, *arguments: str) -> str:
         command = [*arguments, f"--namespace={OPERATOR_NAMESPACE}"]
         return (await asyncio.to_thread(self.cluster.kubectl, *command)).stdout
+
+    async def figures(self) -> dict[str, float]:
+        """Its metrics, by name and labels as they stand in the exposition."""
+        (pod,) = json.loads(await self._kubectl("get", "pods", "-o", "json"))["items"]
+        path = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{pod['metadata']['name']}:{HTTP_PORT}/proxy/metrics"
+        shown = await self._kubectl("get", f"--raw={path}")
+        samples = (line.rpartition(" ") for line in shown.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    async def passes(self) -> int:
+        """Passes of the control loop so far, over all objects."""
+        return int(sum(value for name, value in (await self.figures()).items() if name.startswith(PASSES)))
 
     def log(self, *, lines: int = -1) -> str:
         """What its present pod has logged."""

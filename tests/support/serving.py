@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tests.support.duet_objects import Document, Patch, patched
 from tests.support.steady_load import Lengths, SteadyLoad
@@ -17,13 +16,14 @@ from tests.support.waiting import until
 
 from duet_dev.cluster import Cluster
 from duet_dev.kubeapi import Api, ApiError
+from duet_engine.protocol import ENGINE_PORT, GATEWAY_ADMIN_PORT
 from duet_operator.cluster import DEPLOYMENT, DUET, EVENT, POD, Kind
 from duet_operator.resources.labels import OWNER, ROLE
 
 NOT_FOUND = 404
-READY_SECONDS = 60.0
-SETTLE_SECONDS = 60.0
-CHANGE_SECONDS = 45.0
+READY_SECONDS = 120.0
+SETTLE_SECONDS = 120.0
+CHANGE_SECONDS = 90.0
 MODEL = "Qwen/Qwen3-8B"
 INTERVAL_SECONDS = 1
 PROMPT_TOKENS = 400
@@ -151,9 +151,16 @@ class Serving:
             return False
         return True
 
-    async def engine(self, pod: Document, path: str) -> Any:
+    async def engine(self, pod: Document, path: str) -> Document:
         """A document of an engine, asked through the API server."""
-        return await self.api.get(f"{POD.path(self.namespace, pod['metadata']['name'])}:30000/proxy{path}")
+        return await self._ask(pod, ENGINE_PORT, path)
+
+    async def gateway(self, pod: Document, path: str) -> Document:
+        """A document of a gateway's admin port, asked through the API server."""
+        return await self._ask(pod, GATEWAY_ADMIN_PORT, path)
+
+    async def _ask(self, pod: Document, port: int, path: str) -> Document:
+        return await self.api.get(f"{POD.path(self.namespace, pod['metadata']['name'])}:{port}/proxy{path}")
 
     def described(self) -> str:
         """The object, its pods and all events, for a person who looks for what went wrong."""
