@@ -34,12 +34,7 @@ class LeaseGate:
     """Holds the Lease for this process, or waits for it."""
 
     def __init__(
-        self,
-        store: LeaseStore,
-        *,
-        identity: str,
-        lease_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, store: LeaseStore, *, identity: str, lease_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
         self._identity = identity
@@ -80,8 +75,7 @@ class LeaseGate:
         present = (lease or {}).get("spec") or {}
         holder = present.get("holderIdentity") or ""
         if lease is not None and holder not in ("", self._identity):
-            version = lease["metadata"]["resourceVersion"]
-            if version != self._seen[0]:
+            if (version := lease["metadata"]["resourceVersion"]) != self._seen[0]:
                 self._seen = (version, now)
             if self._deadline is not None or now - self._seen[1] < (present.get("leaseDurationSeconds") or 0):
                 return False
@@ -99,11 +93,9 @@ class LeaseGate:
 
     async def release(self) -> None:
         """Let another operator in at once; called when nothing will be written any more."""
-        if self._deadline is None:
-            return
-        self._deadline = None
+        held, self._deadline = self._deadline is not None, None
         try:
-            lease = await self._store.read()
+            lease = await self._store.read() if held else None
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
                 await self._store.write({**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}, over=lease)
         except Exception as error:

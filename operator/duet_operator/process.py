@@ -113,7 +113,7 @@ async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
         LeaseLostError: where another operator has taken over, or nobody can tell.
         ClusterError: where this process can't find its cluster.
     """
-    instance = settings.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    instance = f"{settings.identity or socket.gethostname()}-{secrets.token_hex(4)}"
     metrics, world = Metrics(), World(field_manager=FIELD_MANAGER)
     async with AsyncExitStack() as stack:
         direct = await stack.enter_async_context(

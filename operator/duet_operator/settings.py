@@ -47,7 +47,7 @@ class Settings:
     namespace: str = "duet-system"
     """The operator's own namespace, which holds its Lease."""
     identity: str = ""
-    """Holder name on the Lease; empty takes the host name and a random suffix."""
+    """Holder name on the Lease, to which a random suffix is added; empty takes the host name."""
 
     lease_enabled: bool = True
     """Write only while holding a Lease, so that two operators never act at once."""
