@@ -319,7 +319,7 @@ class Refusal(Message):
     version: int = PROTOCOL_VERSION
     reason: RefusalReason
     message: str
-    retry_after_seconds: float = 1.0
+    retry_after_seconds: float = Field(default=1.0, ge=0)
 
 
 # --- gateway to operator: the demand document ---
@@ -355,6 +355,10 @@ class ClassDemand(Message):
     completed_total: int = 0
     failed_total: int = 0
     rejected_total: int = 0
+    given_up_total: int = 0
+    """Their clients left without a first token when it was late already: judged, as missed."""
+    refused_total: int = 0
+    """Wrong in themselves, as the engine said; in the arrivals, not judged."""
     met_both_total: int = 0
     met_ttft_total: int = 0
     met_itl_total: int = 0

@@ -58,6 +58,8 @@ class ClassCounters:
         self.name = name
         self.arrivals = 0
         self.ends: Counter[End] = Counter()
+        self.given_up = 0
+        """Of the cancelled ones, those whose first token was late."""
         self.met_both = 0
         self.met_ttft = 0
         self.met_itl = 0
@@ -104,7 +106,9 @@ class ClassCounters:
         self.ends[record.end] += 1
         self.cached_tokens_total += record.cached_tokens
         self.output_tokens_total += max(0, record.output_tokens - record.relayed_tokens)
-        if record.end in (End.CANCELLED, End.REFUSED):
+        given_up = record.given_up(objective)
+        self.given_up += given_up
+        if record.end is End.REFUSED or (record.end is End.CANCELLED and not given_up):
             return
         if record.end is End.COMPLETED:
             self._completed(record)
@@ -132,6 +136,8 @@ class ClassCounters:
             completed_total=self.ends[End.COMPLETED],
             failed_total=self.ends[End.FAILED],
             rejected_total=self.ends[End.REJECTED],
+            given_up_total=self.given_up,
+            refused_total=self.ends[End.REFUSED],
             met_both_total=self.met_both,
             met_ttft_total=self.met_ttft,
             met_itl_total=self.met_itl,

@@ -64,8 +64,13 @@ class RequestRecord:
 
     @property
     def waited_seconds(self) -> float:
-        """Held at the gateway before the dispatch that was answered."""
-        return self.dispatched_at - self.arrived_at if self.dispatched_at is not None else 0.0
+        """Held at the gateway before the dispatch that was answered, or to the end."""
+        return (self.dispatched_at if self.dispatched_at is not None else self.last_at) - self.arrived_at
+
+    def given_up(self, objective: Objective) -> bool:
+        """Its client left when the first token was late already: a miss, or an overload would look like calm."""
+        allowed_seconds = objective.ttft_objective_seconds(self.unloaded_ttft_seconds)
+        return self.end is End.CANCELLED and self.first_at is None and self.ttft_seconds > allowed_seconds
 
     def outcome(self) -> Outcome:
         """What the client saw, for the one judgement of attainment."""
@@ -82,8 +87,10 @@ class RequestRecord:
 
 def miss_cause(record: RequestRecord, verdict: Verdict, objective: Objective) -> MissCause | None:
     """Why a request missed an objective; None when it missed none, or when no capacity could have helped it."""
-    if verdict.met or record.end in (End.CANCELLED, End.REFUSED):
+    if verdict.met or record.end is End.REFUSED:
         return None
+    if record.end is End.CANCELLED:
+        return _late_first_token(record, objective) if record.given_up(objective) else None
     if record.end is End.REJECTED:
         return MissCause.GATE
     if record.end is End.FAILED:

@@ -103,7 +103,7 @@ def total(parts: Iterable[Totals]) -> Totals:
 def _class_totals(each: ClassDemand) -> Totals:
     return Totals(
         arrivals=each.arrivals_total,
-        judged=each.completed_total + each.failed_total + each.rejected_total,
+        judged=each.completed_total + each.failed_total + each.rejected_total + each.given_up_total,
         completed=each.completed_total,
         rejected=each.rejected_total,
         met_both=each.met_both_total,

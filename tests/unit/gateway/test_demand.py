@@ -48,6 +48,9 @@ def cause_of(made: RequestRecord) -> MissCause | None:
         ({"end": End.REJECTED}, MissCause.GATE),
         ({"end": End.FAILED}, MissCause.ENGINE),
         ({"end": End.CANCELLED}, None),
+        ({"end": End.CANCELLED, "first_at": None, "last_at": 100.7}, None),
+        ({"end": End.CANCELLED, "first_at": None, "last_at": 103.0, "dispatched_at": None}, MissCause.QUEUE),
+        ({"end": End.CANCELLED, "first_at": None, "last_at": 103.0}, MissCause.ENGINE),
         ({"end": End.REFUSED}, None),
         ({"first_at": 101.5, "last_at": 101.6, "unloaded_ttft_seconds": 0.9}, MissCause.INFEASIBLE),
         ({"first_at": 101.5, "last_at": 101.6, "dispatched_at": 100.9}, MissCause.QUEUE),
@@ -92,6 +95,23 @@ def test_a_client_that_left_is_neither_success_nor_failure() -> None:
     document = counters.document()
     assert document.completed_total == document.failed_total == document.rejected_total == 0
     assert document.missed_total == {}
+
+
+def test_a_client_that_gave_up_waiting_for_its_first_token_is_a_miss() -> None:
+    """Else an overload in which every client times out would read as full attainment."""
+    counters = ClassCounters("default")
+    counters.ended(record(end=End.CANCELLED, first_at=None, dispatched_at=None, last_at=160.0), OBJECTIVE)
+    document = counters.document()
+    assert (document.given_up_total, document.met_both_total, document.met_itl_total) == (1, 0, 0)
+    assert document.missed_total == {MissCause.QUEUE: 1}
+
+
+def test_arrivals_that_were_wrong_in_themselves_can_be_told_apart() -> None:
+    counters, made = ClassCounters("default"), record(end=End.REFUSED, first_at=None)
+    counters.arrived(made)
+    counters.ended(made, OBJECTIVE)
+    document = counters.document()
+    assert (document.arrivals_total, document.refused_total, document.missed_total) == (1, 1, {})
 
 
 def test_a_whole_answer_is_judged_by_its_mean_gap() -> None:
