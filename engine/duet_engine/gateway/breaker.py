@@ -30,9 +30,17 @@ class Breaker:
             return True
         return not self._probing and now >= self._open_until
 
-    def sent(self) -> None:
-        """A request goes out; while ejected it is the probe."""
+    def sent(self) -> bool:
+        """A request goes out; True when it is the probe, whose end must be told to `probe_ended`."""
         self._probing = self.ejected
+        return self._probing
+
+    def began(self) -> None:
+        """A first token came: others may come again, but one failure of such an answer ejects anew."""
+        if self.ejected:
+            self._failures = FAILURES_TO_EJECT - 1
+            self._open_until = None
+            self._probing = False
 
     def succeeded(self) -> None:
         """A request ended well."""
@@ -41,8 +49,8 @@ class Breaker:
         self._probing = False
         self._pause_seconds = FIRST_PAUSE_SECONDS
 
-    def undecided(self) -> None:
-        """A request ended without saying anything about the worker: cancelled, or refused for a good reason."""
+    def probe_ended(self) -> None:
+        """However it ended: another may follow when the pause allows it."""
         self._probing = False
 
     def failed(self, now: float) -> None:
@@ -54,4 +62,3 @@ class Breaker:
             return
         self.ejections_total += 1
         self._open_until = now + self._pause_seconds
-        self._probing = False

@@ -16,6 +16,8 @@ from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker
 from duet_engine.protocol import RefusalReason, Role, StepKind, WorkerInfo, WorkerProfile, WorkerReport, WorkerState
 
+STALE_SECONDS = 15.0
+"""A state this old says nothing: whoever should have noticed that the stream is silent doesn't run any more."""
 _NOT_READY_REFUSALS = (RefusalReason.DRAINING, RefusalReason.NOT_READY, RefusalReason.WRONG_ROLE)
 
 
@@ -28,6 +30,8 @@ class SentWork:
     output_reserve_tokens: int
     local: bool
     """The worker prefills it and decodes it."""
+    probe: bool = False
+    """The one request that finds out whether an ejected worker works again."""
 
 
 class Worker:
@@ -107,20 +111,20 @@ class Worker:
     def send(self, *, prompt_tokens: int, output_reserve_tokens: int, local: bool) -> SentWork:
         """Count a dispatch from now on."""
         self._sequence += 1
-        self.breaker.sent()
         work = SentWork(
             sequence=self._sequence,
             prompt_tokens=prompt_tokens,
             output_reserve_tokens=output_reserve_tokens,
             local=local,
+            probe=self.breaker.sent(),
         )
         self._sent[work.sequence] = work
         return work
 
     def ended(self, work: SentWork) -> None:
         """The dispatch is over, however it ended."""
-        self._sent.pop(work.sequence, None)
-        self.breaker.undecided()
+        if self._sent.pop(work.sequence, None) is not None and work.probe:
+            self.breaker.probe_ended()
 
     # --- what routing sees ---
 
@@ -133,6 +137,7 @@ class Worker:
             and state is not None
             and state.ready
             and not state.draining
+            and now - self.state_received_at < STALE_SECONDS
             and not self._out_of_service
             and self.steps is not None
             and self.breaker.allows(now)

@@ -6,7 +6,7 @@ import pytest
 
 from duet_engine.gateway.breaker import FAILURES_TO_EJECT, Breaker
 from duet_engine.gateway.discovery import Member
-from duet_engine.gateway.workers import Worker, Workers
+from duet_engine.gateway.workers import STALE_SECONDS, Worker, Workers
 from duet_engine.protocol import (
     RefusalReason,
     Role,
@@ -144,26 +144,48 @@ def test_the_set_of_workers_follows_the_source() -> None:
     assert workers["1"] is kept and not kept.member.ready
 
 
-def ejected_breaker() -> Breaker:
-    breaker = Breaker()
+def ejected_worker() -> Worker:
+    target = worker()
     for _ in range(FAILURES_TO_EJECT):
-        breaker.sent()
-        breaker.failed(10.0)
-    return breaker
+        target.ended(send(target))
+        target.failed(10.0)
+    return target
 
 
 def test_failures_in_a_row_eject_and_one_probe_at_a_time_decides() -> None:
-    breaker = ejected_breaker()
+    target = ejected_worker()
+    breaker = target.breaker
     assert breaker.ejected and not breaker.allows(10.9)
     assert breaker.allows(11.0)
-    breaker.sent()
+    probe = send(target)
     assert not breaker.allows(11.1), "one probe is enough"
-    breaker.failed(11.2)
+    target.ended(probe)
+    target.failed(11.2)
     assert not breaker.allows(13.0) and breaker.allows(13.3), "twice as long"
-    breaker.sent()
+    send(target)
     breaker.succeeded()
     assert not breaker.ejected and breaker.allows(13.4)
     assert breaker.ejections_total == 2
+
+
+def test_only_the_probes_own_end_lets_another_follow() -> None:
+    target = worker()
+    older = send(target)
+    for _ in range(FAILURES_TO_EJECT):
+        target.failed(10.0)
+    probe = send(target)
+    target.ended(older)
+    assert not target.breaker.allows(11.0), "the older request says nothing about the probe"
+    target.ended(probe)
+    assert target.breaker.allows(11.0)
+
+
+def test_a_first_token_lets_others_come_again_but_one_broken_answer_ejects_anew() -> None:
+    target = ejected_worker()
+    target.breaker.began()
+    assert target.breaker.allows(10.1)
+    target.failed(10.2)
+    assert target.breaker.ejected
 
 
 def test_a_success_between_failures_keeps_a_worker() -> None:
@@ -171,12 +193,11 @@ def test_a_success_between_failures_keeps_a_worker() -> None:
     for _ in range(10):
         breaker.failed(1.0)
         breaker.failed(1.0)
+        breaker.began()
         breaker.succeeded()
     assert not breaker.ejected
 
 
-def test_a_probe_that_says_nothing_lets_another_follow() -> None:
-    breaker = ejected_breaker()
-    breaker.sent()
-    breaker.undecided()
-    assert breaker.allows(11.0)
+def test_a_state_that_nobody_renews_is_not_trusted() -> None:
+    assert worker().usable(100.0 + STALE_SECONDS - 0.1)
+    assert not worker().usable(100.0 + STALE_SECONDS)
