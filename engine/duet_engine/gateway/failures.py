@@ -18,6 +18,8 @@ from duet_engine.protocol import REFUSAL_HEADER, ProtocolError, Refusal, Refusal
 
 _OWN_FAULT = (400, 413, 422)
 """What an engine answers when the request itself is wrong."""
+_CRASH = 500
+"""An error that the engine didn't foresee: its own, or provoked by the request."""
 _EVENTS_TO_CHECK = 3
 
 
@@ -30,11 +32,18 @@ class Refused(Exception):
 
 
 class WorkerFailed(Exception):
-    """A worker broke a request off. `lost`: it can't be reached any more."""
+    """A worker broke a request off. `lost`: it can't be reached any more. `crash`: what its answer 500 said."""
 
-    def __init__(self, worker: Worker, message: str, *, lost: bool = False, timed_out: bool = False) -> None:
+    def __init__(
+        self, worker: Worker, message: str, *, lost: bool = False, timed_out: bool = False, crash: str | None = None
+    ) -> None:
         super().__init__(f"{worker.name}: {message}")
-        self.worker, self.lost, self.timed_out = worker, lost, timed_out
+        self.worker, self.lost, self.timed_out, self.crash = worker, lost, timed_out, crash
+
+    @property
+    def blames_worker(self) -> bool:
+        """One that works on in sight is only slow: the answer may be long."""
+        return not (self.timed_out and self.worker.connected)
 
 
 class Rejected(Exception):
@@ -54,7 +63,8 @@ async def check(worker: Worker, response: aiohttp.ClientResponse) -> None:
         raise Rejected(response.status, content)
     if REFUSAL_HEADER in response.headers:
         raise _refused(worker, response.headers[REFUSAL_HEADER], content)
-    raise WorkerFailed(worker, f"answered {response.status}: {content[:200].decode(errors='replace')}")
+    said = content[:200].decode(errors="replace")
+    raise WorkerFailed(worker, f"answered {response.status}: {said}", crash=said if response.status == _CRASH else None)
 
 
 def _refused(worker: Worker, header: str, content: bytes) -> Refused:
@@ -76,7 +86,7 @@ def raise_failure(worker: Worker, failure: AnswerFailure | None) -> None:
         return
     if failure.status in _OWN_FAULT:
         raise Rejected(failure.status, error_body(failure.message, status=failure.status))
-    raise WorkerFailed(worker, failure.message)
+    raise WorkerFailed(worker, failure.message, crash=failure.message if failure.status == _CRASH else None)
 
 
 def failure_in(content: bytes, *, streamed: bool) -> AnswerFailure | None:

@@ -19,7 +19,13 @@ CHAT_COMPLETIONS = "/v1/chat/completions"
 GENERATE = "/generate"
 PATHS = (COMPLETIONS, CHAT_COMPLETIONS, GENERATE)
 
-_OWN_FIELDS = frozenset({DISPATCH_FIELD, "rid", "priority", "data_parallel_rank", "routed_dp_rank"})
+_OWN_FIELDS = frozenset(
+    (
+        *(DISPATCH_FIELD, "rid", "priority", "routing_key", "data_parallel_rank", "routed_dp_rank"),
+        *("disagg_prefill_dp_rank", "decode_tp_size", "received_time", "no_logs", "custom_labels"),
+        "external_trace_header",
+    )
+)
 _OWN_PREFIX = "bootstrap_"
 _ANY_MODEL = "default"
 """SGLang's name for whatever model it serves."""
@@ -155,11 +161,17 @@ def _chat_bytes(messages: object) -> int:
         if isinstance(content, str):
             total += _utf8_bytes(content)
         elif isinstance(content, list):
-            texts = (part.get("text") for part in content if isinstance(part, dict))
-            total += sum(_utf8_bytes(text) for text in texts if isinstance(text, str))
+            total += sum(_part_bytes(part, f"messages.{index}.content.{place}") for place, part in enumerate(content))
         elif content is not None:
             raise _bad(f"messages.{index}.content: must be text or a list of parts")
     return max(1, total)
+
+
+def _part_bytes(part: object, where: str) -> int:
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise _bad(f"{where}: only text parts are supported, got {kind!r}")
+    return _utf8_bytes(part["text"])
 
 
 def _output_limit(path: str, fields: Mapping[str, Any]) -> int:
@@ -187,10 +199,18 @@ def _ask_for_usage(kept: dict[str, Any]) -> bool:
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:
+    """What engines can read too.
+
+    Raises:
+        GatewayError: 400 for what JSON's grammar allows but neither Unicode nor floating point holds; engines answer
+            such values with 500, for which they would be blamed.
+    """
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 can't
-        return json.dumps(value, separators=(",", ":")).encode()
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise _bad(f"body: half of a surrogate pair is no text: {error.object[error.start]!r}") from error
+    except ValueError as error:
+        raise _bad("body: a number is too large for floating point") from error
 
 
 def _utf8_bytes(text: str) -> int:

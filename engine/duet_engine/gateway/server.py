@@ -184,7 +184,8 @@ class PublicServer:
             await self._relay_events(answer, client, record, counters)
         except WorkerFailed as failed:
             record.end, record.error = End.FAILED, str(failed)
-            failed.worker.failed(monotonic())
+            if failed.blames_worker:
+                failed.worker.failed(monotonic())
             await client.write(error_event(f"the stream broke off: {failed}", status=502))
         else:
             if answer.attempt.reported_failure:

@@ -25,7 +25,8 @@ class SettingsError(ValueError):
 class Limits:
     """Bounds on what clients and engines may cost this process."""
 
-    body_bytes: int = 32 * 2**20
+    body_bytes: int = 8 * 2**20
+    """A prompt of a million token ids. While a body is parsed nothing else is relayed: about 0.1 s per MiB of ids."""
     body_timeout_seconds: float = 30.0
     held_requests: int = 2000
     held_bytes: int = 256 * 2**20
@@ -36,6 +37,8 @@ class Limits:
     connect_timeout_seconds: float = 2.0
     idle_timeout_seconds: float = 300.0
     """Longest silence of an engine that works on a request."""
+    unstreamed_seconds_per_token: float = 0.1
+    """Added to it for an answer that comes whole, after its last token."""
     client_stall_seconds: float = 60.0
     """How long a client may leave its answer unread before it is taken for gone."""
     failed_attempts: int = 4

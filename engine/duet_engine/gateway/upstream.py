@@ -66,10 +66,17 @@ class Upstream:
         self.gateway_id = gateway_id
         self.changed = changed
         """A worker has less to do than before."""
-        self.timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=limits.connect_timeout_seconds, sock_read=limits.idle_timeout_seconds
-        )
+        self._limits = limits
         self._background: set[asyncio.Task[None]] = set()
+
+    def timeout(self, request: ClientRequest) -> aiohttp.ClientTimeout:
+        """No bound on the whole, only on silence; an answer that isn't streamed is silent until its last token."""
+        idle_seconds = self._limits.idle_timeout_seconds
+        if not request.streamed:
+            idle_seconds += request.output_limit_tokens * self._limits.unstreamed_seconds_per_token
+        return aiohttp.ClientTimeout(
+            total=None, sock_connect=self._limits.connect_timeout_seconds, sock_read=idle_seconds
+        )
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run to its end even when the request's own task is gone."""
@@ -122,7 +129,10 @@ class Attempt:
             failure = await self._failure()
             if failure is not None:
                 raise failure
-            return self._decode_task.result()
+            answer = self._decode_task.result()
+            for worker in self.assignment.workers():
+                worker.breaker.began()
+            return answer
         except BaseException:
             self.cancel()
             raise
@@ -268,7 +278,7 @@ class Attempt:
             worker.member.url + self._request.path,
             data=body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body),
             headers={"Content-Type": "application/json"},
-            timeout=self._upstream.timeout,
+            timeout=self._upstream.timeout(self._request),
         )
 
     async def _abort(self, worker: Worker) -> None:

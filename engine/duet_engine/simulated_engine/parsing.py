@@ -199,7 +199,10 @@ def _text(value: object, name: str, *, empty: bool = False) -> tuple[int, int]:
     """Estimated number of tokens and checksum."""
     if not isinstance(value, str) or not (value or empty):
         raise BadRequest(f"{name}: must be a text; batches are not simulated")
-    data = value.encode()
+    try:
+        data = value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"{name}: not text that UTF-8 can hold: {error.reason}") from error
     return max(1, -(-len(data) // BYTES_PER_TOKEN)), zlib.crc32(data)
 
 

@@ -27,10 +27,9 @@ def sent(request: ClientRequest) -> dict[str, Any]:
     [
         (COMPLETIONS, {"prompt": "abcd"}, 4, None, 16),
         (COMPLETIONS, {"prompt": "ü"}, 2, None, 16),
-        (COMPLETIONS, {"prompt": "\ud800"}, 3, None, 16),
         (COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 5}, 0, 3, 5),
         (CHAT_COMPLETIONS, {"messages": [{"content": "abc"}, {"content": None}]}, 3, None, 512),
-        (CHAT_COMPLETIONS, {"messages": [{"content": [{"text": "ab"}, {"image_url": "x"}]}]}, 2, None, 512),
+        (CHAT_COMPLETIONS, {"messages": [{"content": [{"text": "ab"}, {"type": "text", "text": "c"}]}]}, 3, None, 512),
         (CHAT_COMPLETIONS, {"messages": [{"content": "a"}], "max_completion_tokens": 9, "max_tokens": 3}, 1, None, 9),
         (GENERATE, {"text": "abc"}, 3, None, 128),
         (GENERATE, {"input_ids": [1], "sampling_params": {"max_new_tokens": 7}}, 0, 1, 7),
@@ -51,6 +50,13 @@ def test_steering_fields_never_reach_a_worker() -> None:
         "bootstrap_room": 2,
         "bootstrap_new_in_some_version": 3,
         "data_parallel_rank": 0,
+        "disagg_prefill_dp_rank": 1,
+        "decode_tp_size": 2,
+        "received_time": 0.0,
+        "no_logs": True,
+        "custom_labels": {"a": "b"},
+        "routing_key": "k",
+        "external_trace_header": {},
     }
     assert sent(parsed(COMPLETIONS, prompt="a", temperature=0.5, **steering)) == {
         "prompt": "a",
@@ -91,8 +97,26 @@ def test_a_stream_is_made_to_report_its_usage() -> None:
         assert "stream_options" not in sent(other)
 
 
-def test_half_a_surrogate_pair_is_sent_as_json_can_say_it() -> None:
-    assert sent(parsed(COMPLETIONS, prompt="a\ud800b"))["prompt"] == "a\ud800b"
+@pytest.mark.parametrize(
+    ("path", "raw", "says"),
+    [
+        (COMPLETIONS, rb'{"prompt": "a\ud800b"}', r"body: half of a surrogate pair is no text: '\ud800'"),
+        (GENERATE, rb'{"text": "a", "extra": ["\udfff"]}', r"body: half of a surrogate pair is no text: '\udfff'"),
+        (COMPLETIONS, b'{"prompt": "a", "temperature": 1e999}', "body: a number is too large for floating point"),
+    ],
+)
+def test_what_engines_would_fail_at_is_refused(path: str, raw: bytes, says: str) -> None:
+    with pytest.raises(GatewayError) as refusal:
+        parse(path, raw, model_names=())
+    assert (refusal.value.status, refusal.value.message) == (400, says)
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url"])
+def test_parts_that_are_no_text_are_refused_by_name(kind: str) -> None:
+    content = [{"type": "text", "text": "what is this?"}, {"type": kind, kind: {"url": "x"}}]
+    with pytest.raises(GatewayError) as refusal:
+        parsed(CHAT_COMPLETIONS, messages=[{"role": "user", "content": content}])
+    assert refusal.value.message == f"messages.0.content.1: only text parts are supported, got {kind!r}"
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,11 +1,13 @@
-"""One attempt at an engine that misbehaves in every way that a connection allows."""
+"""Attempts at engines that misbehave, one by one and as often as the relay repeats them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -14,14 +16,17 @@ from aiohttp.test_utils import TestServer
 
 from duet_engine.gateway import upstream as upstream_module
 from duet_engine.gateway.discovery import Member
+from duet_engine.gateway.errors import GatewayError
 from duet_engine.gateway.failures import Rejected, WorkerFailed
-from duet_engine.gateway.requests import COMPLETIONS, parse
-from duet_engine.gateway.routing import Assignment
+from duet_engine.gateway.record import RequestRecord
+from duet_engine.gateway.relay import Relay
+from duet_engine.gateway.requests import COMPLETIONS, ClientRequest, parse
+from duet_engine.gateway.routing import Assignment, Dispatcher
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.upstream import ABORT_PATH, Attempt, Upstream
 from duet_engine.gateway.workers import Worker
 from duet_engine.policy.dispatch import DeflectReason, Local, Pair
-from duet_engine.protocol import Role, WorkerState
+from duet_engine.protocol import REFUSAL_HEADER, Role, WorkerState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Engines = Callable[[Role, Handler], Awaitable[Worker]]
@@ -60,27 +65,48 @@ async def upstream() -> AsyncIterator[Upstream]:
         await made.close()
 
 
-def attempt(upstream: Upstream, decode: Worker, prefill: Worker | None = None) -> Attempt:
-    work = decode.send(prompt_tokens=1, output_reserve_tokens=1, local=prefill is None)
-    return Attempt(
-        upstream,
-        parse(COMPLETIONS, json.dumps({"prompt": [1], "stream": True}).encode(), model_names=()),
-        Assignment(
-            route=Pair(prefill.key, decode.key, 0.0, 0.0)
-            if prefill
-            else Local(decode.key, (1,), DeflectReason.NO_PREFILL_WORKER, 0.0, 0.0),
-            decode=decode,
-            decode_work=work,
-            prefill=prefill,
-            prefill_work=prefill.send(prompt_tokens=1, output_reserve_tokens=0, local=False) if prefill else None,
-            unloaded_ttft_seconds=0.0,
-        ),
+def request(**fields: Any) -> ClientRequest:
+    return parse(COMPLETIONS, json.dumps({"prompt": [1], "stream": True, **fields}).encode(), model_names=())
+
+
+def assigned(decode: Worker, prefill: Worker | None = None) -> Assignment:
+    return Assignment(
+        route=Pair(prefill.key, decode.key, 0.0, 0.0)
+        if prefill
+        else Local(decode.key, (1,), DeflectReason.NO_PREFILL_WORKER, 0.0, 0.0),
+        decode=decode,
+        decode_work=decode.send(prompt_tokens=1, output_reserve_tokens=1, local=prefill is None),
+        prefill=prefill,
+        prefill_work=prefill.send(prompt_tokens=1, output_reserve_tokens=0, local=False) if prefill else None,
+        unloaded_ttft_seconds=0.0,
     )
 
 
-async def one_event_then_silence(request: web.Request) -> web.StreamResponse:
+def attempt(upstream: Upstream, decode: Worker, prefill: Worker | None = None) -> Attempt:
+    return Attempt(upstream, request(), assigned(decode, prefill))
+
+
+class InTurn:
+    """Assigns decode workers in a fixed order."""
+
+    def __init__(self, *workers: Worker) -> None:
+        self.left = deque(workers)
+        self.excluded_seconds: list[float] = []
+
+    async def assign(self, *_: Any, excluded_until: dict[str, float], **__: Any) -> Assignment:
+        self.excluded_seconds = [until - monotonic() for until in excluded_until.values()]
+        return assigned(self.left.popleft())
+
+
+async def relayed(upstream: Upstream, workers: InTurn) -> None:
+    relay = Relay(upstream, cast("Dispatcher", workers), Limits())
+    record = RequestRecord(arrived_at=monotonic(), path=COMPLETIONS, streamed=True)
+    (await relay.answer(request(), record, on_retry=lambda _: None)).attempt.cancel()
+
+
+async def one_event_then_silence(http: web.Request) -> web.StreamResponse:
     response = web.StreamResponse()
-    await response.prepare(request)
+    await response.prepare(http)
     await response.write(b'data: {"choices":[{"text":"a"}]}\n\n')
     await asyncio.sleep(60)
     return response
@@ -129,9 +155,9 @@ async def test_a_begun_answer_outlives_a_state_stream_that_comes_back(
 async def test_a_prefill_workers_error_is_seen_though_it_comes_in_pieces(engine: Engines, upstream: Upstream) -> None:
     """Else its decode worker, which waits for KV in vain, would be blamed."""
 
-    async def fails_in_pieces(request: web.Request) -> web.StreamResponse:
+    async def fails_in_pieces(http: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
-        await response.prepare(request)
+        await response.prepare(http)
         for piece in (b'data: {"error": {"mess', b'age": "too long", "code": 400}}\n\n', b"data: [DONE]\n\n"):
             await response.write(piece)
             await asyncio.sleep(0.02)
@@ -142,3 +168,53 @@ async def test_a_prefill_workers_error_is_seen_though_it_comes_in_pieces(engine:
         async with asyncio.timeout(10):
             await tried.open()
     assert b"too long" in rejected.value.body
+
+
+async def crash(_: web.Request) -> web.StreamResponse:
+    return web.Response(status=500, text="codec can't encode")
+
+
+async def other_crash(_: web.Request) -> web.StreamResponse:
+    return web.Response(status=500, text="out of memory")
+
+
+async def test_a_request_that_makes_workers_crash_alike_is_not_their_fault(engine: Engines, upstream: Upstream) -> None:
+    workers = InTurn(*[await engine(Role.DECODE, crash) for _ in range(3)])
+    asked = list(workers.left)
+    with pytest.raises(GatewayError, match="the request makes workers fail") as error:
+        await relayed(upstream, workers)
+    assert error.value.status == 502
+    assert list(workers.left) == asked[2:], "no third one is tried"
+    assert [worker.errors_total for worker in asked] == [0, 0, 0]
+
+
+async def test_workers_that_crash_where_another_answers_are_to_blame(engine: Engines, upstream: Upstream) -> None:
+    handlers = (crash, other_crash, one_event_then_silence)
+    workers = InTurn(*[await engine(Role.DECODE, handler) for handler in handlers])
+    asked = list(workers.left)
+    await relayed(upstream, workers)
+    assert [worker.errors_total for worker in asked] == [1, 1, 0]
+
+
+async def test_a_refusal_without_a_pause_is_paused_for(engine: Engines, upstream: Upstream) -> None:
+    async def refuses(_: web.Request) -> web.StreamResponse:
+        refusal = {"reason": "queue-full", "message": "", "retry_after_seconds": 0.0}
+        return web.json_response(refusal, status=503, headers={REFUSAL_HEADER: "queue-full"})
+
+    workers = InTurn(await engine(Role.DECODE, refuses), await engine(Role.DECODE, one_event_then_silence))
+    await relayed(upstream, workers)
+    assert workers.excluded_seconds and min(workers.excluded_seconds) > 0.05
+
+
+async def test_a_slow_answer_is_not_held_against_a_worker_in_sight(engine: Engines) -> None:
+    """Nor is a whole answer expected sooner than its tokens."""
+    worker = await engine(Role.DECODE, silence)
+    slow = WorkerFailed(worker, "timeout", timed_out=True)
+    assert not slow.blames_worker
+    worker.lost()
+    assert slow.blames_worker
+    async with aiohttp.ClientSession() as session:
+        limits = Limits(idle_timeout_seconds=10.0, unstreamed_seconds_per_token=0.1)
+        upstream = Upstream(session, limits=limits, gateway_id="g", changed=lambda: None)
+        assert upstream.timeout(request(max_tokens=500)).sock_read == 10.0
+        assert upstream.timeout(request(max_tokens=500, stream=False)).sock_read == pytest.approx(60.0)
