@@ -18,6 +18,7 @@ from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.history import POOL_ROLES
 from duet_operator.memory import Memory
 from duet_operator.observing import PoolSight
+from duet_operator.ownership import controlled_by
 from duet_operator.planner.mode import apply_mode, initial_counts
 from duet_operator.planner.spec import plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
@@ -162,16 +163,21 @@ class Controller:
         return Sight(pools=pools, lost=lost, signals=signals, observation=observation)
 
     def _pools(self, deployment: DuetDeployment, spec: PlanSpec) -> dict[Role, PoolSight]:
-        world, first = self._services.world, initial_counts(deployment.spec.scaling.mode, spec)
-        pods = world.pods(self.key)
+        first = initial_counts(deployment.spec.scaling.mode, spec)
+        pods = self._services.world.pods(self.key)
         return {
             role: PoolSight(
-                deployment=world.child(self.key, DEPLOYMENT.name, names.pool_name(self.key.name, role)),
+                deployment=self._own_pool(role, uid=deployment.metadata.uid),
                 pods=tuple(pod for pod in pods if pod.role == role.value),
                 first_replicas=first.of(role),
             )
             for role in POOL_ROLES
         }
+
+    def _own_pool(self, role: Role, *, uid: str) -> Manifest | None:
+        """The pool's Deployment; one that is left of another object of this name is none."""
+        found = self._services.world.child(self.key, DEPLOYMENT.name, names.pool_name(self.key.name, role))
+        return found if found is not None and controlled_by(found, uid) else None
 
     async def _signals(self, spec: PlanSpec, pools: Mapping[Role, PoolSight], now_seconds: float) -> Signals:
         services = self._services

@@ -121,6 +121,16 @@ async def test_an_object_of_somebody_else_is_not_touched_and_the_rest_goes_on() 
     assert bench.replicas("decode") == 1
 
 
+async def test_a_pool_of_an_object_that_is_gone_is_not_scaled() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.duet["metadata"]["uid"] = "of-a-new-object"
+    bench.cluster.edit(DUET, KEY.namespace, KEY.name, {"metadata": {"annotations": {"new": "yes"}}})
+    bench.planner.decode = 4
+    assert ("scale", "Deployment", "served-decode") not in await bench.run_pass(2)
+    assert bench.replicas("decode") == 1
+
+
 async def test_a_refused_child_is_told_and_the_rest_goes_on() -> None:
     bench = Bench()
 
