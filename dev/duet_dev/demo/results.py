@@ -13,6 +13,7 @@ import numpy as np
 
 from duet_dev.demo.records import Pulse, Record
 from duet_engine.perf.linear import LinearStepModel
+from duet_engine.policy.dispatch import unloaded_pair_seconds
 from duet_engine.protocol import WorkerProfile
 from duet_engine.slo import Objective, Verdict, attainment, judge
 
@@ -25,8 +26,7 @@ class UnloadedTtft:
 
     def seconds(self, input_tokens: int) -> float:
         steps = LinearStepModel.from_coefficients(self.profile.steps)
-        prefill = steps.prompt_seconds(input_tokens, chunk_tokens=self.profile.chunked_prefill_tokens)
-        return prefill + steps.transfer_seconds(input_tokens)
+        return unloaded_pair_seconds(input_tokens, steps, chunk_tokens=self.profile.chunked_prefill_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

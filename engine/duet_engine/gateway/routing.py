@@ -34,7 +34,7 @@ OUTPUT_RESERVE_TOKENS = 512
 """KV that SGLang itself promises to a new request's answer (`num_reserved_decode_tokens`)."""
 LONGEST_PAUSE_SECONDS = 0.25
 SHORTEST_PAUSE_SECONDS = 0.005
-_NOBODY = (HoldReason.NO_DECODE_WORKER, HoldReason.NO_PREFILL_WORKER)
+_NOBODY = (HoldReason.NO_DECODE_WORKER, HoldReason.NO_PREFILL_WORKER, HoldReason.NO_PAIR)
 _WORDS = {
     HoldReason.NO_DECODE_WORKER: "no decode worker is ready",
     HoldReason.NO_PREFILL_WORKER: "no prefill worker is ready and no decode worker takes prompts",
@@ -42,6 +42,7 @@ _WORDS = {
     HoldReason.ITL_UNSAFE: "no prefill worker is ready and the decode workers have no safe room for a prompt",
     HoldReason.PREFILL_BUSY: "all prefill workers are busy",
     HoldReason.LOCAL_PREFILL_BUSY: "the decode workers are busy with other prompts",
+    HoldReason.NO_PAIR: "no prefill worker runs the same revision as a decode worker, and none of those takes prompts",
     HoldReason.TRIED_ALL: "every ready worker has refused or failed this request",
 }
 

@@ -165,11 +165,16 @@ def deflects(
 
 
 def has_room(prompt: Prompt, worker: DecodeWorker) -> bool:
-    """Whether the prompt and its expected answer fit into the worker now.
+    """Whether the prompt and its expected answer fit into the worker now."""
+    return worker.free_slots > 0 and missing_tokens(prompt, worker) == 0
+
+
+def missing_tokens(prompt: Prompt, worker: DecodeWorker) -> int:
+    """KV that must come free before the prompt and its expected answer fit into the worker.
 
     One that is larger than the whole cache is passed on: the engine knows its limits and says so to the client.
     """
     if prompt.tokens > worker.kv_capacity_tokens:
-        return worker.free_slots > 0
+        return 0
     needed_tokens = min(prompt.tokens + prompt.output_reserve_tokens, worker.kv_capacity_tokens)
-    return worker.free_slots > 0 and worker.kv_free_tokens >= needed_tokens
+    return max(0, needed_tokens - worker.kv_free_tokens)

@@ -1,8 +1,9 @@
 """Which waiting prompts leave now, and where to: one pass over the queue of a gateway.
 
 Invariant: order is kept. A prompt that must wait reserves its place on the worker it waits for, so no later prompt
-takes that place; one that waits for decode capacity, which every later prompt needs too, ends the pass. So no prompt
-starves.
+takes that place: a turn at a prefill worker, or all that comes free on the decode worker that lacks least for it. One
+that no worker is there for, as for every later prompt, ends the pass. So no prompt starves, and a large one holds up
+no more than one worker.
 
 Prompts wait here instead of in engines: a worker is open while the work ahead of the next prompt is within a window,
 and every prompt's route is decided anew in each pass until it leaves.
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import (
     DeflectionRule,
@@ -24,6 +26,7 @@ from duet_engine.policy.deflect import (
     has_room,
     in_danger,
     local_pace,
+    missing_tokens,
     takes_prompts,
 )
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
@@ -41,6 +44,7 @@ class HoldReason(StrEnum):
     ITL_UNSAFE = "itl-unsafe"
     PREFILL_BUSY = "prefill-busy"
     LOCAL_PREFILL_BUSY = "local-prefill-busy"
+    NO_PAIR = "no-pair-of-one-revision"
     TRIED_ALL = "all-workers-tried"
 
 
@@ -113,6 +117,8 @@ class _Board:
         self._decode = {worker.key: worker for worker in fleet.decode}
         self._rule = rule
         self._window_seconds = window_seconds
+        self._reserved: set[str] = set()
+        """Decode workers for whose room earlier prompts wait."""
         self._paces: dict[str, LocalPace] = {}
         """Of the workers that can take one more whole prompt now."""
         for worker in fleet.decode:
@@ -136,8 +142,7 @@ class _Board:
             ):
                 return self._take_local(prompt, local, has_pair=pair is not None), False
         if pair is None:
-            reason = self._reason_without_path(prompt)
-            return Hold(reason), reason is not HoldReason.TRIED_ALL
+            return self._hold_without_path(prompt)
         return self._take_pair(prompt, pair), False
 
     def _note_pace(self, worker: DecodeWorker) -> None:
@@ -214,35 +219,65 @@ class _Board:
         self._decode[worker.key] = occupied
         self._note_pace(occupied)
 
-    def _reason_without_path(self, prompt: Prompt) -> HoldReason:
+    def _hold_without_path(self, prompt: Prompt) -> tuple[Hold, bool]:
         decode = self._decode.values()
-        if not decode:
+        candidates = self._candidates(prompt)
+        if not candidates:
+            reason = self._reason_without_candidates(prompt)
+            return Hold(reason), reason in (HoldReason.NO_DECODE_WORKER, HoldReason.NO_PREFILL_WORKER)
+        if not any(has_room(prompt, worker) for worker in candidates):
+            self._reserve(prompt, candidates)
+            return Hold(HoldReason.DECODE_FULL), len(self._reserved) == len(decode)
+        busy = any(worker.local_prefill_tokens > 0 for worker in candidates if takes_prompts(worker, self._rule))
+        return Hold(HoldReason.LOCAL_PREFILL_BUSY if busy else HoldReason.ITL_UNSAFE), True
+
+    def _candidates(self, prompt: Prompt) -> list[DecodeWorker]:
+        """Decode workers that a path leads to, whether they have room or not."""
+        revisions = {worker.revision for worker in self._prefill.values() if worker.key not in prompt.excluded}
+        return [
+            worker
+            for worker in self._decode.values()
+            if worker.key not in prompt.excluded
+            and (takes_prompts(worker, self._rule) or (worker.revision in revisions and not worker.unified))
+        ]
+
+    def _reserve(self, prompt: Prompt, candidates: Sequence[DecodeWorker]) -> None:
+        """Off the board goes the worker that lacks least: left alone it lacks less in each pass."""
+        free = [worker for worker in candidates if worker.key not in self._reserved]
+        nearest = min(
+            free, key=lambda worker: (missing_tokens(prompt, worker), -worker.free_slots, worker.key), default=None
+        )
+        if nearest is not None:
+            self._reserved.add(nearest.key)
+            self._decode[nearest.key] = replace(nearest, free_slots=0)
+            self._paces.pop(nearest.key, None)
+
+    def _reason_without_candidates(self, prompt: Prompt) -> HoldReason:
+        if not self._decode:
             return HoldReason.NO_DECODE_WORKER
-        untried = [worker for worker in decode if worker.key not in prompt.excluded]
-        if not untried:
+        if self._candidates(replace(prompt, excluded=frozenset())):
             return HoldReason.TRIED_ALL
-        if not any(has_room(prompt, worker) for worker in untried):
-            return HoldReason.DECODE_FULL
-        local = [worker for worker in untried if takes_prompts(worker, self._rule)]
-        if local:
-            busy = any(worker.local_prefill_tokens > 0 for worker in local)
-            return HoldReason.LOCAL_PREFILL_BUSY if busy else HoldReason.ITL_UNSAFE
-        return HoldReason.NO_PREFILL_WORKER if not self._prefill else HoldReason.TRIED_ALL
+        return HoldReason.NO_PAIR if self._prefill else HoldReason.NO_PREFILL_WORKER
 
 
 def prefill_path_seconds(prompt: Prompt, prefill: PrefillWorker, decode: DecodeWorker) -> float:
     """Predicted TTFT from now through a pair: queue, own chunks, the last chunk's transfer, one step to be admitted."""
     return (
         prefill.ahead_seconds
-        + prefill.steps.prompt_seconds(prompt.tokens, chunk_tokens=prefill.chunk_tokens)
-        + prefill.steps.transfer_seconds(min(prompt.tokens, prefill.chunk_tokens))
+        + unloaded_pair_seconds(prompt.tokens, prefill.steps, chunk_tokens=prefill.chunk_tokens)
         + _step_with(prompt, decode)
     )
 
 
+def unloaded_pair_seconds(prompt_tokens: int, steps: LinearStepModel, *, chunk_tokens: int) -> float:
+    """From an idle prefill worker's start to the KV's arrival: chunks but the last are sent while others compute."""
+    transfer_seconds = steps.transfer_seconds(min(prompt_tokens, chunk_tokens))
+    return steps.prompt_seconds(prompt_tokens, chunk_tokens=chunk_tokens) + transfer_seconds
+
+
 def unloaded_ttft_seconds(prompt_tokens: int, fleet: Fleet) -> float:
     """The TTFT of a prompt on the best idle workers of this fleet; 0 when it has none."""
-    prefill = [w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in fleet.prefill]
+    prefill = [unloaded_pair_seconds(prompt_tokens, w.steps, chunk_tokens=w.chunk_tokens) for w in fleet.prefill]
     local = [w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in fleet.decode if w.prefills]
     return min(prefill or local, default=0.0)
 

@@ -129,11 +129,52 @@ def test_a_prompt_that_waits_for_decode_room_lets_none_pass() -> None:
     assert routes == [Hold(HoldReason.DECODE_FULL)]
 
 
+def test_a_prompt_that_waits_for_decode_room_holds_up_one_worker_only() -> None:
+    workers = fleet([prefill("p")], [decode("near", kv_free_tokens=5000), decode("far", kv_free_tokens=2000)])
+    routes = run([prompt(6000), prompt(1500, output_reserve_tokens=0)], workers)
+    assert routes[0] == Hold(HoldReason.DECODE_FULL)
+    assert isinstance(routes[1], Pair) and routes[1].decode == "far"
+
+
+@settings(deadline=None)
+@given(st.integers(3_000, 10_000), st.lists(st.integers(100, 2_000), min_size=1, max_size=5), st.integers(1, 3))
+def test_a_large_prompt_leaves_however_many_small_ones_follow(
+    large_tokens: int, small_tokens: list[int], workers: int
+) -> None:
+    """Each pass the oldest request of each worker ends, and small ones wait to take its room."""
+    capacity = 10_000
+    running: dict[str, list[int]] = {f"d{index}": [500] * 20 for index in range(workers)}
+    for _ in range(25 * workers):
+        fleet_now = fleet(
+            [prefill("p")],
+            [
+                decode(key, kv_capacity_tokens=capacity, kv_free_tokens=capacity - sum(held), prefills=False)
+                for key, held in running.items()
+            ],
+        )
+        queue = [prompt(large_tokens), *(prompt(tokens) for tokens in small_tokens * 3)]
+        routes = run(queue, fleet_now)
+        if routes and isinstance(routes[0], Pair):
+            return
+        for waiting, route in zip(queue, routes, strict=False):
+            if isinstance(route, Pair):
+                running[route.decode].append(waiting.tokens)
+        for held in running.values():
+            del held[:1]
+    pytest.fail("the large prompt never left")
+
+
 def test_a_prompt_that_tried_all_workers_does_not_hold_up_others() -> None:
     workers = fleet([prefill("p")], [decode("d")])
     routes = run([prompt(excluded=frozenset({"d"})), prompt()], workers)
     assert routes[0] == Hold(HoldReason.TRIED_ALL)
     assert isinstance(routes[1], Pair)
+
+
+def test_nor_does_it_when_all_prefill_where_they_decode() -> None:
+    routes = run([prompt(excluded=frozenset({"d"})), prompt()], fleet([], [decode("d")]))
+    assert routes[0] == Hold(HoldReason.TRIED_ALL)
+    assert isinstance(routes[1], Local)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +191,12 @@ def test_a_prompt_that_tried_all_workers_does_not_hold_up_others() -> None:
             replace(RULE, mode=DeflectionMode.PAPER),
             HoldReason.LOCAL_PREFILL_BUSY,
         ),
+        (fleet([prefill("p", revision="1")], [decode("d", revision="2")]), OFF, HoldReason.NO_PAIR),
+        (
+            fleet([prefill("p", revision="1")], [decode("d", free_slots=0, revision="1"), decode("e", revision="2")]),
+            OFF,
+            HoldReason.DECODE_FULL,
+        ),
         (fleet([prefill("p", ahead=9.0)], [decode("d", prefills=False)]), RULE, HoldReason.PREFILL_BUSY),
     ],
 )
@@ -159,7 +206,12 @@ def test_a_hold_says_why(workers: Fleet, rule: DeflectionRule, reason: HoldReaso
 
 def test_the_unloaded_ttft_is_that_of_the_idle_pool() -> None:
     workers = fleet([prefill("p", ahead=3.0)], [decode("d")])
-    assert unloaded_ttft_seconds(1000, workers) == pytest.approx(STEPS.prompt_seconds(1000, chunk_tokens=2048))
+    assert unloaded_ttft_seconds(1000, workers) == pytest.approx(
+        STEPS.prompt_seconds(1000, chunk_tokens=2048) + STEPS.transfer_seconds(1000)
+    )
+    assert unloaded_ttft_seconds(1000, fleet([], [decode("d")])) == pytest.approx(
+        STEPS.prompt_seconds(1000, chunk_tokens=2048)
+    ), "nothing to transfer"
     assert unloaded_ttft_seconds(1000, fleet([], [])) == 0.0
 
 
