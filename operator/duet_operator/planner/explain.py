@@ -143,7 +143,7 @@ def _clause(reason: Reason, pool: PoolAccount, spec: PlanSpec) -> str:
         case Reason.MAX_REPLICAS:
             return f"{needed} needed but maxReplicas is {pool.bounds.max_replicas}"
         case Reason.MAX_GPUS:
-            return f"{needed} needed but maxGPUs is {spec.max_gpus}"
+            return f"{needed} needed but maxGPUs {spec.max_gpus} leaves no room"
         case Reason.PENDING_PODS:
             return f"{needed} needed but {pool.state.pending_too_long} pods are pending past the deadline"
         case Reason.STABILIZATION:

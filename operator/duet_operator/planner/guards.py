@@ -70,7 +70,9 @@ def settle(need: Counts, *, held: Counts, observation: Observation, spec: PlanSp
     kept = wanted.at_most(present).at_least(limits.lowest)
     if may_shrink and spec.max_gpus is not None and limits.gpus_of(kept) > spec.max_gpus:
         return within_budget(kept, limits)
-    return within_budget(wanted, replace(limits, lowest=kept, max_gpus=rules.growth_gpus))
+    leaving_gpus = limits.gpus_of(present.at_least(wanted)) - limits.gpus_of(wanted)
+    room = None if rules.growth_gpus is None else rules.growth_gpus - leaving_gpus
+    return within_budget(wanted, replace(limits, lowest=kept, max_gpus=room))
 
 
 def limits_on(pool: PoolAccount, *, feasible: bool, keeps: Reason | None) -> tuple[Reason, ...]:

@@ -135,6 +135,16 @@ CASES = [
         limited_by=frozenset({Reason.MAX_GPUS}),
     ),
     case(
+        "a pool grows only after the other has left its GPUs",
+        (2, 1),
+        Reason.LOAD_FALLING,
+        prefill=2,
+        decode=9,
+        demand=demand(14, output_tokens=20.0),
+        spec=spec(max_gpus=11),
+        limited_by=frozenset({Reason.MAX_GPUS}),
+    ),
+    case(
         "maxReplicas lowered: no stabilization against the user's own wish",
         (9, 3),
         Reason.MAX_REPLICAS,
