@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from duet_operator.api.v1alpha1 import DuetDeployment
+    from duet_operator.cluster import Kind
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
     from duet_operator.observing import Trouble
@@ -140,7 +141,7 @@ class Controller:
 
     def _recall(self, deployment: DuetDeployment) -> None:
         name = names.history_name(deployment.metadata.name)
-        self._memory.recall(self._services.world.child(self.key, CONFIG_MAP.name, name), name=str(self.key))
+        self._memory.recall(self._own(CONFIG_MAP, name, uid=deployment.metadata.uid), name=str(self.key))
 
     async def _observe(self, deployment: DuetDeployment, spec: PlanSpec) -> Sight:
         now_seconds = self._services.now().timestamp()
@@ -167,17 +168,19 @@ class Controller:
         pods = self._services.world.pods(self.key)
         return {
             role: PoolSight(
-                deployment=self._own_pool(role, uid=deployment.metadata.uid),
+                deployment=self._own(DEPLOYMENT, names.pool_name(self.key.name, role), uid=deployment.metadata.uid),
                 pods=tuple(pod for pod in pods if pod.role == role.value),
                 first_replicas=first.of(role),
             )
             for role in POOL_ROLES
         }
 
-    def _own_pool(self, role: Role, *, uid: str) -> Manifest | None:
-        """The pool's Deployment; one that is left of another object of this name is none."""
-        found = self._services.world.child(self.key, DEPLOYMENT.name, names.pool_name(self.key.name, role))
-        return found if found is not None and controlled_by(found, uid) else None
+    def _own(self, kind: Kind, name: str, *, uid: str) -> Manifest | None:
+        """A child of this object; one that is left of another object of its name, or on its way out, is none."""
+        found = self._services.world.child(self.key, kind.name, name)
+        if found is None or "deletionTimestamp" in found["metadata"] or not controlled_by(found, uid):
+            return None
+        return found
 
     async def _signals(self, spec: PlanSpec, pools: Mapping[Role, PoolSight], now_seconds: float) -> Signals:
         services = self._services

@@ -346,6 +346,28 @@ async def test_the_memory_outlives_the_operator() -> None:
     assert bench.cluster.writes == []
 
 
+async def test_the_memory_of_another_object_of_this_name_is_left_alone() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.controller._memory.planner = PlannerMemory(correction=1.25)
+    await bench.controller.save()
+    reference = {"controller": True, "uid": "another", "kind": "DuetDeployment", "name": KEY.name}
+    theirs = {"metadata": {"ownerReferences": [reference]}}
+    bench.cluster.edit(CONFIG_MAP, KEY.namespace, "served-duet-history", theirs)
+    bench.controller = bench.new_controller()
+    await bench.run_pass()
+    assert bench.planner.memory == PlannerMemory()
+
+
+async def test_a_pool_on_its_way_out_is_not_scaled() -> None:
+    bench = Bench()
+    await settled(bench)
+    leaving = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", leaving)
+    bench.planner.decode = 5
+    assert ("scale", "Deployment", "served-decode") not in await bench.run_pass()
+
+
 async def test_a_spoilt_memory_is_forgotten() -> None:
     bench = Bench()
     await settled(bench)
