@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 OWN_SELECTOR = f"{MANAGED_BY}=duet-operator"
 CHILD_KINDS = (DEPLOYMENT, POD, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING, CONFIG_MAP)
+FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 60.0
 LONGEST_PASS_SECONDS = 120.0
 SAVE_AT_EXIT_SECONDS = 5.0
@@ -107,16 +108,8 @@ class ControlLoop:
             logger.warning("not all memories could be saved within %g s", SAVE_AT_EXIT_SECONDS)
 
     async def _relist_for_ever(self) -> None:
-        delay = 0.5
-        while not self.synchronised.is_set():
-            try:
-                await self._relist()
-            except ClusterError as error:
-                logger.warning("nothing can be done before everything was listed: %s", error)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
-            else:
-                self.synchronised.set()
+        await self._relist_at_last()
+        self.synchronised.set()
         for key in self._world.duets():
             self._wake(key)
         while True:
@@ -124,10 +117,23 @@ class ControlLoop:
                 await asyncio.wait_for(self._listing_wanted.wait(), self._settings.relist_seconds)
                 await asyncio.sleep(GATHER_LISTINGS_SECONDS)
             self._listing_wanted.clear()
+            await self._relist_at_last()
+
+    async def _relist_at_last(self) -> None:
+        """List everything, again and again until it succeeds: what a watch missed stays unseen until then."""
+        delay = FIRST_BACKOFF_SECONDS
+        while True:
             try:
                 await self._relist()
             except ClusterError as error:
-                logger.warning("listing everything again failed, the watches go on: %s", error)
+                logger.warning("not everything could be listed: %s", error)
+            except Exception:
+                # Anything else is a defect here, and no object may suffer from it.
+                logger.exception("not everything could be listed")
+            else:
+                return
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
 
     async def _relist(self) -> None:
         for kind in (*CHILD_KINDS, DUET):
@@ -220,10 +226,16 @@ class ControlLoop:
                 await self._save(key)
 
     async def _save(self, key: Key) -> None:
+        known = self._controllers.get(key)
+        if known is None:
+            return  # It was deleted while the others' memories were saved.
         try:
-            await self._controllers[key][1].save()
+            await known[1].save()
         except (ClusterError, ForeignObjectError, LeaseLostError) as error:
             logger.warning("%s: its memory wasn't saved: %s", key, error)
+        except Exception:
+            # Anything else is a defect here, and no other object may suffer from it.
+            logger.exception("%s: its memory wasn't saved", key)
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -182,3 +182,51 @@ async def test_a_watch_that_begins_anew_has_its_gap_filled(monkeypatch: pytest.M
         loop.list_soon()
         await until(lambda: ("create", "Deployment", "served-prefill") in bench.cluster.writes[-12:])
         await until(lambda: ("Deployment", KEY.namespace, "served-prefill") in bench.cluster.objects)
+
+
+async def test_a_list_that_fails_is_tried_again_without_another_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duet_operator.loop.GATHER_LISTINGS_SECONDS", 0.01)
+    monkeypatch.setattr("duet_operator.loop.FIRST_BACKOFF_SECONDS", 0.01)
+    bench = Bench(LONG_INTERVAL, settings=SETTINGS)
+    real_list = bench.cluster.list
+    errors: list[Exception] = []
+
+    async def flaky(kind: Kind, **options: Any) -> Listing:
+        if errors:
+            raise errors.pop()
+        return await real_list(kind, **options)
+
+    bench.cluster.list = flaky  # type: ignore[method-assign]
+    async with looping(bench) as loop:
+        await until(lambda: made(bench, KEY.name))
+        bench.cluster.subscribers.clear()
+        bench.cluster.remove(DEPLOYMENT, KEY.namespace, "served-prefill")
+        errors += [ArithmeticError("a defect"), ClusterError("list", status=0, reason="Unreachable", message="")]
+        loop.list_soon()
+        await until(lambda: ("Deployment", KEY.namespace, "served-prefill") in bench.cluster.objects)
+
+
+async def test_an_object_that_goes_while_memories_are_saved_ends_nothing() -> None:
+    bench = Bench(LONG_INTERVAL, settings=replace(SETTINGS, history_flush_seconds=0.01))
+    add(bench, "other")
+
+    def planner(observation: Any, memory: PlannerMemory, spec: Any, performance: Any) -> Decision:
+        decision = bench.planner(observation, memory, spec, performance)
+        return replace(decision, memory=PlannerMemory(correction=1.5))
+
+    real_create = bench.cluster.create
+    saved: list[str] = []
+
+    async def create(manifest: dict[str, Any]) -> dict[str, Any]:
+        if manifest["metadata"]["name"].endswith("-duet-history"):
+            saved.append(manifest["metadata"]["name"])
+            for name in (KEY.name, "other"):
+                if not manifest["metadata"]["name"].startswith(name):
+                    bench.cluster.remove(DUET, KEY.namespace, name)
+                    await until(lambda name=name: KEY._replace(name=name) not in loop._controllers)  # type: ignore[misc]
+            raise ArithmeticError("a defect")
+        return await real_create(manifest)
+
+    bench.cluster.create = create  # type: ignore[method-assign]
+    async with looping(bench, planner=planner) as loop:
+        await until(lambda: len(saved) >= 2)
