@@ -34,6 +34,7 @@ OUTPUT_RESERVE_TOKENS = 512
 """KV that SGLang itself promises to a new request's answer (`num_reserved_decode_tokens`)."""
 LONGEST_PAUSE_SECONDS = 0.25
 SHORTEST_PAUSE_SECONDS = 0.005
+"""Between passes over a queue that stays: each costs milliseconds, and every worker's every state asks for one."""
 _NOBODY = (HoldReason.NO_DECODE_WORKER, HoldReason.NO_PREFILL_WORKER, HoldReason.NO_PAIR)
 _WORDS = {
     HoldReason.NO_DECODE_WORKER: "no decode worker is ready",
@@ -114,6 +115,7 @@ class Dispatcher:
         self._held_bytes = 0
         self._nobody_since: float | None = None
         self._pass_due = False
+        self._rest_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -165,10 +167,10 @@ class Dispatcher:
                 self._waiting.remove(waiter)
 
     def wake(self) -> None:
-        """Something changed: decide again before the loop sleeps."""
+        """Something changed: decide again, before the loop sleeps unless others were left waiting just now."""
         if self._waiting and not self._pass_due:
             self._pass_due = True
-            self._loop.call_soon(self._run_pass)
+            self._loop.call_later(max(0.0, self._rest_until - monotonic()), self._run_pass)
 
     def _check_limits(self, request: ClientRequest) -> None:
         too_many = len(self._waiting) >= self._limits.held_requests
@@ -195,7 +197,9 @@ class Dispatcher:
         for waiter, route in zip(seen, routes, strict=False):
             if not isinstance(route, Hold) and not waiter.future.done():
                 self._leave(waiter, route, now)
-        self._expire(fleet, now)
+        first = routes[0] if routes else None
+        self._expire(fleet, now, head_reason=first.reason if isinstance(first, Hold) else None)
+        self._rest_until = monotonic() + SHORTEST_PAUSE_SECONDS if self._waiting else 0.0
         self._plan_next_pass(fleet, window_seconds)
 
     def _refresh(self, waiter: _Waiter, fleet: Fleet, now: float) -> None:
@@ -232,12 +236,13 @@ class Dispatcher:
             )
         )
 
-    def _expire(self, fleet: Fleet, now: float) -> None:
+    def _expire(self, fleet: Fleet, now: float, *, head_reason: HoldReason | None) -> None:
+        """`head_reason` is the pass's own, when it had one."""
         if not self._waiting:
             self._nobody_since = None
             return
         rule = self._live().deflection
-        reason = hold_reason(self._waiting[0].prompt, fleet, rule)
+        reason = head_reason or hold_reason(self._waiting[0].prompt, fleet, rule)
         if reason not in _NOBODY:
             self._nobody_since = None
         elif self._nobody_since is None:

@@ -187,7 +187,13 @@ class Worker:
                 requests + len(joining), state.decode_context_tokens + sum(work.prompt_tokens for work in joining)
             ),
             kv_capacity_tokens=capacity_tokens,
-            kv_free_tokens=capacity_tokens - state.kv_used_tokens - state.kv_reserved_tokens - claimed_tokens,
+            kv_free_tokens=(
+                capacity_tokens
+                - state.kv_used_tokens
+                - state.kv_reserved_tokens
+                - self._preallocation_tokens(state)
+                - claimed_tokens
+            ),
             free_slots=self.profile.max_running_requests - requests - state.work.deflected - len(unconfirmed),
             prefills=unified or (state.deflection_active and not self._deflection_refused),
             unified=unified,
@@ -214,6 +220,15 @@ class Worker:
             inflight=self.inflight,
             errors_total=self.errors_total,
         )
+
+    def _preallocation_tokens(self, state: WorkerState) -> int:
+        """KV for which requests queue in the engine: reported nowhere, so taken for as much as its others have."""
+        waiting = state.work.decode_prealloc
+        confirmed = state.accepted.get(self._gateway_id, 0)
+        own = [work for work in self._sent.values() if work.sequence <= confirmed and not work.local]
+        if own:
+            return waiting * sum(work.prompt_tokens + work.output_reserve_tokens for work in own) // len(own)
+        return waiting * state.decode_context_tokens // max(1, state.decode_requests)
 
     def _unconfirmed(self) -> Iterator[SentWork]:
         confirmed = self.state.accepted.get(self._gateway_id, 0) if self.state else 0

@@ -63,6 +63,15 @@ def test_a_dispatch_counts_until_the_state_includes_it() -> None:
     assert (view.batch.requests, view.kv_free_tokens, view.free_slots) == (1, 9_500, 9)
 
 
+def test_requests_that_queue_for_kv_in_the_engine_are_counted_as_if_they_had_it() -> None:
+    decode = worker()
+    send(decode)
+    decode.heard(state_of(accepted={"g": 1}, work=Work(decode_prealloc=2)), 100.1)
+    assert decode.decode_view().kv_free_tokens == 10_000 - 2 * 600
+    others = worker(work=Work(decode_prealloc=1), decode_requests=2, decode_context_tokens=800)
+    assert others.decode_view().kv_free_tokens == 10_000 - 400
+
+
 def test_a_dispatch_that_ended_counts_no_more() -> None:
     decode = worker()
     work = send(decode)
