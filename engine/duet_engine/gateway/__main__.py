@@ -101,8 +101,7 @@ async def _run_static(settings: Settings, config: StaticConfig) -> None:
     async with _session() as session:
         gateway = Gateway(settings, session=session, initial=initial)
         await gateway.start(StaticDiscovery(config))
-        await _until_told_to_stop()
-        await gateway.stop()
+        await _serve_to_the_end(gateway)
 
 
 async def _run_in_cluster(settings: Settings, namespace: str, name: str) -> None:
@@ -119,8 +118,7 @@ async def _run_in_cluster(settings: Settings, namespace: str, name: str) -> None
         )
         gateway = Gateway(settings, session=session, initial=LiveSettings())
         await gateway.start(PodDiscovery(pods), own.snapshots())
-        await _until_told_to_stop()
-        await gateway.stop()
+        await _serve_to_the_end(gateway)
 
 
 def _session() -> aiohttp.ClientSession:
@@ -128,12 +126,19 @@ def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
 
 
-async def _until_told_to_stop() -> None:
+async def _serve_to_the_end(gateway: Gateway) -> None:
+    """Until a signal, or until a part of the gateway stops: a process that starts anew beats one with a frozen view."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    await told.wait()
+    ends = [loop.create_task(event.wait()) for event in (told, gateway.broken)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
+    await gateway.stop()
+    if gateway.broken.is_set():
+        raise click.ClickException("a part of the gateway stopped; the log says which and why")
 
 
 if __name__ == "__main__":

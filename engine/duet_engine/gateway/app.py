@@ -1,7 +1,8 @@
 """One gateway process: its parts, wired, and its life from start to graceful end.
 
 Invariant: it says ready only while it should get new connections; from SIGTERM on it answers everything that it
-accepts, tells clients to close, and ends when the last answer has been sent or the grace period is over.
+accepts, tells clients to close, and ends when the last answer has been sent or the grace period is over. When a part
+of it stops, all of it does, in the same way.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 IDLE_CONNECTION_SECONDS = 3.0
 """Shorter than the 5 s after which engines close idle connections, so that none is closed under a request."""
 _KEEP_ALIVE_SECONDS = 75.0
+_SETTLE_SECONDS = 0.2
+"""What was accepted just before the listener closed reaches its handler within this."""
 
 
 class Gateway:
@@ -48,7 +51,10 @@ class Gateway:
         self._session = session
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[str, asyncio.Task[None]] = {}
-        self._synced = asyncio.Event()
+        self._unknown = {"workers"}
+        """What hasn't been listed yet."""
+        self.broken = asyncio.Event()
+        """A part stopped that must not: what is known of the fleet is frozen from now on."""
         self._draining = False
         self._loop = asyncio.get_running_loop()
         instance_id = secrets.token_hex(8)
@@ -96,6 +102,7 @@ class Gateway:
         self._lag.start()
         self._spawn(self._follow_members(discovery))
         if objects is not None:
+            self._unknown.add("DuetDeployment")
             self._spawn(self._follow_settings(objects))
         settings = self._settings
         admin = await self._serve(self._admin.application(), settings.admin_host, settings.admin_port)
@@ -110,7 +117,7 @@ class Gateway:
         if self._public_site is not None:
             await self._public_site.stop()
         try:
-            await asyncio.wait_for(self._public.idle.wait(), self._settings.grace_seconds)
+            await asyncio.wait_for(self._until_idle(), self._settings.grace_seconds)
         except TimeoutError:
             log.warning("grace period over with %d requests in flight", self._public.inflight)
         for runner in reversed(self._runners):
@@ -119,6 +126,13 @@ class Gateway:
         self._lag.stop()
         for task in [*self._tasks, *self._listeners.values()]:
             task.cancel()
+
+    async def _until_idle(self) -> None:
+        while True:
+            await self._public.idle.wait()
+            await asyncio.sleep(_SETTLE_SECONDS)
+            if self._public.idle.is_set():
+                return
 
     def _live_now(self) -> LiveSettings:
         return self._live
@@ -130,7 +144,9 @@ class Gateway:
     def _unready_reason(self) -> str | None:
         if self._draining:
             return "draining"
-        return None if self._synced.is_set() else "the workers are not known yet"
+        if self.broken.is_set():
+            return "a part of the gateway stopped"
+        return f"not known yet: {', '.join(sorted(self._unknown))}" if self._unknown else None
 
     async def _serve(self, app: web.Application, host: str, port: int) -> web.TCPSite:
         app.on_response_prepare.append(self._close_while_draining)
@@ -160,16 +176,19 @@ class Gateway:
                 self._listeners.pop(worker.key).cancel()
                 worker.lost()
             for worker in come:
-                self._listeners[worker.key] = self._loop.create_task(
+                listener = self._loop.create_task(
                     listen(worker, self._session, knobs=self._knobs, changed=self._dispatcher.wake)
                 )
+                listener.add_done_callback(self._ended)
+                self._listeners[worker.key] = listener
             if come or gone:
                 log.info("workers: %s", ", ".join(sorted(worker.name for worker in self.workers)) or "none")
-            self._synced.set()
+            self._unknown.discard("workers")
             self._dispatcher.wake()
 
     async def _follow_settings(self, objects: AsyncIterator[Mapping[str, dict[str, Any]]]) -> None:
         async for snapshot in objects:
+            self._unknown.discard("DuetDeployment")
             for item in snapshot.values():
                 generation = item["metadata"].get("generation", 0)
                 if generation != self._live.generation:
@@ -184,5 +203,6 @@ class Gateway:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        if not task.cancelled():
             log.critical("a part of the gateway stopped", exc_info=task.exception())
+            self.broken.set()

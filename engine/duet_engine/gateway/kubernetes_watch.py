@@ -139,7 +139,8 @@ class ObjectWatch:
                 async for _ in self._follow(version):
                     yield self._objects
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
-                log.warning("watch of %s: %s; again in %.1f s", self._url, error or type(error).__name__, pause_seconds)
+                reason = str(error) or type(error).__name__
+                log.warning("watch of %s: %s; again in %.1f s", self._url, reason, pause_seconds)
                 await asyncio.sleep(pause_seconds)
                 pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
 

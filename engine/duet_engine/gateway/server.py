@@ -100,6 +100,16 @@ class PublicServer:
         return app
 
     async def _inference(self, http: web.Request) -> web.StreamResponse:
+        self.inflight += 1
+        self.idle.clear()
+        try:
+            return await self._answered(http)
+        finally:
+            self.inflight -= 1
+            if not self.inflight:
+                self.idle.set()
+
+    async def _answered(self, http: web.Request) -> web.StreamResponse:
         arrived_at = monotonic()
         request = parse(http.path, await self._body(http), model_names=self._live().model_names)
         record = RequestRecord(
@@ -110,8 +120,6 @@ class PublicServer:
         )
         counters = self._demand.of(record)
         counters.arrived(record)
-        self.inflight += 1
-        self.idle.clear()
         try:
             return await self._served(http, request, record, counters)
         except GatewayError as error:
@@ -122,9 +130,6 @@ class PublicServer:
             record.end, record.error = End.CANCELLED, str(error)
             raise
         finally:
-            self.inflight -= 1
-            if not self.inflight:
-                self.idle.set()
             self._finish(record, counters)
 
     async def _body(self, http: web.Request) -> bytes:

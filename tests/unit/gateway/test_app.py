@@ -1,0 +1,137 @@
+"""A gateway process's life: when it says ready, when it ends by itself, what it finishes before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.support.fleet import eventually
+
+from duet_engine.gateway.app import Gateway
+from duet_engine.gateway.discovery import Member, StaticDiscovery
+from duet_engine.gateway.errors import GatewayError
+from duet_engine.gateway.live_settings import LiveSettings
+from duet_engine.gateway.requests import COMPLETIONS, parse
+from duet_engine.gateway.routing import SHORTEST_PAUSE_SECONDS, Dispatcher
+from duet_engine.gateway.settings import Limits, Settings, StaticConfig
+from duet_engine.gateway.workers import Workers
+from duet_engine.policy.fleet import Fleet
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as opened:
+        yield opened
+
+
+Made = tuple[Gateway, str]
+
+
+@pytest.fixture
+def make(session: aiohttp.ClientSession) -> Callable[[], Made]:
+    def made() -> Made:
+        settings = Settings(port=free_port(), admin_port=free_port(), propagation_seconds=0.0)
+        gateway = Gateway(settings, session=session, initial=LiveSettings())
+        return gateway, f"http://127.0.0.1:{settings.port}"
+
+    return made
+
+
+NO_WORKERS = StaticDiscovery(StaticConfig(workers=()))
+
+
+async def readiness(session: aiohttp.ClientSession, url: str) -> str:
+    async with session.get(url + "/ready") as response:
+        return await response.text()
+
+
+async def test_it_is_ready_once_workers_and_object_have_been_listed(
+    make: Callable[[], Made], session: aiohttp.ClientSession
+) -> None:
+    """Before that it would serve with objectives that nobody asked for."""
+    listed = asyncio.Event()
+
+    async def objects() -> AsyncIterator[Mapping[str, dict[str, Any]]]:
+        await listed.wait()
+        yield {}
+        await asyncio.Event().wait()
+
+    gateway, url = make()
+    await gateway.start(NO_WORKERS, objects())
+
+    async def says(reason: str) -> bool:
+        return await readiness(session, url) == reason
+
+    await eventually(lambda: says("not known yet: DuetDeployment"), "the workers to be listed")
+    listed.set()
+    await eventually(lambda: says("ready"), "the object to be listed")
+    await gateway.stop()
+
+
+async def test_a_part_that_stops_breaks_the_whole(make: Callable[[], Made], session: aiohttp.ClientSession) -> None:
+    class BreaksOff:
+        async def members(self) -> AsyncIterator[tuple[Member, ...]]:
+            yield ()
+            raise KeyError("metadata")
+
+    gateway, url = make()
+    await gateway.start(BreaksOff())
+    async with asyncio.timeout(20):
+        await gateway.broken.wait()
+    assert await readiness(session, url) == "a part of the gateway stopped"
+    await gateway.stop()
+
+
+async def test_a_request_whose_body_still_comes_is_finished_before_the_end(make: Callable[[], Made]) -> None:
+    gateway, url = make()
+    await gateway.start(NO_WORKERS)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    writer.write(head.encode())
+    async with asyncio.timeout(30):
+        assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n"), "it is being handled"
+        stopped = asyncio.create_task(gateway.stop())
+        await asyncio.sleep(1.5)  # longer than the server waits for handlers that nobody counts
+        writer.write(b"{}")
+        assert b" 400 " in await reader.readline()
+        await stopped
+    writer.close()
+
+
+async def test_a_storm_of_states_costs_a_bounded_number_of_passes() -> None:
+    class Counted(Workers):
+        passes = 0
+
+        def fleet(self, now: float) -> Fleet:
+            self.passes += 1
+            return super().fleet(now)
+
+    workers, loop = Counted("g"), asyncio.get_running_loop()
+    limits = Limits(hold_timeout_seconds=0.1)
+    dispatcher = Dispatcher(workers, live=LiveSettings, limits=limits, window_seconds=lambda: 0.1)
+    started_at = loop.time()
+    waiting = asyncio.create_task(
+        dispatcher.assign(
+            parse(COMPLETIONS, b'{"prompt": [1]}', model_names=()),
+            prompt_tokens=1,
+            arrived_at=started_at,
+            excluded_until={},
+        )
+    )
+    while not waiting.done():
+        dispatcher.wake()
+        await asyncio.sleep(0)
+    with pytest.raises(GatewayError, match="no decode worker is ready"):
+        await waiting
+    assert workers.passes <= 2 + (loop.time() - started_at) / SHORTEST_PAUSE_SECONDS
