@@ -117,7 +117,7 @@ class Remove:
 
     drained: tuple[Pod, ...] = ()
     at_once: tuple[Pod, ...] = ()
-    """Hold nothing, as they never were ready."""
+    """Hold nothing, as they never were ready or don't run any more."""
     overdue: tuple[Pod, ...] = ()
     """Still hold requests, which fail: `drain.onTimeout` says Terminate."""
     replicas: int
@@ -202,8 +202,8 @@ def _released(alive: Sequence[Worker], pool: Pool) -> list[Worker]:
 
 
 def _holds_nothing(worker: Worker) -> bool:
-    """It has never been ready, so no request is on it."""
-    return not worker.pod.has_been_ready and not worker.draining
+    """It has never been ready, or its engine has ended: no request is on it, and no engine could confirm that."""
+    return worker.pod.engine_stopped or (not worker.pod.has_been_ready and not worker.draining)
 
 
 def _youngest_first(worker: Worker) -> tuple[bool, float, str]:
@@ -239,6 +239,9 @@ def _ordinary(
             actions.append(Cancel(worker.pod, "Rollout" if pool.rollout_in_progress else "LoadReturned"))
         elif confirmed(worker.status, rules.settle_seconds) and not worker.pod.ready:
             drained.append(worker)
+        elif _serves_again(worker):
+            actions.append(Start(pod=worker.pod, reason="LeaseRanOut"))
+            waiting += 1
         elif not _timed_out(worker, rules):
             actions.append(Renew(worker.pod))
             waiting += 1
@@ -256,6 +259,11 @@ def _ordinary(
 
 def _nearest_to_gone(worker: Worker) -> tuple[int, float, str]:
     return (worker.remaining, worker.pod.draining_since_seconds or 0.0, worker.pod.name)
+
+
+def _serves_again(worker: Worker) -> bool:
+    """Its lease ran out while no operator was there: what it does now began later than its annotation says."""
+    return worker.status is not None and worker.status.phase is DrainPhase.SERVING
 
 
 def _timed_out(worker: Worker, rules: Rules) -> bool:

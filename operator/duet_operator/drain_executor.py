@@ -127,7 +127,7 @@ class DrainExecutor:
         self._metrics.drain_ended("timed_out" if timed_out else "cancelled")
 
     async def _replace(self, pod: Pod, place: Place) -> None:
-        if pod.has_been_ready and not await self._confirmed(pod, place):
+        if pod.may_hold_requests and not await self._confirmed(pod, place):
             return
         await self._cluster.delete(POD, pod.namespace, pod.name, uid=pod.uid)
         self._metrics.drain_ended("replaced")
@@ -137,7 +137,7 @@ class DrainExecutor:
         candidates = (*removal.drained, *removal.at_once)
         sure = await asyncio.gather(
             *(self._confirmed(pod, place) for pod in removal.drained),
-            *(self._never_ready(pod) for pod in removal.at_once),
+            *(self._holds_nothing(pod) for pod in removal.at_once),
         )
         leaving = [*(pod for pod, yes in zip(candidates, sure, strict=True) if yes), *removal.overdue]
         replicas = removal.count_without(len(leaving))
@@ -162,10 +162,10 @@ class DrainExecutor:
             return False
         return confirmed(status, place.settle_seconds)
 
-    async def _never_ready(self, pod: Pod) -> bool:
+    async def _holds_nothing(self, pod: Pod) -> bool:
         """Asks the API server itself: the cache may be a moment behind."""
         body = await self._cluster.get(POD, pod.namespace, pod.name)
-        return body is not None and not read_pod(body).has_been_ready
+        return body is not None and not read_pod(body).may_hold_requests
 
     async def _annotate(self, pod: Pod, annotations: dict[str, str | None]) -> None:
         changes = {"metadata": {"uid": pod.uid, "annotations": annotations}}

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from duet_operator.resources.labels import REVISION, ROLE
+from duet_operator.resources.pools import CONTAINER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +62,9 @@ class Pod:
     ready_changed_seconds: float | None = None
     """When the Ready condition last changed."""
     has_been_ready: bool = False
-    """It is Ready, or was: it may hold requests."""
+    """It is Ready, or was."""
+    engine_stopped: bool = False
+    """Its engine isn't running, such as between two tries of a crash loop: what it held is lost already."""
     terminating: bool = False
     phase: str = "Pending"
     trouble: str | None = None
@@ -73,6 +76,11 @@ class Pod:
     def alive(self) -> bool:
         """It counts as one of its Deployment's replicas."""
         return not self.terminating and self.phase not in ("Succeeded", "Failed")
+
+    @property
+    def may_hold_requests(self) -> bool:
+        """Its engine runs and was ready at some time."""
+        return self.has_been_ready and not self.engine_stopped
 
     @property
     def draining_since_seconds(self) -> float | None:
@@ -130,6 +138,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         ready=is_ready,
         ready_changed_seconds=ready_changed,
         has_been_ready=is_ready or changed_late,
+        engine_stopped=_engine_stopped(status),
         terminating="deletionTimestamp" in metadata,
         phase=status.get("phase", "Pending"),
         trouble=_trouble(conditions, status),
@@ -153,3 +162,10 @@ def _trouble(conditions: Mapping[str, Mapping[str, Any]], status: Mapping[str, A
         if reason in _FAILED_WAITS:
             return str(reason)
     return None
+
+
+def _engine_stopped(status: Mapping[str, Any]) -> bool:
+    """The kubelet says so; a pod of which it says nothing may well run."""
+    engine = next((each for each in status.get("containerStatuses") or () if each.get("name") == CONTAINER), None)
+    state = {} if engine is None else engine.get("state") or {}
+    return "waiting" in state or "terminated" in state

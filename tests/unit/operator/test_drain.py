@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.support.workers import NOW, drained, draining, pool, ready, rules, starting
 
+from duet_engine.protocol import DrainPhase
 from duet_operator.drain import (
     VICTIM_COST,
     Action,
@@ -200,3 +201,33 @@ def test_choice(workers: list[Worker], spread: bool, first: str) -> None:
 
 def test_a_silent_engine_confirms_nothing() -> None:
     assert not confirmed(None, 0.0)
+
+
+# --- engines that ended, operators that were away ---
+
+
+def test_a_worker_whose_engine_ended_leaves_before_a_healthy_one() -> None:
+    broken = ready("broken", serving=False)
+    broken = replace(broken, pod=replace(broken.pod, engine_stopped=True))
+    actions = decide(pool(ready("a"), ready("b"), broken, target=2), rules())
+    leaving = removal(actions)
+    assert leaving is not None
+    assert [pod.name for pod in leaving.at_once] == ["broken"]
+    assert of(actions, Start) == []
+
+
+def test_a_worker_whose_engine_ended_while_it_drained_is_not_waited_for() -> None:
+    broken = draining("broken", left=0, answered=False)
+    broken = replace(broken, pod=replace(broken.pod, engine_stopped=True))
+    leaving = removal(decide(pool(ready("a"), broken, target=1), rules()))
+    assert leaving is not None
+    assert [pod.name for pod in leaving.at_once] == ["broken"]
+
+
+@pytest.mark.parametrize("terminate", [True, False])
+def test_a_worker_that_serves_again_since_its_lease_ran_out_starts_its_drain_anew(terminate: bool) -> None:
+    away = draining("away", left=3, since=NOW - 9999)
+    assert away.status is not None
+    away = replace(away, status=away.status.model_copy(update={"phase": DrainPhase.SERVING}))
+    actions = decide(pool(ready("a"), away, target=1), replace(rules(), terminate_on_timeout=terminate))
+    assert actions == (Start(pod=away.pod, reason="LeaseRanOut"),)

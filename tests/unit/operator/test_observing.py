@@ -191,6 +191,21 @@ def test_trouble_is_named_as_the_cluster_names_it(status: dict[str, Any], expect
     assert read_pod(manifest(**status)).trouble == expected
 
 
+@pytest.mark.parametrize(
+    ("container", "expected"),
+    [
+        ({"name": "engine", "state": {"running": {}}}, False),
+        ({"name": "engine", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}, True),
+        ({"name": "engine", "state": {"terminated": {"exitCode": 1}}}, True),
+        ({"name": "sidecar", "state": {"terminated": {"exitCode": 1}}}, False),
+    ],
+)
+def test_only_a_pod_whose_engine_ended_holds_nothing_any_more(container: dict[str, Any], expected: bool) -> None:
+    was_ready = [condition("Ready", "False", "2026-01-01T00:01:00Z")]
+    found = read_pod(manifest(conditions=was_ready, containerStatuses=[container]))
+    assert (found.engine_stopped, found.may_hold_requests) == (expected, not expected)
+
+
 def test_named_ports_and_addresses_of_both_families() -> None:
     found = read_pod(manifest(podIP="10.0.0.7"))
     assert found.endpoint("http", 30000) == "10.0.0.7:31000"
