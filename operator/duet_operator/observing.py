@@ -90,7 +90,7 @@ class Trouble:
 
 
 def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> Trouble:
-    """Pods that have been unschedulable, crash-looping or refused for longer than the deadline."""
+    """Pods that have not been ready, or were refused, for longer than the deadline."""
     stuck = [pod for pod in sight.alive if _stuck_seconds(pod, now_seconds) > deadline_seconds]
     stuck = stuck[: max(len(stuck) - len(_replacing(sight)), 0)]
     failure = sight.failed_creation
@@ -102,11 +102,12 @@ def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) ->
             return Trouble(pods=missing + len(stuck), reason=reason, example=failure.get("message", ""))
     if not stuck:
         return Trouble()
-    return Trouble(pods=len(stuck), reason=stuck[0].trouble or "Pending", example=stuck[0].name)
+    return Trouble(pods=len(stuck), reason=stuck[0].trouble or "NotReady", example=stuck[0].name)
 
 
 def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
-    if pod.ready or pod.trouble is None:
+    """How long it has been no capacity, though it should be: a start that hangs shows no other trouble than that."""
+    if pod.ready or pod.draining_since_seconds is not None:
         return 0.0
     since = pod.ready_changed_seconds if pod.has_been_ready else None
     return now_seconds - (since or pod.created_seconds)

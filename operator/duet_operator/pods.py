@@ -158,10 +158,18 @@ def _trouble(conditions: Mapping[str, Mapping[str, Any]], status: Mapping[str, A
     if scheduled.get("status") == "False":
         return scheduled.get("reason") or "Unschedulable"
     for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        reason = ((container.get("state") or {}).get("waiting") or {}).get("reason")
+        state = container.get("state") or {}
+        reason = (state.get("waiting") or {}).get("reason")
         if reason in _FAILED_WAITS:
             return str(reason)
+        if "running" in state and not container.get("ready") and _ended_before(container):
+            # The next try of a crash loop runs for a while; it's the same loop.
+            return "CrashLoopBackOff"
     return None
+
+
+def _ended_before(container: Mapping[str, Any]) -> bool:
+    return container.get("restartCount", 0) > 0 and "terminated" in (container.get("lastState") or {})
 
 
 def _engine_stopped(status: Mapping[str, Any]) -> bool:

@@ -83,8 +83,8 @@ class ScalingSpec(ApiModel):
     """How long without a request before decode goes to 0, in seconds; only with pools.decode.minReplicas 0. Default
     600. Live."""
     pending_deadline_seconds: int = Field(default=900, ge=10, le=86_400)
-    """How long a pod may be unschedulable, refused by a quota or crash-looping before it counts as lost, in seconds.
-    Default 900. After it no more of the same are asked for, and CapacityPending says so. Live."""
+    """How long a pod may be unready (unschedulable, refused by a quota, crash-looping, still loading) before it counts
+    as lost, in seconds. Default 900. After it no more of the same are asked for, and CapacityPending says so. Live."""
     spare_replicas: NotSupportedYet[int] = Field(default=0, ge=0, le=100)
     """Ready workers that each pool keeps beyond its need, against bursts shorter than a cold start. Default 0.
     Live."""

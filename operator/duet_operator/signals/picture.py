@@ -84,7 +84,7 @@ class Gateways:
             else None,
             attainment=history.attainment(window_seconds=window_seconds, now_seconds=now_seconds) if fresh else None,
             attainment_told=history.attainment(window_seconds=longer, now_seconds=now_seconds) if fresh else None,
-            states=workers.states(workers.freshest(fresh), worker_pods),
+            states=workers.states(workers.freshest(fresh), worker_pods, stale_after_seconds=stale_after_seconds),
             profiles=workers.profiles(fresh, revision=revision),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             burn_rate_1h=history.burn_rate(window_seconds=LONG_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),

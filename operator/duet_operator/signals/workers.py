@@ -1,7 +1,7 @@
 """What several gateways report of the same workers, made into one picture.
 
 Invariant: pure. Each worker counts once, by the youngest report that has a state; a report of a pod that the cluster
-doesn't have any more counts for nothing.
+doesn't have any more, or of a worker that fell silent, counts for nothing.
 """
 
 from __future__ import annotations
@@ -44,10 +44,16 @@ def _age(report: WorkerReport) -> float:
     return report.state_age_seconds if report.state is not None else float("inf")
 
 
-def states(reports: Mapping[str, WorkerReport], pods: Iterable[Pod]) -> dict[str, WorkerState]:
-    """Pod uid -> state, of the pods that there are."""
+def states(
+    reports: Mapping[str, WorkerReport], pods: Iterable[Pod], *, stale_after_seconds: float
+) -> dict[str, WorkerState]:
+    """Pod uid -> state, of the pods that there are; what a worker that fell silent told last is true no more."""
     told = {pod.uid: reports.get(pod.uid) or reports.get(pod.name) for pod in pods}
-    return {uid: report.state for uid, report in told.items() if report is not None and report.state is not None}
+    return {
+        uid: report.state
+        for uid, report in told.items()
+        if report is not None and report.state is not None and report.state_age_seconds <= stale_after_seconds
+    }
 
 
 def load(states: Iterable[WorkerState]) -> Load:

@@ -14,6 +14,7 @@ from duet_operator.signals.picture import Signals
 from duet_operator.signals.workers import freshest, states
 
 DEADLINE_SECONDS = 60.0
+CRASHED = {"restartCount": 2, "lastState": {"terminated": {"exitCode": 1}}}
 
 
 def pod(name: str, *, age: float = 10.0, **fields: Any) -> Pod:
@@ -61,7 +62,8 @@ def state(of: PoolSight) -> tuple[int, int, int, int, int]:
             (0, 1, 0, 0, 0),
             id="began to crash a moment ago",
         ),
-        pytest.param([pod("a", age=9999)], (0, 1, 0, 0, 0), id="a long start without trouble"),
+        pytest.param([pod("a", age=59)], (0, 1, 0, 0, 0), id="a start without trouble"),
+        pytest.param([pod("a", age=61)], (0, 0, 0, 0, 1), id="a start that hangs"),
         pytest.param(
             [unscheduled("a", age=9999), ready("old", terminating=True)],
             (0, 0, 0, 1, 0),
@@ -73,7 +75,7 @@ def state(of: PoolSight) -> tuple[int, int, int, int, int]:
             id="two wait, one predecessor",
         ),
         pytest.param(
-            [pod("a", has_been_ready=True, annotations={DRAIN_STARTED_ANNOTATION: time_text(NOW)})],
+            [pod("a", age=9999, has_been_ready=True, annotations={DRAIN_STARTED_ANNOTATION: time_text(NOW)})],
             (0, 0, 1, 0, 0),
             id="drains",
         ),
@@ -130,7 +132,7 @@ def test_a_stuck_rollout_says_why() -> None:
 
 def test_deflection_is_active_when_a_live_decode_worker_says_so() -> None:
     def active(*pods: Pod, **of_report: Any) -> bool:
-        known = states(freshest([document(workers=[report("d", **of_report)])]), pods)
+        known = states(freshest([document(workers=[report("d", **of_report)])]), pods, stale_after_seconds=15.0)
         pools = {Role.PREFILL: sight(), Role.DECODE: sight(*pods)}
         signals = Signals(states=known, profiles={}, silent={})
         lost = dict.fromkeys(pools, Trouble())
@@ -184,6 +186,9 @@ def test_a_pod_that_was_ready_is_told_from_one_that_never_was(
         ({"conditions": [condition("PodScheduled", "False", "", reason="Unschedulable")]}, "Unschedulable"),
         ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, None),
         ({"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}, "ImagePullBackOff"),
+        ({"containerStatuses": [{**CRASHED, "state": {"running": {}}}]}, "CrashLoopBackOff"),
+        ({"containerStatuses": [{**CRASHED, "state": {"running": {}}, "ready": True}]}, None),
+        ({"containerStatuses": [{"state": {"running": {}}, "restartCount": 0}]}, None),
         ({"initContainerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}, "CrashLoopBackOff"),
     ],
 )

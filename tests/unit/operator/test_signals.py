@@ -244,15 +244,21 @@ def test_the_youngest_report_with_a_state_counts() -> None:
         ]
     )
     pods = [Pod(namespace="n", name=name, uid=name) for name in ("d1", "d2", "d3")]
-    known = states(reports, pods)
+    known = states(reports, pods, stale_after_seconds=15.0)
     assert {uid: state.queued_prefill_tokens for uid, state in known.items()} == {"d1": 2, "d2": 0}
-    assert states(reports, []) == {}
+    assert states(reports, [], stale_after_seconds=15.0) == {}
+
+
+def test_what_a_silent_worker_told_last_counts_no_more() -> None:
+    reports = freshest([document(workers=[report("d1", age_seconds=14.0), report("d2", age_seconds=16.0)])])
+    pods = [Pod(namespace="n", name=name, uid=name) for name in ("d1", "d2")]
+    assert set(states(reports, pods, stale_after_seconds=15.0)) == {"d1"}
 
 
 def test_a_draining_worker_has_no_headroom() -> None:
     pods = [Pod(namespace="n", name=name, uid=name) for name in ("d1", "d2")]
     reports = freshest([document(workers=[report("d1", headroom=70.0), report("d2", headroom=50.0, draining=True)])])
-    assert load(states(reports, pods).values()).headroom_tokens_per_second == 70.0
+    assert load(states(reports, pods, stale_after_seconds=15.0).values()).headroom_tokens_per_second == 70.0
     assert load([]).headroom_tokens_per_second is None
 
 
