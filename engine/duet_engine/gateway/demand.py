@@ -6,12 +6,12 @@ processes and pods add up count by count. Nothing here knows a clock.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
+from duet_engine.distribution import Distribution
 from duet_engine.gateway.record import End, RequestRecord, miss_cause
-from duet_engine.protocol import ClassDemand, Histogram, MissCause
+from duet_engine.protocol import ClassDemand, MissCause
 from duet_engine.slo import Objective, judge
 
 _STEP = 1.08
@@ -30,25 +30,6 @@ GAP_BOUNDS_SECONDS = _geometric(0.001, 10.0)
 LENGTH_BOUNDS_TOKENS = tuple(float(2**power) for power in range(21))
 RATIO_BOUNDS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 """Observed over predicted TTFT."""
-
-
-class Distribution:
-    """Counts per bucket of fixed bounds."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float, count: int = 1) -> None:
-        """`count` observations of one value."""
-        self.counts[bisect_left(self.bounds, value)] += count
-        self.sum += value * count
-
-    def document(self) -> Histogram:
-        return Histogram(bounds=self.bounds, counts=tuple(self.counts), sum=self.sum)
 
 
 class ClassCounters:

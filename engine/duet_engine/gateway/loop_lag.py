@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from time import monotonic
 
-from duet_engine.gateway.demand import Distribution
+from duet_engine.distribution import Distribution
 
 INTERVAL_SECONDS = 0.02
 WINDOW_SECONDS = 10.0

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from duet_engine.gateway.demand import ClassCounters, Demand, Distribution
+from duet_engine.distribution import Distribution
+from duet_engine.gateway.demand import ClassCounters, Demand
 from duet_engine.gateway.loop_lag import LoopLag
 from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.tokens import TokenEstimator
@@ -77,7 +78,7 @@ class GatewayCollector(Collector):
             family = HistogramMetricFamily(PREFIX + name, text, labels=("class",))
             for counters in self.demand.classes():
                 distribution = _distribution(counters, name)
-                family.add_metric((counters.name,), buckets=_buckets(distribution), sum_value=distribution.sum)
+                family.add_metric((counters.name,), buckets=distribution.buckets(), sum_value=distribution.sum)
             yield family
 
     def _workers(self) -> Iterator[Metric]:
@@ -128,12 +129,3 @@ def _distribution(counters: ClassCounters, name: str) -> Distribution:
         "tpot_seconds": counters.tpot,
         "ttft_over_predicted": counters.ttft_over_predicted,
     }[name]
-
-
-def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip((*map(str, distribution.bounds), "+Inf"), distribution.counts, strict=True):
-        total += count
-        buckets.append((bound, total))
-    return buckets

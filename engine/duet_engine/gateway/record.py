@@ -68,9 +68,14 @@ class RequestRecord:
         return (self.dispatched_at if self.dispatched_at is not None else self.last_at) - self.arrived_at
 
     def given_up(self, objective: Objective) -> bool:
-        """Its client left when the first token was late already: a miss, or an overload would look like calm."""
-        allowed_seconds = objective.ttft_objective_seconds(self.unloaded_ttft_seconds)
-        return self.end is End.CANCELLED and self.first_at is None and self.ttft_seconds > allowed_seconds
+        """Its client left when the first token was late already: a miss, or an overload would look like calm.
+
+        When the first token of an answer comes that isn't streamed, nobody sees: only one that never left counts.
+        """
+        if self.end is not End.CANCELLED or self.first_at is not None:
+            return False
+        without_token = self.streamed or self.dispatched_at is None
+        return without_token and self.ttft_seconds > objective.ttft_objective_seconds(self.unloaded_ttft_seconds)
 
     def outcome(self) -> Outcome:
         """What the client saw, for the one judgement of attainment."""

@@ -267,7 +267,7 @@ class Attempt:
         return self._request.rendered(own)
 
     async def _post(self, worker: Worker, body: bytes) -> aiohttp.ClientResponse:
-        """Once more on a new connection when a pooled one turns out to be closed."""
+        """Once more when the connection closed without an answer: mostly a pooled one, closed as it was taken."""
         try:
             return await self._post_once(worker, body)
         except aiohttp.ServerDisconnectedError:

@@ -5,10 +5,10 @@ Invariant: counts only grow. Bucket bounds are SGLang's defaults.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from duet_engine.distribution import Distribution
 from duet_engine.protocol import RefusalReason
 
 if TYPE_CHECKING:
@@ -21,21 +21,6 @@ ITL_SECONDS = (
 )
 E2E_SECONDS = (0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400, 600, 1200, 1800, 2400)
 TOKENS = (100, 300, 500, 700, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000, 20_000, 40_000)
-
-
-class Distribution:
-    """A histogram of fixed bounds."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
 
 
 @dataclass(slots=True)

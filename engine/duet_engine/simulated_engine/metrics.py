@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from duet_engine.protocol import Role, StepKind
 
 if TYPE_CHECKING:
+    from duet_engine.distribution import Distribution
     from duet_engine.simulated_engine.engine import Engine
-    from duet_engine.simulated_engine.measurements import Distribution
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ENGINE_TYPES = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.UNIFIED: "unified"}
@@ -164,13 +164,8 @@ class EngineCollector(Collector):
         more_names = list(distributions[0][0])
         family = HistogramMetricFamily(name, text, labels=[*self._request_labels, *more_names])
         for more, distribution in distributions:
-            buckets, total = [], 0
-            bounds = (*map(str, map(float, distribution.bounds)), "+Inf")
-            for bound, count in zip(bounds, distribution.counts, strict=True):
-                total += count
-                buckets.append((bound, total))
             labels = [*self._request_labels.values(), *more.values()]
-            family.add_metric(labels, buckets, sum_value=distribution.sum)
+            family.add_metric(labels, distribution.buckets(), sum_value=distribution.sum)
         return family
 
 

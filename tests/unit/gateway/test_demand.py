@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
+from duet_engine.distribution import Distribution
 from duet_engine.gateway.demand import (
     GAP_BOUNDS_SECONDS,
     LENGTH_BOUNDS_TOKENS,
     TTFT_BOUNDS_SECONDS,
     ClassCounters,
-    Distribution,
 )
 from duet_engine.gateway.record import End, RequestRecord, miss_cause
 from duet_engine.protocol import MissCause
@@ -51,6 +51,7 @@ def cause_of(made: RequestRecord) -> MissCause | None:
         ({"end": End.CANCELLED, "first_at": None, "last_at": 100.7}, None),
         ({"end": End.CANCELLED, "first_at": None, "last_at": 103.0, "dispatched_at": None}, MissCause.QUEUE),
         ({"end": End.CANCELLED, "first_at": None, "last_at": 103.0}, MissCause.ENGINE),
+        ({"end": End.CANCELLED, "first_at": None, "last_at": 103.0, "streamed": False}, None),
         ({"end": End.REFUSED}, None),
         ({"first_at": 101.5, "last_at": 101.6, "unloaded_ttft_seconds": 0.9}, MissCause.INFEASIBLE),
         ({"first_at": 101.5, "last_at": 101.6, "dispatched_at": 100.9}, MissCause.QUEUE),
@@ -134,4 +135,5 @@ def test_a_distribution_puts_a_value_into_the_bucket_that_ends_at_or_after_it() 
         distribution.observe(value)
     document = distribution.document()
     assert document.counts == (2, 1, 1, 1)
+    assert distribution.buckets() == [("1.0", 2), ("2.0", 3), ("4.0", 4), ("+Inf", 5)]
     assert document.sum == 16.0
