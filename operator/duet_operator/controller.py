@@ -19,6 +19,7 @@ from duet_operator.history import POOL_ROLES
 from duet_operator.memory import Memory
 from duet_operator.observing import PoolSight
 from duet_operator.ownership import controlled_by
+from duet_operator.planner.guards import surging_roles
 from duet_operator.planner.mode import apply_mode, initial_counts
 from duet_operator.planner.spec import plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
@@ -28,7 +29,7 @@ from duet_operator.resources.config_maps import history_config_map
 from duet_operator.resources.findings import Facts
 from duet_operator.resources.images import Images, resolve
 from duet_operator.resources.labels import GATEWAY_ROLE
-from duet_operator.resources.pools import pool_deployment
+from duet_operator.resources.pools import pool_deployment, surging
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.scaling import Order, PoolScaler
 from duet_operator.signals.picture import ready
@@ -112,7 +113,9 @@ class Controller:
         decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
         self._memory.planner = decision.memory
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
-        problems = await self._keep_children(deployment, manifests, pools, first=sight.observation.present)
+        roles = surging_roles(sight.observation.present, spec)
+        pools = {role: surging(manifest) if role in roles else manifest for role, manifest in pools.items()}
+        problems = await self._keep_children(deployment, manifests, pools, first=targets)
         scaled = await self._scale(deployment, sight, targets, problems=problems)
         await self._advise(deployment, sight, decision)
         facts = self._facts(deployment, sight, problems=problems, decision=decision, targets=targets)

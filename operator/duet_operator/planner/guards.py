@@ -61,6 +61,18 @@ def lowest_counts(observation: Observation, spec: PlanSpec, *, loaded: bool) -> 
     )
 
 
+def surging_roles(present: Counts, spec: PlanSpec) -> frozenset[Role]:
+    """Pools of one worker at most, which a roll-out would empty, as far as the budget has room for a second one."""
+    gpus = Counts(spec.prefill.gpus_per_replica, spec.decode.gpus_per_replica)
+    used = present.prefill * gpus.prefill + present.decode * gpus.decode
+    roles = set()
+    for role in (Role.DECODE, Role.PREFILL):
+        if present.of(role) <= 1 and (spec.max_gpus is None or used + gpus.of(role) <= spec.max_gpus):
+            used += gpus.of(role)
+            roles.add(role)
+    return frozenset(roles)
+
+
 def settle(need: Counts, *, held: Counts, observation: Observation, spec: PlanSpec, rules: Guards) -> Counts:
     """The counts to hold from now on. `held` is the largest need of the stabilization window."""
     present, limits = observation.present, rules.limits

@@ -57,6 +57,12 @@ def pool_deployment(deployment: DuetDeployment, role: Role, images: Images) -> M
     }
 
 
+def surging(manifest: Manifest) -> Manifest:
+    """The Deployment of a pool whose only worker leaves in a roll-out after its successor serves, instead of before."""
+    strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    return {**manifest, "spec": {**manifest["spec"], "strategy": strategy}}
+
+
 def pool_creation(deployment: DuetDeployment, role: Role, images: Images, *, replicas: int) -> Manifest:
     """The pool's Deployment for its creation: the only time that `replicas` stands in it."""
     manifest = pool_deployment(deployment, role, images)

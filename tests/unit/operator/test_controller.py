@@ -104,6 +104,15 @@ async def test_a_deleted_child_comes_back_and_a_pool_with_its_first_count() -> N
     assert bench.replicas("decode") == 1
 
 
+async def test_a_deleted_pool_comes_back_with_the_count_that_was_decided() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.planner.decode = 3
+    bench.cluster.remove(DEPLOYMENT, KEY.namespace, "served-decode")
+    await bench.run_pass()
+    assert bench.replicas("decode") == 3
+
+
 async def test_an_object_of_somebody_else_is_not_touched_and_the_rest_goes_on() -> None:
     bench = Bench()
     foreign = {
