@@ -56,6 +56,11 @@ def test_a_quantile_lies_in_the_bucket_that_holds_its_rank(observed: tuple[int, 
     assert reached <= sum(observed)
 
 
+def test_clients_that_gave_up_waiting_are_judged() -> None:
+    """An overload in which all of them leave must not read as full attainment."""
+    assert totals(document(served(8).model_copy(update={"given_up_total": 5}))).judged == 13
+
+
 @given(counts)
 def test_quantiles_grow_with_their_share(observed: tuple[int, ...]) -> None:
     found = [quantile(histogram(*observed), share) or 0.0 for share in (0.1, 0.5, 0.9, 0.95, 1.0)]
