@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from duet_operator.api.v1alpha1 import Condition
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
-    from duet_operator.planner.types import Decision
     from duet_operator.resources.images import Images
     from duet_operator.world import World
 
@@ -67,7 +66,7 @@ class Reporter:
     async def report(self, duet: Manifest, facts: Facts, *, images: Images, scaled: Mapping[Role, Scaled]) -> None:
         """The status after a pass, if it's worth a write, and the Events."""
         now = self._now()
-        actions = tuple(_action(role, change, facts.decision, now) for role, change in scaled.items())
+        actions = tuple(_action(role, change, facts, now) for role, change in scaled.items())
         for action in actions:
             self._metrics.scaled(action.pool, before=action.from_replicas, after=action.to_replicas)
             await self._post(scale_event(duet, action, instance=self._instance, now=now))
@@ -108,15 +107,20 @@ class Reporter:
             logger.info("an Event is lost: %s", error)
 
 
-def _action(role: Role, change: Scaled, decision: Decision, now: datetime) -> ScaleAction:
+def _action(role: Role, change: Scaled, facts: Facts, now: datetime) -> ScaleAction:
     prefill = role is Role.PREFILL
+    decision = facts.decision
+    reason, message = (decision.prefill if prefill else decision.decode).reason, decision.message
+    if facts.deployment.spec.scaling.mode == "Manual":
+        # The planner decided something else, and its words would contradict what was done.
+        reason, message = "ManualMode", f"the spec asks for {facts.targets.of(role)}"
     return ScaleAction(
         time=now,
         pool="prefill" if prefill else "decode",
         from_replicas=change.before,
         to_replicas=change.after,
-        reason=(decision.prefill if prefill else decision.decode).reason,
-        message=decision.message,
+        reason=reason,
+        message=message,
     )
 
 

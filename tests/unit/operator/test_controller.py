@@ -203,6 +203,7 @@ async def test_manual_holds_what_the_spec_says() -> None:
     bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 1}})
     await bench.run_pass()
     assert bench.replicas("decode") == 3
+    assert ("ScaledUp", "decode 1→3 (ManualMode): the spec asks for 3") in bench.events()
 
 
 async def test_a_count_that_somebody_else_changed_is_set_back_in_auto() -> None:
