@@ -20,6 +20,12 @@ RESULTS = REPOSITORY / "docs" / "results"
 PICTURE = REPOSITORY / "docs" / "images" / "demo-timeline.png"
 HEADINGS = ("figure", "value", "unit", "peer", "peer_value", "ratio")
 MOST_LOOP_LAG_MILLISECONDS = 20
+INTRODUCTION = """\
+What `make demo` measured, each figure beside its peer from the same run. GPU-hours count MIG slices, from pod scheduled
+to pod gone, between the first request and the last answer; TTFT and ITL are the load generator's.
+
+A run of the bundled sample passes when every line under its table holds. A run of another trace needs no failed request
+and a scale-down; the rest is told. An invalid run was measured on a machine too busy to trust the times."""
 
 type_report = Mapping[str, Any]
 type_row = dict[str, Any]
@@ -62,14 +68,10 @@ def _figures(report: type_report) -> Iterator[tuple[str, float, str, str, float]
 
 def page(reports: Sequence[type_report]) -> str:
     """The results as Markdown."""
-    parts = [
-        "# Demo",
-        "What `make demo` measured, each figure beside its peer from the same run. GPU-hours count MIG slices, from pod"
-        " scheduled to pod gone, between the first request and the last answer. ITL and TTFT are the load generator's.",
-    ]
+    parts = ["# Demo", INTRODUCTION]
     for report in reports:
         settings, found = report["settings"], rows(report)
-        parts.append(f"## {settings['trace']}")
+        parts.append(f"## {settings['trace']}: {report['verdict']}")
         parts.append("\n".join([_cells(HEADINGS), _cells(["---"] * len(HEADINGS)), *map(_row, found)]))
         parts.append("\n".join(f"- {each['name']}: {each['text']}" for each in report["criteria"]))
         wall_seconds = sum(report["stages_seconds"].values())

@@ -6,6 +6,7 @@ where no request tells it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,7 +50,7 @@ class Figures:
 
 @dataclass(slots=True)
 class Results:
-    """Everything that the load generator has said so far."""
+    """Everything that the load generator has said so far; it tells requests in the order in which they end."""
 
     objective: Objective
     unloaded: UnloadedTtft
@@ -71,13 +72,8 @@ class Results:
 
     def figures(self, start_seconds: float, end_seconds: float) -> Figures:
         """Requests that ended inside a window."""
-        chosen = [
-            (record, verdict)
-            for record, verdict in zip(self.records, self.verdicts, strict=True)
-            if start_seconds <= record.ended_at_seconds < end_seconds
-        ]
-        records = [record for record, _ in chosen]
-        verdicts = [verdict for _, verdict in chosen]
+        first, last = (bisect_left(self.records, moment, key=_ended_at) for moment in (start_seconds, end_seconds))
+        records, verdicts = self.records[first:last], self.verdicts[first:last]
         good = [record for record in records if record.failure is None]
         ttfts = [record.ttft_seconds for record in good if record.ttft_seconds is not None]
         gaps = _gaps_seconds(good)
@@ -96,6 +92,10 @@ class Results:
             itl_attainment=_share(verdict.itl_met for verdict in verdicts),
             deflected_share=_share(record.deflected for record in good),
         )
+
+
+def _ended_at(record: Record) -> float:
+    return record.ended_at_seconds
 
 
 def _gaps_seconds(records: Iterable[Record]) -> Sequence[float]:

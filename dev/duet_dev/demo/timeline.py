@@ -86,6 +86,7 @@ def _draw_load(axes: Axes, run: Run) -> None:
     gpus.step(times, held, where="post", color=VERMILION, linewidth=2.2, label="GPUs billed")
     gpus.step(times, peak, where="post", color=GREY, linestyle="--", linewidth=1.4, label="peak held all the time")
     gpus.set_ylim(0, run.peak_gpus * HEADROOM)
+    gpus.yaxis.set_major_locator(MaxNLocator(integer=True))
     gpus.set_ylabel("GPUs (slices)")
     handles = [*axes.get_legend_handles_labels()[0], *gpus.get_legend_handles_labels()[0]]
     gpus.legend(handles=handles, loc="upper left", ncols=4)

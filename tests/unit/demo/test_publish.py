@@ -13,6 +13,7 @@ REPORT = {
         "spec": {"slo": {"ttftMilliseconds": 2000, "itlMilliseconds": 100}},
     },
     "stages_seconds": {"local cluster": 5.0, "load": 214.6},
+    "verdict": "passed",
     "criteria": [{"name": "GPU-hours", "text": "0.265 billed"}],
     "figures": {"attainment": 0.9823, "failed": 0, "ttft_p95_seconds": 1.039, "itl_p95_seconds": 0.051},
     "planned_requests": 848,
