@@ -216,8 +216,9 @@ class Controller:
         """All children as they should be; what went wrong comes back in words."""
         children, uid = self._services.children, deployment.metadata.uid
         problems: list[str] = []
+        # Decode first: where only one GPU is free a decode worker can serve alone, a prefill worker can't.
         wanted = [(manifest, None) for manifest in manifests] + [
-            (manifest, first.of(role)) for role, manifest in pools.items()
+            (pools[role], first.of(role)) for role in (Role.DECODE, Role.PREFILL)
         ]
         for manifest, replicas in wanted:
             try:

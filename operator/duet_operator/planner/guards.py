@@ -56,7 +56,7 @@ def lowest_counts(observation: Observation, spec: PlanSpec, *, loaded: bool) -> 
     awake = loaded or spec.decode.min_replicas > 0
     deflects = spec.deflection_enabled and observation.deflection_active
     return Counts(
-        max(spec.prefill.min_replicas, min(int(awake and not deflects), spec.prefill.max_replicas)),
+        max(spec.prefill.min_replicas, first_prefill(spec) if awake and not deflects else 0),
         max(spec.decode.min_replicas, int(awake)),
     )
 
@@ -71,6 +71,16 @@ def surging_roles(present: Counts, spec: PlanSpec) -> frozenset[Role]:
             used += gpus.of(role)
             roles.add(role)
     return frozenset(roles)
+
+
+def first_prefill(spec: PlanSpec) -> int:
+    """Prefill workers for as long as no live decode worker takes prompts.
+
+    None where the budget has room for decode alone: there it would take the GPU without which deflection never begins.
+    """
+    decode_gpus = max(spec.decode.min_replicas, 1) * spec.decode.gpus_per_replica
+    crowded = spec.max_gpus is not None and decode_gpus + spec.prefill.gpus_per_replica > spec.max_gpus
+    return 0 if crowded and spec.deflection_enabled else min(1, spec.prefill.max_replicas)
 
 
 def settle(need: Counts, *, held: Counts, observation: Observation, spec: PlanSpec, rules: Guards) -> Counts:

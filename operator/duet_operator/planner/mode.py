@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from duet_operator.planner.guards import first_prefill
 from duet_operator.planner.types import Counts
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ def apply_mode(mode: Mode, decision: Decision, observation: Observation, spec: P
 
 def initial_counts(mode: Mode, spec: PlanSpec) -> Counts:
     """The counts to create the pools with: enough for a first request whether or not decode workers take prompts."""
-    smallest = Counts(
-        max(spec.prefill.min_replicas, min(1, spec.prefill.max_replicas)), max(spec.decode.min_replicas, 1)
-    )
+    smallest = Counts(max(spec.prefill.min_replicas, first_prefill(spec)), max(spec.decode.min_replicas, 1))
     if mode != "Manual":
         return smallest
     prefill, decode = spec.prefill.manual_replicas, spec.decode.manual_replicas

@@ -1,4 +1,4 @@
-"""How pools roll: the only worker stays until its successor serves, as far as the GPU budget allows."""
+"""How pools begin and roll: decode first; the only worker stays until its successor serves, within the budget."""
 
 from tests.support.operator_bench import Bench
 
@@ -22,3 +22,9 @@ async def test_no_pool_surges_beyond_the_budget() -> None:
     bench = Bench({"scaling.maxGPUs": 3})
     await bench.run_pass()
     assert (rolling(bench, "prefill"), rolling(bench, "decode")) == ((0, 1), (1, 0))
+
+
+async def test_decode_is_created_first_as_it_can_serve_alone() -> None:
+    bench = Bench()
+    created = [name for verb, kind, name in await bench.run_pass() if (verb, kind) == ("create", "Deployment")]
+    assert created.index("served-decode") < created.index("served-prefill")
