@@ -74,9 +74,10 @@ def page(reports: Sequence[type_report]) -> str:
         parts.append(f"## {settings['trace']}: {report['verdict']}")
         parts.append("\n".join([_cells(HEADINGS), _cells(["---"] * len(HEADINGS)), *map(_row, found)]))
         parts.append("\n".join(f"- {each['name']}: {each['text']}" for each in report["criteria"]))
+        seed = "" if settings["seed"] is None else f", seed {settings['seed']}"
         wall_seconds = sum(report["stages_seconds"].values())
         parts.append(
-            f"`{settings['command']}`, seed {settings['seed']}, {wall_seconds:.0f} s before the report, "
+            f"`{settings['command']}`{seed}, {wall_seconds:.0f} s before the report, "
             f"{settings['machine']}. Decisions: {len(report['scale_actions'])}, for example:"
         )
         parts.extend(f"> {action['message']}" for action in report["scale_actions"][:3])
