@@ -41,8 +41,6 @@ class Worker:
     """What its engine says about its drain; None: not asked, or no answer."""
     work_left: int = 0
     """Requests that it holds, as the gateways see it."""
-    cordoned: bool = False
-    """Its node takes no new pods."""
 
     @property
     def draining(self) -> bool:
@@ -279,15 +277,14 @@ def _given_up_lately(worker: Worker, rules: Rules) -> bool:
 def choose(workers: Sequence[Worker], *, count: int, revision: str, spread: bool) -> list[Worker]:
     """The `count` workers that leave most cheaply.
 
-    On cordoned nodes first, then those that serve nothing now, then old revisions, then by node (the emptiest, or the
-    fullest with `spread`), then by the work they hold.
+    Those that serve nothing now first, then old revisions, then by node (the emptiest, or the fullest with `spread`),
+    then by the work they hold.
     """
     on_node = Counter(worker.pod.node for worker in workers)
 
-    def cost(worker: Worker) -> tuple[bool, bool, bool, int, int, str]:
+    def cost(worker: Worker) -> tuple[bool, bool, int, int, str]:
         together = on_node[worker.pod.node]
         return (
-            not worker.cordoned,
             worker.pod.ready,
             worker.pod.revision == revision,
             -together if spread else together,

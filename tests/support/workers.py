@@ -29,7 +29,6 @@ def ready(
     work: int = 0,
     node: str = "node",
     revision: str = "new",
-    cordoned: bool = False,
     serving: bool = True,
     by_hand: bool = False,
     given_up: float | None = None,
@@ -52,7 +51,7 @@ def ready(
         phase="Running",
         annotations=annotations,
     )
-    return Worker(pod=pod, work_left=work, cordoned=cordoned)
+    return Worker(pod=pod, work_left=work)
 
 
 def starting(name: str) -> Worker:

@@ -57,7 +57,7 @@ class GatewaySpec(ApiModel):
     """Whether Duet runs its own gateway. Default true. Without it any router may send requests to the pools, and
     there is no deflection, so prefill.minReplicas must be 1 or more. A change starts or removes gateway pods."""
     replicas: int = Field(default=2, ge=1, le=100)
-    """Gateway pods. Default 2. Up to twice as many run while the gateway itself is the bottleneck. Live."""
+    """Gateway pods. Default 2. Live."""
     service: ServiceSpec = ServiceSpec()
     """The Service that clients call, named as the object, port 80. Default: ClusterIP. Live."""
     tls: NotSupportedYet[SecretName | None] = None

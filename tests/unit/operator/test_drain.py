@@ -185,7 +185,6 @@ def test_a_request_by_hand_that_is_withdrawn_serves_again() -> None:
 @pytest.mark.parametrize(
     ("workers", "spread", "first"),
     [
-        ([ready("a", work=0), ready("b", work=9, cordoned=True)], False, "b"),
         ([ready("a", work=0), ready("b", work=9, serving=False)], False, "b"),
         ([ready("a", work=0), ready("b", work=9, revision="old")], False, "b"),
         ([ready("a", work=3), ready("b", work=2)], False, "b"),
@@ -193,7 +192,7 @@ def test_a_request_by_hand_that_is_withdrawn_serves_again() -> None:
         ([ready("a", work=8, node="x"), ready("b", work=9, node="x"), ready("c", work=0, node="y")], True, "a"),
         ([ready("b"), ready("a")], False, "a"),
     ],
-    ids=["cordoned", "serves nothing", "old revision", "least work", "empties a node", "fullest node", "by name"],
+    ids=["serves nothing", "old revision", "least work", "empties a node", "fullest node", "by name"],
 )
 def test_choice(workers: list[Worker], spread: bool, first: str) -> None:
     assert [worker.pod.name for worker in choose(workers, count=1, revision="new", spread=spread)] == [first]
