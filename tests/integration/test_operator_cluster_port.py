@@ -57,7 +57,7 @@ async def port(apiserver: Cluster) -> AsyncIterator[KubernetesCluster]:
 async def create(port: KubernetesCluster, manifest: Manifest, *, replicas: int) -> Manifest:
     manifest = ownership.stamped(manifest)
     created = await port.create({**manifest, "spec": {**manifest["spec"], "replicas": replicas}})
-    entries = ownership.handed_over(created, manager=FIELD_MANAGER)
+    entries = ownership.handed_over(created, manager=FIELD_MANAGER, keep_replicas=False)
     version = created["metadata"]["resourceVersion"]
     changes = {"metadata": {"managedFields": entries, "resourceVersion": version}}
     namespace, name = created["metadata"]["namespace"], created["metadata"]["name"]
