@@ -14,6 +14,7 @@ test asks for, `apiserver` by default. Helpers for several test files lie in `te
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,9 @@ import pytest
 from duet_dev import build
 from duet_dev.cluster import Cluster, tools_for
 from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, WITH_CONTROLLERS, ClusterConfig
+
+# A shell starts what runs in its background with SIGINT ignored, and every child inherits that: Ctrl-C is tested too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _cluster(

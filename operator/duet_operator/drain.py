@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from duet_engine.protocol import DrainPhase
@@ -39,8 +40,8 @@ class Worker:
     pod: Pod
     status: DrainStatus | None = None
     """What its engine says about its drain; None: not asked, or no answer."""
-    work_left: int = 0
-    """Requests that it holds, as the gateways see it."""
+    work_left: int | None = 0
+    """Requests that it holds, as the gateways see it; None: no gateway has heard of it lately."""
 
     @property
     def draining(self) -> bool:
@@ -54,8 +55,10 @@ class Worker:
 
     @property
     def remaining(self) -> int:
-        """Requests that it must still finish."""
-        return self.work_left if self.status is None else self.status.remaining.total
+        """Requests that it must still finish; what nobody knows counts as some."""
+        if self.status is not None:
+            return self.status.remaining.total
+        return 1 if self.work_left is None else self.work_left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,17 +281,17 @@ def choose(workers: Sequence[Worker], *, count: int, revision: str, spread: bool
     """The `count` workers that leave most cheaply.
 
     Those that serve nothing now first, then old revisions, then by node (the emptiest, or the fullest with `spread`),
-    then by the work they hold.
+    then by the work they hold, those that nobody has heard of last.
     """
     on_node = Counter(worker.pod.node for worker in workers)
 
-    def cost(worker: Worker) -> tuple[bool, bool, int, int, str]:
+    def cost(worker: Worker) -> tuple[bool, bool, int, float, str]:
         together = on_node[worker.pod.node]
         return (
             worker.pod.ready,
             worker.pod.revision == revision,
             -together if spread else together,
-            worker.work_left,
+            inf if worker.work_left is None else worker.work_left,
             worker.pod.name,
         )
 

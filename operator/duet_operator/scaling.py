@@ -112,7 +112,7 @@ class PoolScaler:
             Worker(
                 pod=pod,
                 status=statuses.get(pod.uid),
-                work_left=order.states[pod.uid].work.total if pod.uid in order.states else 0,
+                work_left=order.states[pod.uid].work.total if pod.uid in order.states else None,
             )
             for pod in pods
         )

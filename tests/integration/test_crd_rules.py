@@ -196,6 +196,7 @@ UNSUPPORTED: dict[str, Patch] = {
     "spec.model.revision": {"spec.model.revision": "main"},
     "spec.model.source": {"spec.model.source": {"huggingFace": {"tokenSecretRef": {"name": "hub"}}}},
     "spec.slo.classes": CLASSES | API_KEYS,
+    **{f"spec.pools.{pool}.gpu.type": {f"spec.pools.{pool}.gpu.type": "H100"} for pool in POOLS},
     **{f"spec.pools.{pool}.gpu.migProfile": {f"spec.pools.{pool}.gpu": MIG} for pool in POOLS},
     **{f"spec.pools.{pool}.gpu.mpsPercent": {f"spec.pools.{pool}.gpu": MPS} for pool in POOLS},
     **{f"spec.pools.{pool}.gpu.mpsMemory": {f"spec.pools.{pool}.gpu": MPS} for pool in POOLS},

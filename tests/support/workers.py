@@ -26,7 +26,7 @@ def rules() -> Rules:
 def ready(
     name: str,
     *,
-    work: int = 0,
+    work: int | None = 0,
     node: str = "node",
     revision: str = "new",
     serving: bool = True,

@@ -53,9 +53,9 @@ class GpuSpec(ApiModel):
         ),
     )
 
-    type: (
+    type: NotSupportedYet[
         Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] | None
-    ) = None
+    ] = None
     """GPU model, such as H100, for predictions before a first engine reports its own. Default: unknown until then. A
     change rolls pods."""
     sharing: Annotated[

@@ -24,7 +24,7 @@ UNSUPPORTED = {
     *(
         f"spec.pools.{pool}.gpu.{field}"
         for pool in ("prefill", "decode")
-        for field in ("migProfile", "mpsPercent", "mpsMemory", "claimTemplate", "pricePerHourMilli")
+        for field in ("type", "migProfile", "mpsPercent", "mpsMemory", "claimTemplate", "pricePerHourMilli")
     ),
     "spec.deflection.alphaPercent",
     "spec.deflection.betaPercent",

@@ -191,8 +191,9 @@ def test_a_request_by_hand_that_is_withdrawn_serves_again() -> None:
         ([ready("a", work=0, node="x"), ready("b", work=0, node="x"), ready("c", work=9, node="y")], False, "c"),
         ([ready("a", work=8, node="x"), ready("b", work=9, node="x"), ready("c", work=0, node="y")], True, "a"),
         ([ready("b"), ready("a")], False, "a"),
+        ([ready("a", work=None), ready("b", work=9)], False, "b"),
     ],
-    ids=["serves nothing", "old revision", "least work", "empties a node", "fullest node", "by name"],
+    ids=["serves nothing", "old revision", "least work", "empties a node", "fullest node", "by name", "known work"],
 )
 def test_choice(workers: list[Worker], spread: bool, first: str) -> None:
     assert [worker.pod.name for worker in choose(workers, count=1, revision="new", spread=spread)] == [first]
