@@ -185,7 +185,10 @@ def _interrupted(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-@click.command(help="A local cluster, a DuetDeployment, a trace through its gateway, a report of what it cost.")
+@click.command(
+    help="A local cluster, a DuetDeployment, a trace through its gateway, a report of what it cost.",
+    epilog="Exit status: 0 passed, 1 failed, 3 invalid because this machine was too busy to measure, 130 interrupted.",
+)
 @click.option("--trace", type=FILE, help="Azure LLM inference CSV or Mooncake JSONL; default: the bundled sample.")
 @click.option("--speed", type=click.FloatRange(min=0.01, max=100), default=1.0, show_default=True)
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=10.0, help="How much of the trace.")
