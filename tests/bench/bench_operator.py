@@ -1,0 +1,272 @@
+"""What the operator costs at rest, and how soon it acts on a load step.
+
+Run: `python tests/bench/bench_operator.py [--objects 50] [--seconds 60] [--steps 5]`. Writes docs/results/operator.json
+and operator.md. At rest: the operator as a process with the chart's rights on a real API server with its controllers;
+every object has Ready pods and a gateway that answers and has no traffic; writes come from the operator's own counters
+(its Lease apart), CPU and memory from /proc. Steps: the chart's release with default settings on the local cluster,
+an object with default interval and simulated engines, a fresh one for each step; the time runs from the first request
+of the step to the patched count, at a random moment of the interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.duet_objects import minimal, patched  # noqa: E402
+from tests.support.operator_process import OperatorProcess, install, running_operator  # noqa: E402
+from tests.support.operator_release import OperatorRelease  # noqa: E402
+from tests.support.recorder import Recorder  # noqa: E402
+from tests.support.serving import PROMPT_TOKENS, Serving  # noqa: E402
+from tests.support.waiting import until  # noqa: E402
+
+from duet_dev.cluster import Cluster  # noqa: E402
+from duet_dev.config import WHOLE_CLUSTER, WITH_CONTROLLERS, ClusterConfig  # noqa: E402
+from duet_dev.kubeapi import STRATEGIC_MERGE, Api, JsonObject, timestamp  # noqa: E402
+from duet_engine.perf import catalog  # noqa: E402
+from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, GatewayDemand, Role  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+NAMESPACE = "bench"
+GATEWAY_ADDRESS = "127.77.0.1"
+"""Of this machine's loopback network, where nothing else listens on a gateway's admin port."""
+SETTLE_SECONDS = 60.0
+MODEL, GPU = "Qwen/Qwen3-8B", "h100-sxm"
+INTERVAL_SECONDS = 5
+BEFORE, AFTER = 1.0, 8.0
+"""Requests per second; the second needs two prefill and four decode workers."""
+BASELINE_SECONDS = 40.0
+LIMIT_INTERVALS, LIMIT_MIB = 2.0, 150.0
+
+Row = dict[str, object]
+
+
+def row(figure: str, value: float, unit: str, peer: str, peer_value: float | None) -> Row:
+    ratio = round(value / peer_value, 3) if peer_value else None
+    return {"figure": figure, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value, "ratio": ratio}
+
+
+# --- at rest ---
+
+
+def quiet_gateway() -> Callable[[web.Request], Any]:
+    """A gateway's demand document without traffic."""
+    sequence = 0
+    profiles = tuple(catalog.profile(GPU, MODEL, role=role) for role in (Role.PREFILL, Role.DECODE))
+
+    async def answer(_request: web.Request) -> web.Response:
+        nonlocal sequence
+        sequence += 1
+        document = GatewayDemand(
+            gateway="quiet",
+            instance_id="quiet",
+            sequence=sequence,
+            written_at_seconds=time.time(),
+            started_at_seconds=time.time() - 3600,
+            profiles=profiles,
+        )
+        return web.Response(body=document.write(), content_type="application/json")
+
+    return answer
+
+
+async def make_pods_ready(api: Api, pods: int) -> None:
+    """What nodes would do: every pod runs, all gateways at one address."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+    async def all_made() -> list[JsonObject] | None:
+        found: list[JsonObject] = (await api.get(path))["items"]
+        return found if len(found) >= pods else None
+
+    for pod in await until(f"{pods} pods exist", all_made, seconds=SETTLE_SECONDS):
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": timestamp()}
+        address = {"podIP": GATEWAY_ADDRESS, "podIPs": [{"ip": GATEWAY_ADDRESS}]}
+        status = {"phase": "Running", "startTime": timestamp(), "conditions": [ready], **address}
+        name = pod["metadata"]["name"]
+        await api.patch(f"{path}/{name}/status", {"status": status}, kind=STRATEGIC_MERGE)
+
+
+def writes(operator: OperatorProcess) -> float:
+    return sum(value for name, value in operator.writes().items() if 'kind="Lease"' not in name)
+
+
+def passes(operator: OperatorProcess) -> float:
+    return operator.metrics()['duet_operator_passes_total{result="done"}']
+
+
+def cpu_seconds(operator: OperatorProcess) -> float:
+    fields = Path(f"/proc/{operator.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def at_rest(cluster: Cluster, operator: OperatorProcess, *, objects: int, seconds: float) -> list[Row]:
+    documents = [
+        patched(
+            minimal(name=f"quiet-{number}"),
+            {"metadata.namespace": NAMESPACE, "spec.model.id": MODEL, "spec.gateway.replicas": 1},
+        )
+        for number in range(objects)
+    ]
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
+    async with Api(cluster.kubeconfig) as api:
+        await make_pods_ready(api, 3 * objects)
+
+        async def all_quiet() -> bool:
+            found = (await api.get(f"/apis/duetserve.io/v1alpha1/namespaces/{NAMESPACE}/duetdeployments"))["items"]
+            conditions = [each for one in found for each in one.get("status", {}).get("conditions", ())]
+            if sum(each["type"] in ("Ready", "SignalsFresh") and each["status"] == "True" for each in conditions) < (
+                2 * objects
+            ):
+                return False
+            before = await asyncio.to_thread(writes, operator)
+            await asyncio.sleep(2 * INTERVAL_SECONDS)
+            return await asyncio.to_thread(writes, operator) == before
+
+        await until("all objects are Ready and nothing is written", all_quiet, seconds=SETTLE_SECONDS)
+    return await measured(operator, objects=objects, seconds=seconds)
+
+
+async def measured(operator: OperatorProcess, *, objects: int, seconds: float) -> list[Row]:
+    """Over so many seconds in which nothing happens."""
+    before = await asyncio.to_thread(lambda: (writes(operator), passes(operator), cpu_seconds(operator)))
+    began = time.monotonic()
+    await asyncio.sleep(seconds)
+    wall = time.monotonic() - began
+    after = await asyncio.to_thread(lambda: (writes(operator), passes(operator), cpu_seconds(operator)))
+    written, passed, cpu = (late - early for late, early in zip(after, before, strict=True))
+    print(f"{written:.0f} writes in {passed:.0f} passes over {wall:.0f} s")
+    return [
+        row(f"writes per pass over {objects} quiet objects", round(written / passed * objects, 3), "writes", "goal", 0),
+        row(f"resident memory at {objects} objects", round(operator.memory_mib(), 1), "MiB", "limit", LIMIT_MIB),
+        row(f"CPU at {objects} quiet objects, a pass each 5 s", round(cpu / wall, 3), "cores", "-", None),
+        row("CPU of one pass of one object", round(1e3 * cpu / passed, 2), "ms", "-", None),
+    ]
+
+
+async def rest(folder: Path, *, objects: int, seconds: float) -> list[Row]:
+    app = web.Application()
+    app.add_routes([web.get(DEMAND_PATH, quiet_gateway())])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, GATEWAY_ADDRESS, GATEWAY_ADMIN_PORT).start()
+    try:
+        config = ClusterConfig("bench-operator", components=WITH_CONTROLLERS, isolation="host")
+        with Cluster(config, folder / "rest") as cluster:
+            kubeconfig = await asyncio.to_thread(install, cluster)
+            with running_operator(kubeconfig, folder / "operator.log") as operator:
+                await asyncio.to_thread(operator.wait_until_acting)
+                return await at_rest(cluster, operator, objects=objects, seconds=seconds)
+    finally:
+        await runner.cleanup()
+
+
+# --- load steps ---
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One load step."""
+
+    seconds: float
+    failures: int
+
+    @property
+    def intervals(self) -> float:
+        return self.seconds / INTERVAL_SECONDS
+
+
+async def one_step(cluster: Cluster, number: int, source: random.Random) -> Step:
+    namespace = f"step-{number}"
+    cluster.kubectl("create", "namespace", namespace)
+    async with Api(cluster.kubeconfig) as api:
+        serving = Serving(cluster, api, namespace)
+        slow = {"spec.scaling.intervalSeconds": INTERVAL_SECONDS, "spec.scaling.scaleDown.stabilizationSeconds": 180}
+        await serving.apply_and_wait(slow)
+        async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 20)) as load:
+            load.requests_per_second = BEFORE
+            await asyncio.sleep(BASELINE_SECONDS + source.random() * INTERVAL_SECONDS)
+            began = time.monotonic()
+            load.requests_per_second = AFTER
+
+            async def patched_at() -> float | None:
+                later = [at for seen in recorder.seen_at.values() for at in seen if at > began]
+                return min(later, default=None)
+
+            seconds = await until("a count is patched", patched_at, seconds=SETTLE_SECONDS) - began
+            await serving.settled()
+            load.requests_per_second = 0.0
+        await serving.delete()
+    print(f"step {number}: {seconds:.1f} s, {recorder.counts}, {len(load.failures)} of {len(load.records)} failed")
+    return Step(seconds, len(load.failures))
+
+
+async def steps(folder: Path, *, count: int, seed: int) -> list[Row]:
+    source = random.Random(seed)
+    with Cluster(ClusterConfig("bench-steps", components=WHOLE_CLUSTER), folder / "steps") as cluster:
+        await asyncio.to_thread(OperatorRelease(cluster).install)
+        done = [await one_step(cluster, number, source) for number in range(count)]
+    intervals = [step.intervals for step in done]
+    figure = f"load step {BEFORE:g} to {AFTER:g} requests/s to patched scale, interval {INTERVAL_SECONDS} s"
+    return [
+        row(f"{figure}, median", round(statistics.median(intervals), 2), "intervals", "limit", LIMIT_INTERVALS),
+        row(f"{figure}, longest of {count}", round(max(intervals), 2), "intervals", "limit", LIMIT_INTERVALS),
+        row("failed requests over all steps", sum(step.failures for step in done), "requests", "goal", 0),
+    ]
+
+
+# --- results ---
+
+
+def write_results(rows: list[Row], *, command: str, seed: int) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shown = [each | {"command": command, "seed": seed} for each in rows]
+    (RESULTS / "operator.json").write_text(json.dumps(shown, indent=2) + "\n")
+    lines = ["# Operator", "", "| figure | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join('-' if v is None else str(v) for v in each.values())} |" for each in rows]
+    lines += ["", f"`{command}`, seed {seed}, Python {platform.python_version()}, {os.cpu_count()} cores."]
+    (RESULTS / "operator.md").write_text("\n".join(lines) + "\n")
+
+
+async def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
+    resting = await rest(folder, objects=options.objects, seconds=options.seconds)
+    return [*resting, *await steps(folder, count=options.steps, seed=options.seed)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--objects", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run(measure(Path(folder), options))
+    command = (
+        f"python tests/bench/bench_operator.py --objects {options.objects} --seconds {options.seconds:g}"
+        f" --steps {options.steps}"
+    )
+    write_results(rows, command=command, seed=options.seed)
+    for each in rows:
+        print(*each.values())
+
+
+if __name__ == "__main__":
+    main()
