@@ -4,6 +4,7 @@ Invariant: nothing between two looks is missed, so "never shrank" and "no worker
 """
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -44,6 +45,8 @@ class Recorder:
     serving: Serving
     counts: dict[str, list[int]] = field(default_factory=lambda: {role: [] for role in WORKER_ROLES})
     """Role -> each count that its Deployment asked for, in order."""
+    seen_at: dict[str, list[float]] = field(default_factory=lambda: {role: [] for role in WORKER_ROLES})
+    """Role -> when each of them was seen, by the monotonic clock."""
     workers: dict[str, WorkerLife] = field(default_factory=dict)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _known: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,10 +82,10 @@ class Recorder:
         serving = self.serving
         selector = f"{OWNER}={serving.name}"
         async for event in serving.api.watch(DEPLOYMENT.path(serving.namespace), labelSelector=selector):
-            seen = self.counts.get(event.object["metadata"]["labels"].get(ROLE, ""))
-            replicas = event.object["spec"]["replicas"]
-            if seen is not None and seen[-1:] != [replicas]:
-                seen.append(replicas)
+            role, replicas = event.object["metadata"]["labels"].get(ROLE, ""), event.object["spec"]["replicas"]
+            if role in self.counts and self.counts[role][-1:] != [replicas]:
+                self.counts[role].append(replicas)
+                self.seen_at[role].append(time.monotonic())
             if all(self.counts.values()):
                 self._known.set()
 
