@@ -48,6 +48,7 @@ NAMESPACE = "bench"
 GATEWAY_ADDRESS = "127.77.0.1"
 """Of this machine's loopback network, where nothing else listens on a gateway's admin port."""
 SETTLE_SECONDS = 60.0
+SHOWN_LOG_CHARACTERS = 6000
 MODEL, GPU = "Qwen/Qwen3-8B", "h100-sxm"
 INTERVAL_SECONDS = 5
 BEFORE, AFTER = 1.0, 8.0
@@ -173,7 +174,11 @@ async def rest(folder: Path, *, objects: int, seconds: float) -> list[Row]:
             kubeconfig = await asyncio.to_thread(install, cluster)
             with running_operator(kubeconfig, folder / "operator.log") as operator:
                 await asyncio.to_thread(operator.wait_until_acting)
-                return await at_rest(cluster, operator, objects=objects, seconds=seconds)
+                try:
+                    return await at_rest(cluster, operator, objects=objects, seconds=seconds)
+                except AssertionError as error:
+                    error.add_note(operator.log[-SHOWN_LOG_CHARACTERS:])
+                    raise
     finally:
         await runner.cleanup()
 

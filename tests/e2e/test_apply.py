@@ -45,7 +45,8 @@ async def test_an_applied_object_gets_ready_and_answers_through_its_service(
 
 
 async def test_the_columns_of_kubectl_get_say_how_it_stands(serving: Serving) -> None:
-    await serving.apply_and_wait()
+    """With pools that cannot resize, so that each column has one right value however slow the machine is."""
+    await serving.apply_and_wait({"spec.pools.prefill.maxReplicas": 1, "spec.pools.decode.maxReplicas": 1})
     async with serving.load() as load:
         load.requests_per_second = 2
         await serving.until("traffic is reported", lambda found: "attainment" in status(found).get("summary", {}))
