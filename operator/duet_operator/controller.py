@@ -7,48 +7,41 @@ it writes nothing. A child that can't be brought about is told in the status and
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
 from duet_operator import observing, scaling
 from duet_operator.acting import Children, ForeignObjectError
 from duet_operator.api.v1alpha1 import InvalidObjectError, parse
-from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
+from duet_operator.cluster import CONFIG_MAP, ClusterError
 from duet_operator.history import POOL_ROLES
 from duet_operator.memory import Memory
-from duet_operator.observing import PoolSight
-from duet_operator.ownership import controlled_by
 from duet_operator.planner.guards import surging_roles
-from duet_operator.planner.mode import apply_mode, initial_counts
+from duet_operator.planner.mode import apply_mode
 from duet_operator.planner.spec import plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
 from duet_operator.resources import names
 from duet_operator.resources.children import plain_children
 from duet_operator.resources.config_maps import history_config_map
-from duet_operator.resources.findings import Facts
 from duet_operator.resources.images import Images, resolve
-from duet_operator.resources.labels import GATEWAY_ROLE
 from duet_operator.resources.pools import pool_deployment, surging
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.scaling import Order, PoolScaler
-from duet_operator.signals.picture import ready
+from duet_operator.sight import Observer, facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from duet_operator.api.v1alpha1 import DuetDeployment
-    from duet_operator.cluster import Kind
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
-    from duet_operator.observing import Trouble
-    from duet_operator.planner.types import Counts, Decision, Observation, Planner, PlanSpec
-    from duet_operator.pods import Pod
+    from duet_operator.planner.types import Counts, Decision, Planner
     from duet_operator.reporting import Reporter
     from duet_operator.settings import Settings
+    from duet_operator.sight import Sight
     from duet_operator.signals.gateways import GatewayReader
-    from duet_operator.signals.picture import Signals
     from duet_operator.world import Key, World
 
 Manifest = dict[str, Any]
@@ -75,16 +68,6 @@ class Services:
     now: Callable[[], datetime]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
-    """What one pass saw."""
-
-    pools: Mapping[Role, PoolSight]
-    lost: Mapping[Role, Trouble]
-    signals: Signals
-    observation: Observation
-
-
 class Controller:
     """The loop's view of one object."""
 
@@ -92,6 +75,15 @@ class Controller:
         self.key = key
         self._services = services
         self._memory = Memory(attainment_window_seconds=services.settings.attainment_window_seconds)
+        self._observer = Observer(
+            key,
+            memory=self._memory,
+            world=services.world,
+            settings=services.settings,
+            reader=services.reader,
+            metrics=services.metrics,
+            now=services.now,
+        )
 
     async def run_pass(self) -> float:
         """One pass; returns the seconds until the next one is due."""
@@ -108,7 +100,7 @@ class Controller:
             return UNREADABLE_INTERVAL_SECONDS
         self._recall(deployment)
         spec = plan_spec(deployment.spec)
-        sight = await self._observe(deployment, spec)
+        sight = await self._observer.look(deployment, spec)
         performance = observing.performance(self._memory.profiles)
         decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
         self._memory.planner = decision.memory
@@ -118,8 +110,8 @@ class Controller:
         problems = await self._keep_children(deployment, manifests, pools, first=targets)
         scaled = await self._scale(deployment, sight, targets, problems=problems)
         await self._advise(deployment, sight, decision)
-        facts = self._facts(deployment, sight, problems=problems, decision=decision, targets=targets)
-        await self._services.reporter.report(duet, facts, images=images, scaled=scaled)
+        found = facts(deployment, sight, problems=problems, decision=decision, targets=targets)
+        await self._services.reporter.report(duet, found, images=images, scaled=scaled)
         self._services.metrics.decided(decision.reason)
         return float(deployment.spec.scaling.interval_seconds)
 
@@ -136,72 +128,13 @@ class Controller:
         await self._services.children.ensure(manifest, key=self.key, uid=deployment.metadata.uid)
         self._memory.saved(document)
 
-    # --- observe ---
-
     def _images(self, deployment: DuetDeployment) -> Images:
         settings = self._services.settings
         return resolve(deployment, engine_image=settings.engine_image, gateway_image=settings.gateway_image)
 
     def _recall(self, deployment: DuetDeployment) -> None:
         name = names.history_name(deployment.metadata.name)
-        self._memory.recall(self._own(CONFIG_MAP, name, uid=deployment.metadata.uid), name=str(self.key))
-
-    async def _observe(self, deployment: DuetDeployment, spec: PlanSpec) -> Sight:
-        now_seconds = self._services.now().timestamp()
-        pools = self._pools(deployment, spec)
-        deadline = float(deployment.spec.scaling.pending_deadline_seconds)
-        lost = {
-            role: observing.trouble(pool, now_seconds=now_seconds, deadline_seconds=deadline)
-            for role, pool in pools.items()
-        }
-        signals = await self._signals(spec, pools, now_seconds)
-        self._memory.see_pools(pools)
-        self._memory.learn(signals.profiles)
-        observation = observing.observe(
-            pools,
-            signals,
-            lost,
-            cold_start_p90_seconds=self._memory.cold_start_p90_seconds,
-            now_seconds=now_seconds,
-        )
-        return Sight(pools=pools, lost=lost, signals=signals, observation=observation)
-
-    def _pools(self, deployment: DuetDeployment, spec: PlanSpec) -> dict[Role, PoolSight]:
-        first = initial_counts(deployment.spec.scaling.mode, spec)
-        pods = self._services.world.pods(self.key)
-        return {
-            role: PoolSight(
-                deployment=self._own(DEPLOYMENT, names.pool_name(self.key.name, role), uid=deployment.metadata.uid),
-                pods=tuple(pod for pod in pods if pod.role == role.value),
-                first_replicas=first.of(role),
-            )
-            for role in POOL_ROLES
-        }
-
-    def _own(self, kind: Kind, name: str, *, uid: str) -> Manifest | None:
-        """A child of this object; one that is left of another object of its name, or on its way out, is none."""
-        found = self._services.world.child(self.key, kind.name, name)
-        if found is None or "deletionTimestamp" in found["metadata"] or not controlled_by(found, uid):
-            return None
-        return found
-
-    async def _signals(self, spec: PlanSpec, pools: Mapping[Role, PoolSight], now_seconds: float) -> Signals:
-        services = self._services
-        scrape = await services.reader.read(self._gateways())
-        services.metrics.scraped(answered=len(scrape.documents), failed=len(scrape.failures))
-        return self._memory.gateways.see(
-            scrape,
-            now_seconds=now_seconds,
-            window_seconds=services.settings.demand_window_for(spec.interval_seconds),
-            stale_after_seconds=services.settings.document_stale_seconds(spec.interval_seconds),
-            goal=spec.attainment_goal,
-            worker_pods=[pod for pool in pools.values() for pod in pool.pods],
-            revision=pools[Role.DECODE].revision,
-        )
-
-    def _gateways(self) -> tuple[Pod, ...]:
-        """The gateway pods that must answer."""
-        return ready([pod for pod in self._services.world.pods(self.key) if pod.role == GATEWAY_ROLE])
+        self._memory.recall(self._observer.own(CONFIG_MAP, name, uid=deployment.metadata.uid), name=str(self.key))
 
     # --- act ---
 
@@ -278,35 +211,5 @@ class Controller:
             generation=deployment.metadata.generation,
             lease_seconds=self._services.settings.drain_lease_seconds(deployment.spec.scaling.interval_seconds),
         )
-        answering = [pod for pod in self._gateways() if pod.name not in sight.signals.silent]
+        answering = [pod for pod in self._observer.gateways() if pod.name not in sight.signals.silent]
         await self._services.plans.push(answering, plan, now_seconds=sight.observation.now_seconds)
-
-    # --- report ---
-
-    def _facts(
-        self,
-        deployment: DuetDeployment,
-        sight: Sight,
-        *,
-        decision: Decision,
-        targets: Counts,
-        problems: list[str],
-    ) -> Facts:
-        signals = sight.signals
-        return Facts(
-            deployment=deployment,
-            observation=replace(sight.observation, attainment=signals.attainment_told),
-            decision=decision,
-            targets=targets,
-            gateways_ready=signals.gateways,
-            silent_gateways=signals.silent,
-            pending={
-                role.value: f"{lost.pods} pods: {lost.reason} ({lost.example})"
-                for role, lost in sight.lost.items()
-                if lost.pods
-            },
-            rollout_stuck=next((stuck for pool in sight.pools.values() if (stuck := pool.stuck)), None),
-            refused="; ".join(problems) or None,
-            burn_rate_5m=signals.burn_rate_5m,
-            burn_rate_1h=signals.burn_rate_1h,
-        )

@@ -1,0 +1,158 @@
+"""What one pass sees of an object: its pools in the cache, and what its gateways answer.
+
+Invariant: looking writes nothing; what is worth remembering of it goes into the object's memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from duet_engine.protocol import Role
+from duet_operator import observing
+from duet_operator.cluster import DEPLOYMENT
+from duet_operator.history import POOL_ROLES
+from duet_operator.observing import PoolSight
+from duet_operator.ownership import controlled_by
+from duet_operator.planner.mode import initial_counts
+from duet_operator.resources import names
+from duet_operator.resources.findings import Facts
+from duet_operator.resources.labels import GATEWAY_ROLE
+from duet_operator.signals.picture import ready
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from duet_operator.api.v1alpha1 import DuetDeployment
+    from duet_operator.cluster import Kind
+    from duet_operator.memory import Memory
+    from duet_operator.metrics import Metrics
+    from duet_operator.observing import Trouble
+    from duet_operator.planner.types import Counts, Decision, Observation, PlanSpec
+    from duet_operator.pods import Pod
+    from duet_operator.settings import Settings
+    from duet_operator.signals.gateways import GatewayReader
+    from duet_operator.signals.picture import Signals
+    from duet_operator.world import Key, World
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What one pass saw."""
+
+    pools: Mapping[Role, PoolSight]
+    lost: Mapping[Role, Trouble]
+    signals: Signals
+    observation: Observation
+
+
+class Observer:
+    """Looks at one object."""
+
+    def __init__(
+        self,
+        key: Key,
+        *,
+        memory: Memory,
+        world: World,
+        settings: Settings,
+        reader: GatewayReader,
+        metrics: Metrics,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._key = key
+        self._memory = memory
+        self._world = world
+        self._settings = settings
+        self._reader = reader
+        self._metrics = metrics
+        self._now = now
+
+    async def look(self, deployment: DuetDeployment, spec: PlanSpec) -> Sight:
+        """Everything that this pass goes by."""
+        now_seconds = self._now().timestamp()
+        pools = self._pools(deployment, spec)
+        deadline = float(deployment.spec.scaling.pending_deadline_seconds)
+        lost = {
+            role: observing.trouble(pool, now_seconds=now_seconds, deadline_seconds=deadline)
+            for role, pool in pools.items()
+        }
+        signals = await self._signals(spec, pools, now_seconds)
+        self._memory.see_pools(pools)
+        self._memory.learn(signals.profiles)
+        observation = observing.observe(
+            pools,
+            signals,
+            lost,
+            cold_start_p90_seconds=self._memory.cold_start_p90_seconds,
+            now_seconds=now_seconds,
+        )
+        return Sight(pools=pools, lost=lost, signals=signals, observation=observation)
+
+    def _pools(self, deployment: DuetDeployment, spec: PlanSpec) -> dict[Role, PoolSight]:
+        first = initial_counts(deployment.spec.scaling.mode, spec)
+        pods = self._world.pods(self._key)
+        return {
+            role: PoolSight(
+                deployment=self.own(DEPLOYMENT, names.pool_name(self._key.name, role), uid=deployment.metadata.uid),
+                pods=tuple(pod for pod in pods if pod.role == role.value),
+                first_replicas=first.of(role),
+            )
+            for role in POOL_ROLES
+        }
+
+    def own(self, kind: Kind, name: str, *, uid: str) -> Manifest | None:
+        """A child of this object; one that is left of another object of its name, or on its way out, is none."""
+        found = self._world.child(self._key, kind.name, name)
+        if found is None or "deletionTimestamp" in found["metadata"] or not controlled_by(found, uid):
+            return None
+        return found
+
+    async def _signals(self, spec: PlanSpec, pools: Mapping[Role, PoolSight], now_seconds: float) -> Signals:
+        scrape = await self._reader.read(self.gateways())
+        self._metrics.scraped(answered=len(scrape.documents), failed=len(scrape.failures))
+        return self._memory.gateways.see(
+            scrape,
+            now_seconds=now_seconds,
+            window_seconds=self._settings.demand_window_for(spec.interval_seconds),
+            stale_after_seconds=self._settings.document_stale_seconds(spec.interval_seconds),
+            goal=spec.attainment_goal,
+            worker_pods=[pod for pool in pools.values() for pod in pool.pods],
+            revision=pools[Role.DECODE].revision,
+        )
+
+    def gateways(self) -> tuple[Pod, ...]:
+        """The gateway pods that must answer."""
+        return ready([pod for pod in self._world.pods(self._key) if pod.role == GATEWAY_ROLE])
+
+
+def facts(
+    deployment: DuetDeployment,
+    sight: Sight,
+    *,
+    decision: Decision,
+    targets: Counts,
+    problems: Sequence[str],
+) -> Facts:
+    """What the report needs of the pass."""
+    signals = sight.signals
+    return Facts(
+        deployment=deployment,
+        observation=replace(sight.observation, attainment=signals.attainment_told),
+        decision=decision,
+        targets=targets,
+        gateways_ready=signals.gateways,
+        silent_gateways=signals.silent,
+        pending={
+            role.value: f"{lost.pods} pods: {lost.reason} ({lost.example})"
+            for role, lost in sight.lost.items()
+            if lost.pods
+        },
+        rollout_stuck=next((stuck for pool in sight.pools.values() if (stuck := pool.stuck)), None),
+        refused="; ".join(problems) or None,
+        burn_rate_5m=signals.burn_rate_5m,
+        burn_rate_1h=signals.burn_rate_1h,
+    )
