@@ -248,6 +248,8 @@ class DrainRequest(Document):
     lease_seconds: float = Field(gt=0, le=86_400)
     requested_by: str = ""
     reason: str = ""
+    worker: str = ""
+    """Who is meant; another worker that has the address by now refuses with status 409. Empty: whoever hears it."""
 
 
 class DrainStatus(Document):

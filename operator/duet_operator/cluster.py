@@ -148,8 +148,13 @@ class Cluster(Protocol):
         """Merge patch; a resourceVersion in its metadata makes it conditional."""
         ...
 
-    async def patch_scale(self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int) -> None:
-        """Set the number of replicas; ConflictError unless it is `expected` (None: whatever it is)."""
+    async def patch_scale(
+        self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int, version: str | None = None
+    ) -> None:
+        """Set the number of replicas; ConflictError unless it is `expected` (None: whatever it is).
+
+        With `version`, the object's resourceVersion when that was seen, ConflictError also where it changed since.
+        """
         ...
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
@@ -243,10 +248,14 @@ class KubernetesCluster:
         path = kind.path(namespace, name)
         return await self._write("patch", kind, "PATCH", path, changes, fieldManager=FIELD_MANAGER)
 
-    async def patch_scale(self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int) -> None:
+    async def patch_scale(
+        self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int, version: str | None = None
+    ) -> None:
         path = kind.path(namespace, name, "scale")
         changes: Manifest = {"spec": {"replicas": replicas}}
-        if expected is not None:
+        if version is not None:
+            changes["metadata"] = {"resourceVersion": version}
+        elif expected is not None:
             scale = await self._request("GET", path)
             present = scale["spec"].get("replicas", 0)
             if present != expected:

@@ -7,6 +7,7 @@ it writes nothing. A child that can't be brought about is told in the status and
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,7 @@ class Controller:
         settings, spec = self._services.settings, deployment.spec
         handing_over = False
         scaled: dict[Role, Scaled] = {}
+        workers_on_node = Counter(pod.node for pool in sight.pools.values() for pod in pool.alive)
         for role in (Role.PREFILL, Role.DECODE):
             pool = sight.pools[role]
             if pool.deployment is None:
@@ -192,6 +194,7 @@ class Controller:
                     settle_seconds=settings.drain_settle_seconds,
                 ),
                 lease_seconds=settings.drain_lease_seconds(spec.scaling.interval_seconds),
+                workers_on_node=workers_on_node,
             )
             try:
                 outcome = await self._services.scaler.carry_out(order, start_allowed=not handing_over)

@@ -13,8 +13,7 @@ Where the operator dies, the engine's lease runs out and the worker serves again
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +21,7 @@ from duet_engine.protocol import DrainPhase
 from duet_operator.pods import DELETION_COST_ANNOTATION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from duet_engine.protocol import DrainStatus
     from duet_operator.pods import Pod
@@ -75,6 +74,10 @@ class Pool:
     rollout_in_progress: bool = False
     start_allowed: bool = True
     """False: no new drain for now, such as for decode while prefill workers hand over to it."""
+    counted: bool = True
+    """Its Deployment tells of as many pods as are seen here. Else some may run unseen."""
+    workers_on_node: Mapping[str, int] = field(default_factory=dict)
+    """Node -> workers of both pools on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +126,12 @@ class Remove:
     """Still hold requests, which fail: `drain.onTimeout` says Terminate."""
     replicas: int
     target: int
-    alive: int
+    pods: int
+    """How many there are at most. Where fewer than `replicas`, the others never came to be."""
 
     def count_without(self, leaving: int) -> int:
         """The new count when `leaving` pods go. Pods that never came to be are counted out with them."""
-        return max(self.target, min(self.alive, self.replicas) - leaving)
+        return max(self.target, min(self.pods, self.replicas) - leaving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,7 @@ def decide(pool: Pool, rules: Rules) -> tuple[Action, ...]:
         overdue=_pods(overdue),
         replicas=pool.replicas,
         target=pool.target,
-        alive=len(alive),
+        pods=len(alive) if pool.counted else max(len(alive), pool.replicas),
     )
     if not pool.rollout_in_progress and removal.count_without(len(going)) < pool.replicas:
         actions.append(removal)
@@ -253,7 +257,7 @@ def _ordinary(
     if pool.start_allowed:
         candidates = [worker for worker in workers if not worker.draining and not _given_up_lately(worker, rules)]
         missing = leaving - len(drained) - len(overdue) - waiting
-        victims = choose(candidates, count=missing, revision=pool.revision, spread=rules.spread)
+        victims = choose(candidates, count=missing, pool=pool, spread=rules.spread)
         actions += [Start(pod=worker.pod, reason="ScaleDown") for worker in victims]
     return drained, overdue
 
@@ -274,22 +278,22 @@ def _timed_out(worker: Worker, rules: Rules) -> bool:
 
 def _given_up_lately(worker: Worker, rules: Rules) -> bool:
     since = worker.pod.given_up_seconds
-    return since is not None and rules.now_seconds - since < rules.timeout_seconds
+    # A time to come was written by a clock that is ahead of ours, and counts like one as long ago.
+    return since is not None and abs(rules.now_seconds - since) < rules.timeout_seconds
 
 
-def choose(workers: Sequence[Worker], *, count: int, revision: str, spread: bool) -> list[Worker]:
+def choose(workers: Sequence[Worker], *, count: int, pool: Pool, spread: bool) -> list[Worker]:
     """The `count` workers that leave most cheaply.
 
     Those that serve nothing now first, then old revisions, then by node (the emptiest, or the fullest with `spread`),
     then by the work they hold, those that nobody has heard of last.
     """
-    on_node = Counter(worker.pod.node for worker in workers)
 
     def cost(worker: Worker) -> tuple[bool, bool, int, float, str]:
-        together = on_node[worker.pod.node]
+        together = pool.workers_on_node.get(worker.pod.node, 1)
         return (
             worker.pod.ready,
-            worker.pod.revision == revision,
+            worker.pod.revision == pool.revision,
             -together if spread else together,
             inf if worker.work_left is None else worker.work_left,
             worker.pod.name,

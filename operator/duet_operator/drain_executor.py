@@ -1,7 +1,8 @@
 """Carries out what `drain.decide` decided: asks engines over HTTP, writes marks and counts through the cluster port.
 
-Invariant: a count is lowered only by the workers that confirmed at that moment, and only from the count that the
-decision was made for. One worker that fails keeps no other from going on.
+Invariant: a count is lowered only by the workers that confirmed at that moment, only from the count that the decision
+was made for, and never while its Deployment has two templates' pods, for then another pod than the victim would go. One
+worker that fails keeps no other from going on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duet_operator.cluster import DEPLOYMENT, POD, ClusterError
+from duet_operator.deployments import steady
 from duet_operator.drain import VICTIM_COST, Cancel, Remove, Renew, Replace, Start, Unmark, confirmed
 from duet_operator.engines import EngineError
 from duet_operator.pods import (
@@ -143,15 +145,28 @@ class DrainExecutor:
         replicas = removal.count_without(len(leaving))
         if replicas >= removal.replicas:
             return None
+        deployment = await self._cluster.get(DEPLOYMENT, place.namespace, place.deployment)
+        if deployment is None or not steady(deployment, replicas=removal.replicas, pods=removal.pods):
+            logger.info("%s/%s is changing: nobody leaves in this pass", place.namespace, place.deployment)
+            return None
         unmarked = [pod for pod in leaving if pod.annotations.get(DELETION_COST_ANNOTATION) != VICTIM_COST]
         await asyncio.gather(*(self._annotate(pod, {DELETION_COST_ANNOTATION: VICTIM_COST}) for pod in unmarked))
-        await self._cluster.patch_scale(
-            DEPLOYMENT, place.namespace, place.deployment, expected=removal.replicas, replicas=replicas
-        )
+        version = deployment["metadata"]["resourceVersion"]
+        scaled = await self.scale(place, before=removal.replicas, after=replicas, version=version)
         for pod in leaving:
             logger.info("%s/%s leaves", pod.namespace, pod.name)
             self._metrics.drain_ended("removed" if pod not in removal.overdue else "terminated")
-        return Scaled(before=removal.replicas, after=replicas)
+        return scaled
+
+    async def scale(self, place: Place, *, before: int, after: int, version: str | None = None) -> Scaled:
+        """Set a count, from what the pass saw or from the very object of that version; the cache knows at once."""
+        await self._cluster.patch_scale(
+            DEPLOYMENT, place.namespace, place.deployment, expected=before, replicas=after, version=version
+        )
+        changed = await self._cluster.get(DEPLOYMENT, place.namespace, place.deployment)
+        if changed is not None:
+            self._world.put(changed)
+        return Scaled(before=before, after=after)
 
     async def _confirmed(self, pod: Pod, place: Place) -> bool:
         """Renews the drain too, so that nothing comes in between this answer and the end of the pod."""
@@ -165,7 +180,8 @@ class DrainExecutor:
     async def _holds_nothing(self, pod: Pod) -> bool:
         """Asks the API server itself: the cache may be a moment behind."""
         body = await self._cluster.get(POD, pod.namespace, pod.name)
-        return body is not None and not read_pod(body).may_hold_requests
+        present = None if body is None else read_pod(body)
+        return present is not None and present.uid == pod.uid and not present.may_hold_requests
 
     async def _annotate(self, pod: Pod, annotations: dict[str, str | None]) -> None:
         changes = {"metadata": {"uid": pod.uid, "annotations": annotations}}

@@ -32,7 +32,9 @@ class EngineClient:
 
     async def drain(self, pod: Pod, *, lease_seconds: float, reason: str) -> DrainStatus:
         """Start or renew its drain."""
-        request = DrainRequest(lease_seconds=lease_seconds, requested_by="duet-operator", reason=reason)
+        request = DrainRequest(
+            lease_seconds=lease_seconds, requested_by="duet-operator", reason=reason, worker=pod.name
+        )
         return await self._ask("PUT", pod, request.write())
 
     async def drain_status(self, pod: Pod) -> DrainStatus:
@@ -57,9 +59,13 @@ class EngineClient:
         if response.status != HTTPStatus.OK:
             raise EngineError(f"{pod.name}: {method} {DRAIN_PATH} answered {response.status}: {content[:200]!r}")
         try:
-            return DrainStatus.read(content)
+            status = DrainStatus.read(content)
         except ProtocolError as error:
             raise EngineError(f"{pod.name}: {error}") from error
+        if status.worker != pod.name:
+            # Addresses are used again: this one is another pod's by now, whose word says nothing about ours.
+            raise EngineError(f"{pod.name}: {status.worker} answered at its address")
+        return status
 
     def _headers(self) -> dict[str, str]:
         # Read anew each time: the kubelet replaces projected tokens.

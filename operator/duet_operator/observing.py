@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
+from duet_operator.deployments import observed
 from duet_operator.planner.types import Observation, Performance, PoolState, worker_performance
 from duet_operator.pods import read_time
 from duet_operator.resources.labels import REVISION
@@ -58,9 +59,15 @@ class PoolSight:
         if self.deployment is None:
             return False
         status = self.deployment.get("status") or {}
-        seen = status.get("observedGeneration", 0) >= self.deployment["metadata"].get("generation", 0)
-        outdated = seen and status.get("updatedReplicas", 0) < status.get("replicas", 0)
+        outdated = observed(self.deployment) and status.get("updatedReplicas", 0) < status.get("replicas", 0)
         return outdated or any(pod.revision != self.revision for pod in self.alive)
+
+    @property
+    def counted(self) -> bool:
+        """Its Deployment tells of as many pods as are seen. Else the cache, or the Deployment's status, is behind."""
+        if self.deployment is None or not observed(self.deployment):
+            return False
+        return bool((self.deployment.get("status") or {}).get("replicas", 0) == len(self.alive))
 
     @property
     def failed_creation(self) -> Mapping[str, str] | None:
@@ -115,7 +122,8 @@ def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
 
 def _replacing(sight: PoolSight) -> tuple[Pod, ...]:
     """Unscheduled pods for which a pod that is still leaving will make room: one each."""
-    leaving = sum(pod.terminating for pod in sight.pods)
+    status = (sight.deployment or {}).get("status") or {}
+    leaving = max(sum(pod.terminating for pod in sight.pods), status.get("terminatingReplicas", 0))
     unscheduled = [pod for pod in sight.alive if not pod.node and not pod.ready]
     return tuple(unscheduled[:leaving])
 
@@ -133,6 +141,7 @@ def pool_state(sight: PoolSight, states: Mapping[str, WorkerState], *, lost: Tro
         starting=max(others - lost.pods, 0),
         draining=len(draining),
         replacing=len(replacing),
+        terminating=sum(pod.holds_gpu for pod in sight.pods if pod.terminating),
         pending_too_long=lost.pods,
         queued_prefill_tokens=held.queued_prefill_tokens,
         running_requests=held.running_requests,

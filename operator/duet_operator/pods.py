@@ -78,6 +78,11 @@ class Pod:
         return not self.terminating and self.phase not in ("Succeeded", "Failed")
 
     @property
+    def holds_gpu(self) -> bool:
+        """It's on a node and not at its end."""
+        return bool(self.node) and self.phase not in ("Succeeded", "Failed")
+
+    @property
     def may_hold_requests(self) -> bool:
         """Its engine runs and was ready at some time."""
         return self.has_been_ready and not self.engine_stopped

@@ -91,7 +91,7 @@ def services(
         reader=GatewayReader(session, timeout_seconds=settings.scrape_timeout_seconds),
         plans=PlanPusher(session, timeout_seconds=settings.scrape_timeout_seconds),
         children=Children(cluster=cluster, world=world),
-        scaler=PoolScaler(cluster=cluster, drains=drains),
+        scaler=PoolScaler(drains=drains),
         reporter=Reporter(
             cluster=cluster,
             world=world,

@@ -7,10 +7,10 @@ first. Growth ends drains before it asks for new pods.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from duet_operator.cluster import DEPLOYMENT, Cluster, ConflictError
+from duet_operator.cluster import ConflictError
 from duet_operator.drain import Pool, Rules, Start, Worker, decide
 from duet_operator.drain_executor import DrainExecutor, Place, Scaled
 
@@ -37,6 +37,8 @@ class Order:
     """Pod uid -> state."""
     rules: Rules
     lease_seconds: float
+    workers_on_node: Mapping[str, int] = field(default_factory=dict)
+    """Node -> workers of both pools on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,7 @@ def rules(spec: DuetSpec, *, now_seconds: float, settle_seconds: float) -> Rules
 class PoolScaler:
     """Scales any pool."""
 
-    def __init__(self, *, cluster: Cluster, drains: DrainExecutor) -> None:
-        self._cluster = cluster
+    def __init__(self, *, drains: DrainExecutor) -> None:
         self._drains = drains
 
     async def carry_out(self, order: Order, *, start_allowed: bool) -> Outcome:
@@ -77,6 +78,8 @@ class PoolScaler:
             revision=sight.revision,
             rollout_in_progress=order.rollout_in_progress,
             start_allowed=start_allowed,
+            counted=sight.counted,
+            workers_on_node=order.workers_on_node,
         )
         actions = decide(pool, order.rules)
         place = Place(
@@ -88,20 +91,13 @@ class PoolScaler:
         try:
             scaled = await self._drains.execute(actions, place)
             if order.target > sight.replicas:
-                scaled = await self._grow(order)
+                scaled = await self._drains.scale(place, before=sight.replicas, after=order.target)
         except ConflictError as error:
             logger.info("%s/%s changes in the next pass: %s", order.namespace, order.deployment, error)
             scaled = None
         starting = {action.pod.uid for action in actions if isinstance(action, Start)}
         leaving = [worker for worker in workers if worker.draining or worker.pod.uid in starting]
         return Outcome(scaled, any(worker.pod.alive and worker.remaining > 0 for worker in leaving))
-
-    async def _grow(self, order: Order) -> Scaled:
-        before = order.sight.replicas
-        await self._cluster.patch_scale(
-            DEPLOYMENT, order.namespace, order.deployment, expected=before, replicas=order.target
-        )
-        return Scaled(before=before, after=order.target)
 
     async def _workers(self, order: Order) -> tuple[Worker, ...]:
         """The pool's pods with how their drains stand."""

@@ -54,6 +54,18 @@ async def refused_as_draining(session: aiohttp.ClientSession, engine: Engine) ->
         return True
 
 
+async def test_a_drain_that_is_meant_for_another_worker_is_refused(
+    engine: Engine, session: aiohttp.ClientSession
+) -> None:
+    body = {"lease_seconds": 60, "worker": "pod-0"}
+    async with session.put(f"{engine.url}/duet/drain", json=body) as response:
+        assert response.status == 409
+        assert "this is pod-1" in await response.text()
+    assert (await drain(session, engine, "GET")).phase is DrainPhase.SERVING
+    assert (await drain(session, engine, "PUT", lease_seconds=60, worker="pod-1")).phase is DrainPhase.DRAINED
+    await drain(session, engine, "DELETE")
+
+
 async def test_a_drain_refuses_new_work_and_finishes_what_runs(engine: Engine, session: aiohttp.ClientSession) -> None:
     running = asyncio.create_task(stream(session, engine, COMPLETIONS, BODY))
     await until(session, engine, lambda seen: seen.decode_requests == 1)

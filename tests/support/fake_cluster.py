@@ -87,8 +87,11 @@ class FakeCluster:
             raise ConflictError("patch", status=409, reason="Conflict", message="the UID in the precondition differs")
         return self.edit(kind, namespace, name, changes, manager=FIELD_MANAGER)
 
-    async def patch_scale(self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int) -> None:
+    async def patch_scale(
+        self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int, version: str | None = None
+    ) -> None:
         present = self._present(kind, namespace, name)
+        self._check_version(present, {"resourceVersion": version})
         if expected is not None and present["spec"]["replicas"] != expected:
             raise ConflictError("scale", status=409, reason="Conflict", message="another count was expected")
         self._note("scale", present)

@@ -116,7 +116,7 @@ class Bench:
             reader=self.gateways,  # type: ignore[arg-type]
             plans=self.plans,  # type: ignore[arg-type]
             children=Children(cluster=self.cluster, world=self.world),
-            scaler=PoolScaler(cluster=self.cluster, drains=drains),
+            scaler=PoolScaler(drains=drains),
             reporter=Reporter(
                 cluster=self.cluster,
                 world=self.world,

@@ -92,6 +92,8 @@ class VirtualPool:
         self.engines = VirtualEngines()
         self.cluster = FakeCluster(self.clock)
         self.cluster.subscribers.append(self._deliver)
+        self.deaf = False
+        """Whether the operator's watches are behind."""
         self.world = World(field_manager=FIELD_MANAGER)
         drains = DrainExecutor(
             cluster=self.cluster,
@@ -100,7 +102,7 @@ class VirtualPool:
             metrics=Metrics(),
             now=self.clock,
         )
-        self._scaler = PoolScaler(cluster=self.cluster, drains=drains)
+        self._scaler = PoolScaler(drains=drains)
         self.killed: list[tuple[str, int, bool]] = []
         """Of each pod that was deleted: name, requests that it held, whether it took new ones."""
         self.cluster.put(_deployment(replicas))
@@ -191,6 +193,8 @@ class VirtualPool:
         return [pod for pod in self.sight().alive if pod.draining_since_seconds is not None]
 
     def _deliver(self, change: str, manifest: dict[str, Any]) -> None:
+        if self.deaf:
+            return
         if change == "DELETED":
             self.world.remove(manifest)
         else:

@@ -1,5 +1,6 @@
 """Workers of a pool in every state of a drain."""
 
+from collections import Counter
 from datetime import UTC, datetime
 
 from duet_engine.protocol import DrainPhase, DrainStatus, Work
@@ -113,4 +114,5 @@ def pool(
         revision="new",
         rollout_in_progress=rollout,
         start_allowed=start_allowed,
+        workers_on_node=Counter(worker.pod.node for worker in workers),
     )

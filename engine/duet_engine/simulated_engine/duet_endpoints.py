@@ -113,6 +113,9 @@ class DuetEndpoints:
             except ProtocolError as error:
                 respond_error(exchange, str(error), status=400, kind="BadRequest")
                 return
+            if wanted.worker not in ("", engine.settings.worker):
+                respond_error(exchange, f"this is {engine.settings.worker}", status=409, kind="Conflict")
+                return
             engine.start_drain(wanted)
         elif exchange.method == "DELETE":
             engine.cancel_drain()

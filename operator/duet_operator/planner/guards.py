@@ -140,6 +140,7 @@ def _surplus_gpus(observation: Observation, gpus: Counts) -> int:
     """GPUs of pods that exist beyond the counts. A replacing pod holds none: it waits for its predecessor's."""
 
     def surplus(pool: PoolState) -> int:
-        return max(pool.ready + pool.starting + pool.draining + pool.pending_too_long - pool.replicas, 0)
+        standing = pool.ready + pool.starting + pool.draining + pool.pending_too_long + pool.terminating
+        return max(standing - pool.replicas, 0)
 
     return surplus(observation.prefill) * gpus.prefill + surplus(observation.decode) * gpus.decode

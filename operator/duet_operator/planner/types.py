@@ -68,6 +68,8 @@ class PoolState:
     draining: int = 0
     replacing: int = 0
     """Waiting for the GPU of its own predecessor: not lost capacity."""
+    terminating: int = 0
+    """Leaving for good but still on their nodes, where they hold their GPUs; not among `replicas` any more."""
     pending_too_long: int = 0
     """Unschedulable, refused by quota or crash-looping past the deadline: no capacity, and no more is asked for."""
     queued_prefill_tokens: int = 0

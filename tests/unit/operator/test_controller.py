@@ -311,6 +311,7 @@ async def test_a_lower_count_drains_first_and_is_told() -> None:
     conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": bench.clock().isoformat()}]
     bench.cluster.set_status(POD, KEY.namespace, victim.name, conditions=conditions)
     for _ in range(2):
+        bench.cluster.control()
         await bench.run_pass()
         bench.engines.now += 3
     assert bench.planner.seen[-1].decode.draining == 1

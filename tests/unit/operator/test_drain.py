@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.support.workers import NOW, drained, draining, pool, ready, rules, starting
 
-from duet_engine.protocol import DrainPhase
+from duet_engine.protocol import DrainPhase, Work
 from duet_operator.drain import (
     VICTIM_COST,
     Action,
@@ -31,6 +31,12 @@ def removal(actions: tuple[Action, ...]) -> Remove | None:
     found = [action for action in actions if isinstance(action, Remove)]
     assert len(found) <= 1
     return found[0] if found else None
+
+
+def told(worker: Worker, **fields: object) -> Worker:
+    """The worker, whose engine says something else."""
+    assert worker.status is not None
+    return replace(worker, status=worker.status.model_copy(update=fields))
 
 
 # --- starting ---
@@ -67,6 +73,11 @@ def test_workers_that_never_were_ready_leave_at_once_and_first() -> None:
     assert len(of(actions, Start)) == 1
 
 
+def test_pods_that_may_only_be_unseen_are_not_counted_out() -> None:
+    behind = replace(pool(ready("a"), ready("b"), replicas=3, target=2), counted=False)
+    assert decide(behind, rules()) == ()
+
+
 def test_pods_that_were_never_created_are_counted_out_alone() -> None:
     found = removal(decide(pool(ready("a"), ready("b"), replicas=5, target=3), rules()))
     assert found is not None
@@ -89,6 +100,9 @@ def test_a_drained_worker_is_counted_out() -> None:
         pytest.param(drained("b", idle_seconds=1.0), id="not empty for long enough"),
         pytest.param(draining("b", left=1), id="holds a request"),
         pytest.param(draining("b", left=0, answered=False), id="its engine doesn't answer"),
+        pytest.param(told(drained("b"), remaining=Work(decode_transfer=1)), id="says drained and receives a KV cache"),
+        pytest.param(told(drained("b"), remaining=Work(prefill_inflight=1)), id="says drained and sends a KV cache"),
+        pytest.param(told(drained("b"), phase=DrainPhase.DRAINING), id="says empty but not drained"),
         pytest.param(replace(drained("b"), pod=replace(drained("b").pod, ready=True)), id="still in rotation"),
     ],
 )
@@ -148,6 +162,10 @@ def test_a_worker_that_was_given_up_lately_is_not_tried_again() -> None:
     assert of(later, Start) == ["a"]
 
 
+def test_a_time_of_an_operator_whose_clock_was_hours_ahead_keeps_no_worker_for_ever() -> None:
+    assert of(decide(pool(ready("a", given_up=NOW + 9999), target=0), rules()), Start) == ["a"]
+
+
 def test_terminate_on_timeout_lets_it_go_with_what_it_holds() -> None:
     slow = draining("b", left=1, since=NOW - 601)
     found = removal(decide(pool(ready("a"), slow, target=1), replace(rules(), terminate_on_timeout=True)))
@@ -196,7 +214,15 @@ def test_a_request_by_hand_that_is_withdrawn_serves_again() -> None:
     ids=["serves nothing", "old revision", "least work", "empties a node", "fullest node", "by name", "known work"],
 )
 def test_choice(workers: list[Worker], spread: bool, first: str) -> None:
-    assert [worker.pod.name for worker in choose(workers, count=1, revision="new", spread=spread)] == [first]
+    chosen = choose(workers, count=1, pool=pool(*workers, target=0), spread=spread)
+    assert [worker.pod.name for worker in chosen] == [first]
+
+
+@pytest.mark.parametrize(("spread", "first"), [(False, "alone"), (True, "crowded")])
+def test_workers_of_the_other_pool_on_a_node_count(spread: bool, first: str) -> None:
+    workers = [ready("alone", node="x"), ready("crowded", node="y")]
+    beside = replace(pool(*workers, target=1), workers_on_node={"x": 1, "y": 4})
+    assert of(decide(beside, replace(rules(), spread=spread)), Start) == [first]
 
 
 def test_a_silent_engine_confirms_nothing() -> None:

@@ -111,7 +111,8 @@ async def test_a_drain_is_asked_for_read_and_ended(session: aiohttp.ClientSessio
     assert [(method, path, header) for method, path, header, _ in asked] == [
         (method, "/duet/drain", "Bearer secret") for method in ("PUT", "GET", "DELETE")
     ]
-    assert json.loads(asked[0][3]) | {"lease_seconds": 30.0, "reason": "ScaleDown"} == json.loads(asked[0][3])
+    wanted = {"lease_seconds": 30.0, "reason": "ScaleDown", "worker": "w"}
+    assert json.loads(asked[0][3]) | wanted == json.loads(asked[0][3])
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,7 @@ async def test_a_drain_is_asked_for_read_and_ended(session: aiohttp.ClientSessio
     [
         (answering(b"no", 403), "w: PUT /duet/drain answered 403"),
         (answering(b"{}"), "w: DrainStatus: worker"),
+        (answering(DrainStatus(worker="its-successor", phase=DrainPhase.DRAINED).write()), "w: its-successor answered"),
         (never, "w: no answer in 0.2 s"),
     ],
 )

@@ -86,6 +86,23 @@ def test_each_pod_is_in_one_state(pods: list[Pod], expected: tuple[int, ...]) ->
     assert state(sight(*pods)) == expected
 
 
+def test_a_predecessor_that_only_the_deployment_tells_of_still_makes_room() -> None:
+    assert state(sight(unscheduled("a", age=9999), terminatingReplicas=1)) == (0, 0, 0, 1, 0)
+
+
+def test_leaving_pods_hold_their_gpus_until_they_are_gone() -> None:
+    leaving = ready("evicted", terminating=True)
+    never_placed = pod("never placed", node="", terminating=True)
+    of = sight(ready("a"), pod("successor"), leaving, never_placed, replicas=2)
+    assert pool_state(of, {}, lost=Trouble()).terminating == 1
+
+
+def test_a_count_is_known_once_its_controller_tells_the_same() -> None:
+    assert sight(ready("a"), replicas=1).counted
+    assert not sight(ready("a"), replicas=2).counted
+    assert not sight(ready("a"), replicas=1, observedGeneration=1).counted
+
+
 def test_a_quota_that_refuses_pods_counts_as_pending_after_the_deadline() -> None:
     def refused(seconds: float) -> PoolSight:
         condition = {

@@ -114,6 +114,16 @@ CASES = [
         limited_by=frozenset({Reason.MAX_GPUS}),
     ),
     case(
+        "maxGPUs counts pods that were evicted and hold their GPUs until they are gone",
+        (2, 2),
+        Reason.MAX_GPUS,
+        prefill=2,
+        decode=PoolState(replicas=2, ready=1, starting=1, terminating=3),
+        demand=BUSY,
+        spec=spec(max_gpus=7),
+        limited_by=frozenset({Reason.MAX_GPUS}),
+    ),
+    case(
         "maxGPUs lowered under what runs",
         (2, 5),
         Reason.MAX_GPUS,

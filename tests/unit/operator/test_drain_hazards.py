@@ -1,0 +1,101 @@
+"""Drains where the operator's picture is behind, or its work was cut short: the victim goes, or nobody."""
+
+import pytest
+from tests.support.virtual_pool import KEY, NAME, SETTLE_SECONDS, VirtualPool
+
+from duet_operator.cluster import DEPLOYMENT, POD, ClusterError, Kind
+from duet_operator.drain import VICTIM_COST
+from duet_operator.pods import DELETION_COST_ANNOTATION
+
+
+async def with_drained_victim(replicas: int = 3) -> VirtualPool:
+    """A pool in which one worker has drained, and leaves in the next pass."""
+    pool = VirtualPool(replicas=replicas)
+    await pool.operate(replicas - 1)
+    pool.kubelet()
+    await pool.operate(replicas - 1)
+    pool.pass_time(SETTLE_SECONDS)
+    assert pool.replicas == replicas
+    return pool
+
+
+def marked(pool: VirtualPool) -> list[str]:
+    costs = {pod["metadata"]["name"]: pod["metadata"].get("annotations", {}) for pod in pool.cluster.pods("decode")}
+    return [name for name, found in costs.items() if found.get(DELETION_COST_ANNOTATION) == VICTIM_COST]
+
+
+async def test_a_drained_victim_leaves() -> None:
+    pool = await with_drained_victim()
+    (victim,) = pool.draining()
+    await pool.operate(2)
+    assert (pool.replicas, marked(pool)) == (2, [victim.name])
+    pool.control()
+    assert [name for name, _, _ in pool.killed] == [victim.name]
+
+
+async def test_a_worker_that_the_cache_has_not_seen_yet_is_not_counted_out() -> None:
+    pool = VirtualPool(replicas=3)
+    pool.arrive(3)
+    pool.world.remove(pool.cluster.pods("decode")[0])
+    await pool.operate(2)
+    assert pool.replicas == 3
+    assert pool.draining() == []
+
+
+async def test_a_worker_that_came_since_the_cache_was_filled_is_not_counted_out() -> None:
+    pool = VirtualPool(replicas=2)
+    pool.cluster.edit(DEPLOYMENT, KEY.namespace, NAME, {"spec": {"replicas": 3}})
+    told = {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2}
+    pool.cluster.set_status(DEPLOYMENT, KEY.namespace, NAME, **told)
+    pool.deaf = True
+    pool.control()
+    await pool.operate(2)
+    assert pool.replicas == 3
+
+
+async def test_nobody_leaves_while_a_new_template_that_the_cache_lacks_is_rolled_out() -> None:
+    pool = await with_drained_victim()
+    pool.deaf = True
+    pool.cluster.edit(DEPLOYMENT, KEY.namespace, NAME, {"spec": {"template": {"metadata": {"labels": {"new": "1"}}}}})
+    await pool.operate(2)
+    assert (pool.replicas, marked(pool)) == (3, []), "the template's controller hasn't even seen it"
+    told = {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 1}
+    pool.cluster.set_status(DEPLOYMENT, KEY.namespace, NAME, **told)
+    await pool.operate(2)
+    assert (pool.replicas, marked(pool)) == (3, []), "two templates' pods are there"
+
+
+async def test_a_count_that_was_lowered_is_known_before_the_watch_tells() -> None:
+    pool = await with_drained_victim()
+    (victim,) = pool.draining()
+    pool.deaf = True
+    await pool.operate(2)
+    assert pool.sight().replicas == 2
+    await pool.operate(3)
+    assert not pool.engines.by_uid[victim.uid].serving(pool.engines.now), "it's on its way out, and was called back"
+
+
+async def test_a_mark_of_an_operator_that_ended_before_it_lowered_the_count_goes() -> None:
+    pool = await with_drained_victim()
+    broken = ClusterError("scale", status=0, reason="Unreachable", message="")
+
+    def refuse(verb: str, _kind: Kind) -> Exception | None:
+        return broken if verb == "scale" else None
+
+    pool.cluster.refuse = refuse
+    with pytest.raises(ClusterError):
+        await pool.operate(2)
+    assert len(marked(pool)) == 1
+    pool.cluster.refuse = lambda _verb, _kind: None
+    await pool.operate(3)
+    assert (marked(pool), pool.draining()) == ([], [])
+    assert all(engine.serving(pool.engines.now) for engine in pool.engines.by_uid.values())
+
+
+async def test_a_stale_mark_of_whomever_is_cleared_in_the_next_pass() -> None:
+    pool = VirtualPool(replicas=2)
+    name = pool.cluster.pods("decode")[0]["metadata"]["name"]
+    cost = {"metadata": {"annotations": {DELETION_COST_ANNOTATION: VICTIM_COST}}}
+    pool.cluster.edit(POD, KEY.namespace, name, cost)
+    await pool.operate(2)
+    assert marked(pool) == []
