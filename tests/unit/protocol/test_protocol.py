@@ -114,7 +114,9 @@ DOCUMENTS: tuple[Message, ...] = (
         features={"logprobs": {"deflected": "works", "mixed": "turns mixing off"}},
         profile=PROFILE,
     ),
-    DrainRequest(**HEAD, lease_seconds=30, requested_by="duet-operator", reason="scale-down"),
+    DrainRequest(
+        **HEAD, lease_seconds=30, requested_by="duet-operator", reason="scale-down", worker="qwen3-8b-decode-0"
+    ),
     DrainStatus(
         **HEAD,
         worker="qwen3-8b-decode-0",
