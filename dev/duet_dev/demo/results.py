@@ -14,7 +14,7 @@ import numpy as np
 
 from duet_dev.demo.records import Pulse, Record
 from duet_engine.perf.linear import LinearStepModel
-from duet_engine.policy.dispatch import unloaded_pair_seconds
+from duet_engine.policy.estimates import unloaded_pair_seconds
 from duet_engine.protocol import WorkerProfile
 from duet_engine.slo import Objective, Verdict, attainment, judge
 

@@ -25,8 +25,8 @@ from duet_engine.policy.dispatch import (
     Pair,
     dispatch,
     hold_reason,
-    unloaded_ttft_seconds,
 )
+from duet_engine.policy.estimates import unloaded_ttft_seconds
 from duet_engine.policy.fleet import Fleet, Prompt
 from duet_engine.protocol import Role
 

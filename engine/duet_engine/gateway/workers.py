@@ -164,6 +164,7 @@ class Worker:
             steps=self.steps,
             chunk_tokens=chunk_tokens,
             ahead_seconds=max(0.0, reported_seconds - done_since_seconds) + unconfirmed_seconds,
+            queued_tokens=(self.state.queued_prefill_tokens + sum(work.prompt_tokens for work in self._unconfirmed())),
             dispatches=self._sequence,
         )
 

@@ -11,9 +11,15 @@ t_dec(B, KV) + c_pf·chi + c_attn·chi·(done + chi/2)).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
+from duet_engine.perf.interface import Basis, StepBatch, StepTime
 from duet_engine.protocol import StepCoefficients
+
+if TYPE_CHECKING:
+    from duet_engine.perf.interface import FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,38 @@ class LinearStepModel:
             transfer_base_seconds=self.transfer_base_seconds,
             transfer_per_token_seconds=self.transfer_per_token_seconds,
         )
+
+    @property
+    def sms(self) -> int:
+        """It knows of no SMs: a split in hundredths, and no better for being finer."""
+        return 100
+
+    @property
+    def sm_granularity(self) -> int:
+        return 1
+
+    def step(self, batch: StepBatch, *, sm_share: float = 1.0) -> StepTime:
+        return StepTime(self.step_seconds(batch, sm_share=sm_share), Basis.ASSUMED)
+
+    def step_seconds(self, batch: StepBatch, *, sm_share: float = 1.0) -> float:
+        """Prefill slows as its SMs get fewer, decode doesn't: it reads memory."""
+        decode_seconds = chunk_seconds = base_seconds = 0.0
+        if batch.prefill_tokens > 0:
+            base_seconds = self.prefill_base_seconds
+            squares = 2.0 * batch.prefill_pairs - batch.prefill_tokens
+            chunk_seconds = (
+                self.prefill_per_token_seconds * batch.prefill_tokens + self.prefill_per_token_squared_seconds * squares
+            )
+        if batch.decode_requests > 0:
+            base_seconds = max(base_seconds, self.decode_base_seconds)
+            decode_seconds = (
+                self.decode_per_request_seconds * batch.decode_requests
+                + self.decode_per_context_token_seconds * batch.decode_context_tokens
+            )
+        return base_seconds + decode_seconds + chunk_seconds / sm_share
+
+    def step_seconds_over(self, batch: StepBatch, sm_shares: FloatArray) -> FloatArray:
+        return np.array([self.step_seconds(batch, sm_share=float(share)) for share in sm_shares])
 
     def chunk_seconds(self, chunk_tokens: float, cached_tokens: float = 0.0) -> float:
         """Work of one chunk without the launch of its step."""

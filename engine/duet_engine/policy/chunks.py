@@ -1,4 +1,7 @@
-"""How a prompt is cut into chunks that a decode batch bears: the LargestSafe schedule (Kairos, arXiv 2607.02043, 4.3).
+"""How a prompt is cut into chunks that a decode batch bears: LargestSafe (Kairos, arXiv 2607.02043, 4.3, algorithm 1).
+
+At each step the largest chi of the candidates with T_step(batch, done, chi) <= beta·tau - o, the last one shortened.
+The printed budget is beta·tau with beta = 1, which any noise breaks; see `step_budget_seconds`.
 
 Invariant: while a chunk exists whose step stays within the budget, no chunk of the schedule exceeds it, and the chunks
 add up to the prompt.
@@ -6,11 +9,15 @@ add up to the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.interface import StepBatch, StepTimes
+
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +26,10 @@ class DecodeBatch:
 
     requests: int
     context_tokens: int
+
+    def moments(self) -> StepBatch:
+        """The batch as the performance model takes it."""
+        return StepBatch.decode(self.requests, self.context_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,41 +40,95 @@ class ChunkSchedule:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class SafeWork(Generic[Work]):
+    """What a step of this candidate size would compute, and how long it takes."""
+
+    size_tokens: int
+    work: Work
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SafeSizes:
+    """Candidate sizes, largest first, and how long a step with one of them may take."""
+
+    tokens: tuple[int, ...]
+    step_budget_seconds: float
+
+    def largest(self, work_of: Callable[[int], Work], seconds_of: Callable[[Work], float]) -> SafeWork[Work] | None:
+        """The first size whose work is done within the budget; None if no size's is."""
+        for size in self.tokens:
+            work = work_of(size)
+            seconds = seconds_of(work)
+            if seconds <= self.step_budget_seconds:
+                return SafeWork(size, work, seconds)
+        return None
+
+
+def step_budget_seconds(*, itl_seconds: float, beta: float, engine_gap_seconds: float = 0.0) -> float:
+    """How long a step may take beside residents: beta·tau - o.
+
+    `engine_gap_seconds` is o, what a token takes between the engine's step and the client.
+    """
+    return beta * itl_seconds - engine_gap_seconds
+
+
+def beta_from_errors(observed_over_predicted_p95: float) -> float:
+    """The share of the objective that 95 % of the steps keep when filled to it; never more than all of it."""
+    if not observed_over_predicted_p95 > 0.0:
+        raise ValueError(f"observed_over_predicted_p95: must be positive, got {observed_over_predicted_p95}")
+    return min(1.0, 1.0 / observed_over_predicted_p95)
+
+
+def bearable_sizes(
+    steps: StepTimes, batch: DecodeBatch, *, candidates_tokens: Iterable[int], step_budget_seconds: float
+) -> SafeSizes:
+    """The sizes to try beside this batch.
+
+    A batch without requests has no gap to protect. Neither has one on a worker where the smallest chunk beside a
+    single request already passes the budget: holding prompts back there would win nothing, so it gets the smallest.
+    """
+    sizes = tuple(candidates_tokens)
+    if not sizes or sizes[-1] <= 0 or any(larger <= smaller for larger, smaller in pairwise(sizes)):
+        raise ValueError(f"candidates_tokens: must descend and hold at least one positive size, got {list(sizes)}")
+    if batch.requests <= 0:
+        return SafeSizes(sizes, math.inf)
+    if protects_anyone(steps, batch, smallest_tokens=sizes[-1], step_budget_seconds=step_budget_seconds):
+        return SafeSizes(sizes, step_budget_seconds)
+    return SafeSizes(sizes[-1:], math.inf)
+
+
+def protects_anyone(steps: StepTimes, batch: DecodeBatch, *, smallest_tokens: int, step_budget_seconds: float) -> bool:
+    """Whether even one request of this batch's mean length could be held within the budget beside a chunk."""
+    alone = StepBatch.decode(1.0, batch.context_tokens / max(batch.requests, 1))
+    return steps.step_seconds(alone.with_chunks(smallest_tokens)) <= step_budget_seconds
+
+
 def largest_safe_schedule(
-    steps: LinearStepModel,
+    steps: StepTimes,
     batch: DecodeBatch,
     *,
     prompt_tokens: int,
     candidates_tokens: Sequence[int],
     step_budget_seconds: float,
+    cached_tokens: int = 0,
 ) -> ChunkSchedule | None:
-    """The largest candidate that is safe at each step; None when at some step none is.
+    """The largest safe candidate at each step; None when at some step none is.
 
-    `candidates_tokens` descends. Steps only get longer as the prompt's own context grows, so the candidate never grows
-    back. A batch without requests has no gap to protect. Neither has one on a worker where the smallest chunk beside a
-    single request already passes the budget: holding prompts back there would win nothing, so it gets the smallest.
+    `prompt_tokens` are those to compute, behind `cached_tokens` that needn't be. Steps only get longer as the prompt's
+    own context grows, so a size that was unsafe once isn't tried again.
     """
-    if any(larger <= smaller for larger, smaller in pairwise(candidates_tokens)) or not candidates_tokens:
-        raise ValueError(f"candidates_tokens: must descend and hold at least one size, got {list(candidates_tokens)}")
-    remaining_sizes = list(candidates_tokens)
-    budget_seconds = step_budget_seconds
-    if batch.requests <= 0:
-        budget_seconds = float("inf")
-    elif not protects_anyone(steps, batch, smallest_tokens=remaining_sizes[-1], step_budget_seconds=budget_seconds):
-        remaining_sizes, budget_seconds = remaining_sizes[-1:], float("inf")
+    sizes = bearable_sizes(steps, batch, candidates_tokens=candidates_tokens, step_budget_seconds=step_budget_seconds)
+    decoding = batch.moments()
     chunks: list[int] = []
     done_tokens, total_seconds, size_index = 0, 0.0, 0
     while done_tokens < prompt_tokens:
-        if size_index == len(remaining_sizes):
+        if size_index == len(sizes.tokens):
             return None
-        chunk_tokens = min(remaining_sizes[size_index], prompt_tokens - done_tokens)
-        step_seconds = steps.mixed_step_seconds(
-            requests=batch.requests,
-            context_tokens=batch.context_tokens,
-            chunk_tokens=chunk_tokens,
-            cached_tokens=done_tokens,
-        )
-        if step_seconds > budget_seconds:
+        chunk_tokens = min(sizes.tokens[size_index], prompt_tokens - done_tokens)
+        step_seconds = steps.step_seconds(decoding.with_chunks(chunk_tokens, cached_tokens + done_tokens))
+        if step_seconds > sizes.step_budget_seconds:
             size_index += 1
             continue
         chunks.append(chunk_tokens)
@@ -72,12 +137,20 @@ def largest_safe_schedule(
     return ChunkSchedule(tuple(chunks), total_seconds)
 
 
-def protects_anyone(
-    steps: LinearStepModel, batch: DecodeBatch, *, smallest_tokens: int, step_budget_seconds: float
-) -> bool:
-    """Whether even one request of this batch's mean length could be held within the budget beside a chunk."""
-    mean_context_tokens = batch.context_tokens / max(batch.requests, 1)
-    alone_seconds = steps.mixed_step_seconds(
-        requests=1, context_tokens=mean_context_tokens, chunk_tokens=smallest_tokens
-    )
-    return alone_seconds <= step_budget_seconds
+def headroom_tokens_per_second(
+    steps: StepTimes,
+    batch: DecodeBatch,
+    *,
+    candidates_tokens: Iterable[int],
+    step_budget_seconds: float,
+    full_chunk_tokens: int,
+) -> float:
+    """Prefill tokens per second that fit beside this decode batch: those of the largest safe chunk of a fresh prompt.
+
+    Without a batch the worker prefills in full chunks.
+    """
+    if batch.requests <= 0:
+        return full_chunk_tokens / steps.step_seconds(StepBatch.prefill(full_chunk_tokens))
+    sizes = bearable_sizes(steps, batch, candidates_tokens=candidates_tokens, step_budget_seconds=step_budget_seconds)
+    safe = sizes.largest(batch.moments().with_chunks, steps.step_seconds)
+    return safe.size_tokens / safe.seconds if safe else 0.0

@@ -10,10 +10,12 @@ Invariant: a prompt goes only where its whole chunk schedule is safe for the dec
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from duet_engine.policy.chunks import ChunkSchedule, largest_safe_schedule
+from duet_engine.perf.interface import StepBatch, StepTimes
+from duet_engine.policy.chunks import ChunkSchedule, largest_safe_schedule, step_budget_seconds
+from duet_engine.policy.estimates import PRINTED_TERMS, PathTerms
 from duet_engine.policy.fleet import DecodeWorker, Prompt
 
 MOST_SCHEDULES = 3
@@ -39,10 +41,21 @@ class DeflectionRule:
     lazy_share: float = 0.5
     """Auto: the prefill path is in danger when its TTFT passes this share of the objective."""
     candidates_tokens: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    engine_gap_seconds: float = 0.0
+    """What a token takes between the engine's step and the client: the objective is the client's."""
+    terms: PathTerms = field(default_factory=PathTerms)
+    """What the estimate of the prefill path counts."""
 
     @property
     def step_budget_seconds(self) -> float:
-        return self.beta * self.itl_seconds
+        return step_budget_seconds(
+            itl_seconds=self.itl_seconds, beta=self.beta, engine_gap_seconds=self.engine_gap_seconds
+        )
+
+
+def printed_rule(itl_seconds: float) -> DeflectionRule:
+    """Kairos as printed: one prompt a worker, beta 1, the prefill path without transfer and admission."""
+    return DeflectionRule(itl_seconds=itl_seconds, mode=DeflectionMode.PAPER, alpha=1.3, beta=1.0, terms=PRINTED_TERMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,7 @@ class LocalPace:
 
     chunk_tokens: int
     step_overhead_seconds: float
-    """A step without its chunk's own work."""
+    """What its decode batch adds to a step of a prompt."""
     ahead_seconds: float
     """What the prompts that already wait there take."""
 
@@ -91,10 +104,10 @@ def local_pace(worker: DecodeWorker, rule: DeflectionRule) -> LocalPace | None:
     )
     if first is None:
         return None
-    steps = len(first.chunks_tokens)
+    beside_seconds = first.seconds - _alone_seconds(worker.steps, first)
     return LocalPace(
         chunk_tokens=first.chunks_tokens[0],
-        step_overhead_seconds=(first.seconds - worker.steps.chunk_seconds(candidates[0])) / steps,
+        step_overhead_seconds=beside_seconds / len(first.chunks_tokens),
         ahead_seconds=worker.local_prefill_tokens * first.seconds / candidates[0],
     )
 
@@ -104,8 +117,9 @@ def best_local_path(
 ) -> LocalPath | None:
     """The soonest of all; equal ones take turns.
 
-    A schedule is only worked out where it could still be the soonest: chunks never grow and their work is the same in
-    any order, so the pace bounds the path from below. Three of them are enough: the bounds are close.
+    A schedule is only worked out where it could still be the soonest: chunks never grow, so a path takes no less than
+    the prompt alone in chunks as large as the first and what the decode batch adds to each. Three are enough: the
+    bounds are close.
     """
     ranked = sorted(
         (soonest_seconds(prompt, worker, pace), worker.dispatches, worker.key, worker, pace)
@@ -124,8 +138,12 @@ def best_local_path(
 
 def soonest_seconds(prompt: Prompt, worker: DecodeWorker, pace: LocalPace) -> float:
     """The TTFT from now through this worker if the prompt's chunks could all be as large as the first."""
-    steps = -(-max(prompt.tokens, 1) // pace.chunk_tokens)
-    return pace.ahead_seconds + steps * pace.step_overhead_seconds + worker.steps.chunk_seconds(max(prompt.tokens, 1))
+    tokens = max(prompt.tokens, 1)
+    steps = -(-tokens // pace.chunk_tokens)
+    alone_seconds = worker.steps.prompt_seconds(
+        tokens + prompt.cached_tokens, cached_tokens=prompt.cached_tokens, chunk_tokens=pace.chunk_tokens
+    )
+    return pace.ahead_seconds + steps * pace.step_overhead_seconds + alone_seconds
 
 
 def _local_path(prompt: Prompt, worker: DecodeWorker, pace: LocalPace, rule: DeflectionRule) -> LocalPath | None:
@@ -135,10 +153,20 @@ def _local_path(prompt: Prompt, worker: DecodeWorker, pace: LocalPace, rule: Def
         prompt_tokens=max(prompt.tokens, 1),
         candidates_tokens=candidates_for(worker, rule),
         step_budget_seconds=rule.step_budget_seconds,
+        cached_tokens=prompt.cached_tokens,
     )
     if schedule is None:
         return None
     return LocalPath(worker, schedule, pace.ahead_seconds, pace.ahead_seconds + schedule.seconds)
+
+
+def _alone_seconds(steps: StepTimes, schedule: ChunkSchedule) -> float:
+    """The same chunks of a fresh prompt without a decode batch beside them."""
+    seconds, done_tokens = 0.0, 0
+    for tokens in schedule.chunks_tokens:
+        seconds += steps.step_seconds(StepBatch.prefill(tokens, done_tokens))
+        done_tokens += tokens
+    return seconds
 
 
 def in_danger(prompt: Prompt, rule: DeflectionRule, *, prefill_ttft_seconds: float) -> bool:
@@ -172,9 +200,10 @@ def has_room(prompt: Prompt, worker: DecodeWorker) -> bool:
 def missing_tokens(prompt: Prompt, worker: DecodeWorker) -> int:
     """KV that must come free before the prompt and its expected answer fit into the worker.
 
-    One that is larger than the whole cache is passed on: the engine knows its limits and says so to the client.
+    Of a cached prefix nothing is missing. A prompt that is larger than the whole cache is passed on: the engine knows
+    its limits and says so to the client.
     """
-    if prompt.tokens > worker.kv_capacity_tokens:
+    if prompt.tokens + prompt.cached_tokens > worker.kv_capacity_tokens:
         return 0
     needed_tokens = min(prompt.tokens + prompt.output_reserve_tokens, worker.kv_capacity_tokens)
     return max(0, needed_tokens - worker.kv_free_tokens)

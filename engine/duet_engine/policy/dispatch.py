@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import (
     DeflectionRule,
@@ -29,7 +28,8 @@ from duet_engine.policy.deflect import (
     missing_tokens,
     takes_prompts,
 )
-from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
+from duet_engine.policy.estimates import prefill_path_seconds, step_with_seconds
+from duet_engine.policy.fleet import DecodeWorker, Fleet, Prompt
 
 LOOK_AHEAD_PROMPTS = 32
 """Bounds the work of one pass; later prompts are seen once earlier ones have left."""
@@ -164,7 +164,7 @@ class _Board:
             decode = decode_by_revision[worker.revision]
             if decode is None:
                 continue
-            ttft_seconds = prefill_path_seconds(prompt, worker, decode)
+            ttft_seconds = prefill_path_seconds(prompt, worker, decode, self._rule.terms)
             rank = (ttft_seconds, worker.dispatches, worker.key)
             if best is None or rank < best[0]:
                 best = rank, Pair(worker.key, decode.key, ttft_seconds, worker.ahead_seconds)
@@ -181,15 +181,25 @@ class _Board:
         ]
         return min(
             fitting,
-            key=lambda worker: (_step_with(prompt, worker), -worker.kv_free_tokens, worker.dispatches, worker.key),
+            key=lambda worker: (
+                step_with_seconds(prompt, worker),
+                -worker.kv_free_tokens,
+                worker.dispatches,
+                worker.key,
+            ),
             default=None,
         )
 
     def _take_pair(self, prompt: Prompt, pair: Pair) -> Route:
         worker = self._prefill[pair.prefill]
-        work_seconds = worker.steps.prompt_seconds(prompt.tokens, chunk_tokens=worker.chunk_tokens)
+        work_seconds = worker.steps.prompt_seconds(
+            prompt.tokens + prompt.cached_tokens, cached_tokens=prompt.cached_tokens, chunk_tokens=worker.chunk_tokens
+        )
         self._prefill[pair.prefill] = replace(
-            worker, ahead_seconds=worker.ahead_seconds + work_seconds, dispatches=worker.dispatches + 1
+            worker,
+            ahead_seconds=worker.ahead_seconds + work_seconds,
+            queued_tokens=worker.queued_tokens + prompt.tokens,
+            dispatches=worker.dispatches + 1,
         )
         if pair.ahead_seconds > self._window_seconds:
             return Hold(HoldReason.PREFILL_BUSY)
@@ -258,31 +268,3 @@ class _Board:
         if self._candidates(replace(prompt, excluded=frozenset())):
             return HoldReason.TRIED_ALL
         return HoldReason.NO_PAIR if self._prefill else HoldReason.NO_PREFILL_WORKER
-
-
-def prefill_path_seconds(prompt: Prompt, prefill: PrefillWorker, decode: DecodeWorker) -> float:
-    """Predicted TTFT from now through a pair: queue, own chunks, the last chunk's transfer, one step to be admitted."""
-    return (
-        prefill.ahead_seconds
-        + unloaded_pair_seconds(prompt.tokens, prefill.steps, chunk_tokens=prefill.chunk_tokens)
-        + _step_with(prompt, decode)
-    )
-
-
-def unloaded_pair_seconds(prompt_tokens: int, steps: LinearStepModel, *, chunk_tokens: int) -> float:
-    """From an idle prefill worker's start to the KV's arrival: chunks but the last are sent while others compute."""
-    transfer_seconds = steps.transfer_seconds(min(prompt_tokens, chunk_tokens))
-    return steps.prompt_seconds(prompt_tokens, chunk_tokens=chunk_tokens) + transfer_seconds
-
-
-def unloaded_ttft_seconds(prompt_tokens: int, fleet: Fleet) -> float:
-    """The TTFT of a prompt on the best idle workers of this fleet; 0 when it has none."""
-    prefill = [unloaded_pair_seconds(prompt_tokens, w.steps, chunk_tokens=w.chunk_tokens) for w in fleet.prefill]
-    local = [w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in fleet.decode if w.prefills]
-    return min(prefill or local, default=0.0)
-
-
-def _step_with(prompt: Prompt, worker: DecodeWorker) -> float:
-    """The worker's next decode step if the prompt joined it."""
-    batch = worker.batch
-    return worker.steps.decode_step_seconds(batch.requests + 1, batch.context_tokens + prompt.tokens)

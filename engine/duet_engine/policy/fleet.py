@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.interface import StepTimes
 from duet_engine.policy.chunks import DecodeBatch
 
 
@@ -18,9 +18,11 @@ class PrefillWorker:
 
     key: str
     revision: str
-    steps: LinearStepModel
+    steps: StepTimes
     chunk_tokens: int
     ahead_seconds: float = 0.0
+    queued_tokens: int = 0
+    """Prompt tokens of that work; only Kairos' queue term as printed looks at them."""
     dispatches: int = 0
     """Prompts sent so far: equal workers take turns."""
 
@@ -31,7 +33,7 @@ class DecodeWorker:
 
     key: str
     revision: str
-    steps: LinearStepModel
+    steps: StepTimes
     chunk_tokens: int
     batch: DecodeBatch
     kv_capacity_tokens: int
@@ -58,6 +60,8 @@ class Prompt:
 
     tokens: int
     """Uncached tokens: what a worker must compute."""
+    cached_tokens: int = 0
+    """Ahead of them, already in the worker's cache: attended to and sent, not computed."""
     waited_seconds: float
     ttft_objective_seconds: float
     output_reserve_tokens: int = 0

@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from duet_engine.perf.linear import LinearStepModel
-from duet_engine.policy.chunks import DecodeBatch
+from duet_engine.perf.interface import StepTimes
+from duet_engine.policy.chunks import DecodeBatch, headroom_tokens_per_second
 from duet_engine.protocol import Knobs, Refusal, RefusalReason, Work
 from duet_engine.simulated_engine.request import Failure, Refused, Request, Stage
 from duet_engine.simulated_engine.scheduler import Limits, Scheduler
-from duet_engine.simulated_engine.steps import Chunk, Step, headroom_tokens_per_second, pack, safe_chunks
+from duet_engine.simulated_engine.steps import Chunk, Step, pack, safe_chunks
 
 
 class DecodeScheduler(Scheduler):
     """SGLang's decode mode with Duet's local prefill."""
 
-    def __init__(self, *, model: LinearStepModel, limits: Limits, knobs: Knobs) -> None:
+    def __init__(self, *, model: StepTimes, limits: Limits, knobs: Knobs) -> None:
         super().__init__(model=model, limits=limits)
         self.knobs = knobs
         self.prealloc: deque[Request] = deque()
@@ -79,8 +79,8 @@ class DecodeScheduler(Scheduler):
         return headroom_tokens_per_second(
             self.model,
             self._batch,
-            candidates_tokens=self.knobs.chunk_candidates_tokens,
-            budget_seconds=self.budget_seconds,
+            candidates_tokens=self._sizes,
+            step_budget_seconds=self.budget_seconds,
             full_chunk_tokens=self.limits.chunked_prefill_tokens,
         )
 
@@ -88,6 +88,11 @@ class DecodeScheduler(Scheduler):
     def budget_seconds(self) -> float:
         """How long a mixed step may take: the ITL objective less the margin for prediction errors."""
         return self.knobs.itl_milliseconds / 1e3 * self.knobs.beta_percent / 100
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """Chunk sizes to try, largest first."""
+        return tuple(sorted(set(self.knobs.chunk_candidates_tokens), reverse=True))
 
     @property
     def _batch(self) -> DecodeBatch:
@@ -140,14 +145,14 @@ class DecodeScheduler(Scheduler):
             self.model,
             self.deflected,
             self._batch,
-            candidates_tokens=self.knobs.chunk_candidates_tokens,
+            candidates_tokens=self._sizes,
             budget_seconds=self.budget_seconds,
         )
         head = self.deflected[0]
         starved = head.chunks_done > 0 and now - head.progressed_at > self.limits.deflected_wait_seconds
         if chunks or not starved:
             return chunks
-        return pack(self.deflected, min(self.knobs.chunk_candidates_tokens), bounded=True)
+        return pack(self.deflected, self._sizes[-1], bounded=True)
 
     def _note_safety(self, now: float) -> None:
         """Since when not even the smallest chunk of a fresh prompt is safe."""

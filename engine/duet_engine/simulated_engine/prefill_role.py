@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.interface import StepTimes
 from duet_engine.protocol import Work
 from duet_engine.simulated_engine.request import Finish, Request, Stage
 from duet_engine.simulated_engine.scheduler import Limits, Scheduler
@@ -20,7 +20,7 @@ from duet_engine.simulated_engine.steps import Chunk, Step, pack
 class PrefillScheduler(Scheduler):
     """SGLang's prefill mode."""
 
-    def __init__(self, *, model: LinearStepModel, limits: Limits) -> None:
+    def __init__(self, *, model: StepTimes, limits: Limits) -> None:
         super().__init__(model=model, limits=limits)
         self.bootstrap: deque[Request] = deque()
         self.inflight: deque[Request] = deque()
@@ -65,13 +65,13 @@ class PrefillScheduler(Scheduler):
             yield request
 
     def _finish_chunk(self, chunk: Chunk, now: float) -> None:
-        link_seconds = chunk.tokens * self.model.transfer_per_token_seconds
+        link_seconds = self.model.transfer_seconds(chunk.tokens) - self.model.transfer_seconds(0)
         self._link_free_at = max(self._link_free_at, now) + link_seconds
         super()._finish_chunk(chunk, now)
 
     def _prompt_computed(self, request: Request, now: float) -> None:  # noqa: ARG002
         request.stage = Stage.INFLIGHT
-        request.transferred_at = self._link_free_at + self.model.transfer_base_seconds
+        request.transferred_at = self._link_free_at + self.model.transfer_seconds(0)
         self.inflight.append(request)
 
     def poll(self, now: float) -> None:

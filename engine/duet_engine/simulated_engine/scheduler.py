@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from duet_engine.perf.interface import StepBatch
 from duet_engine.protocol import StepKind, Work
 from duet_engine.simulated_engine.kv import KvPool
 from duet_engine.simulated_engine.request import Failure, Request, Stage
-from duet_engine.simulated_engine.steps import Chunk, Step, pack, step_seconds
+from duet_engine.simulated_engine.steps import Chunk, Step, pack, with_chunks
 
 if TYPE_CHECKING:
-    from duet_engine.perf.linear import LinearStepModel
+    from duet_engine.perf.interface import StepTimes
     from duet_engine.protocol import Knobs
 
 
@@ -70,7 +71,7 @@ class Totals:
 class Scheduler(ABC):
     """What all modes share: KV, the running batch, the waiting queue, and what a finished step means."""
 
-    def __init__(self, *, model: LinearStepModel, limits: Limits) -> None:
+    def __init__(self, *, model: StepTimes, limits: Limits) -> None:
         self.model = model
         self.limits = limits
         self.kv = KvPool(limits.kv_capacity_tokens)
@@ -249,12 +250,8 @@ class Scheduler(ABC):
         batch = tuple(decoding)
         if not batch and not chunks:
             return None
-        seconds = step_seconds(
-            self.model,
-            requests=len(batch),
-            context_tokens=self.context_tokens if batch else 0,
-            chunks=chunks,
-        )
+        decoded = StepBatch.decode(len(batch), self.context_tokens if batch else 0)
+        seconds = self.model.step_seconds(with_chunks(decoded, chunks))
         for request in batch:
             self.kv.grow(request)
         for chunk in chunks:

@@ -1,21 +1,21 @@
-"""What one step holds, how long it takes, and how large a deflected chunk may be.
+"""What one step holds, and the chunks of the prompts that wait for it.
 
-Invariant: pure. A chunk is safe when the mixed step it makes stays inside the ITL budget; the choice is the largest
-safe candidate for the decode batch as it is.
+Invariant: pure. How large a deflected chunk may be beside a decode batch is `duet_engine.policy.chunks`' decision; here
+is only which prompts fill it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from duet_engine.policy.chunks import DecodeBatch, protects_anyone
+from duet_engine.perf.interface import StepBatch
+from duet_engine.policy.chunks import DecodeBatch, bearable_sizes
 from duet_engine.protocol import StepKind
 
 if TYPE_CHECKING:
-    from duet_engine.perf.linear import LinearStepModel
+    from duet_engine.perf.interface import StepTimes
     from duet_engine.simulated_engine.request import Request
 
 
@@ -45,17 +45,11 @@ class Step:
         return sum(chunk.tokens for chunk in self.chunks)
 
 
-def step_seconds(model: LinearStepModel, *, requests: int, context_tokens: int, chunks: Sequence[Chunk]) -> float:
-    """Time of one step with this decode batch and these chunks."""
-    if not chunks:
-        return model.decode_step_seconds(requests, context_tokens)
-    first, *others = chunks
-    return model.mixed_step_seconds(
-        requests=requests,
-        context_tokens=context_tokens,
-        chunk_tokens=first.tokens,
-        cached_tokens=first.request.computed_tokens,
-    ) + sum(model.chunk_seconds(chunk.tokens, chunk.request.computed_tokens) for chunk in others)
+def with_chunks(batch: StepBatch, chunks: Iterable[Chunk]) -> StepBatch:
+    """A batch and these chunks beside it, as the performance model takes it."""
+    for chunk in chunks:
+        batch = batch.with_chunks(chunk.tokens, chunk.request.computed_tokens)
+    return batch
 
 
 def pack(queue: Iterable[Request], budget_tokens: int, *, bounded: bool) -> tuple[Chunk, ...]:
@@ -76,55 +70,18 @@ def pack(queue: Iterable[Request], budget_tokens: int, *, bounded: bool) -> tupl
 
 
 def safe_chunks(
-    model: LinearStepModel,
+    model: StepTimes,
     queue: Sequence[Request],
     batch: DecodeBatch,
     *,
-    candidates_tokens: Iterable[int],
+    candidates_tokens: Sequence[int],
     budget_seconds: float,
 ) -> tuple[Chunk, ...]:
     """The chunks of the largest candidate size whose mixed step stays inside the budget; none if no size does."""
-    for candidate in bearable_sizes(model, batch, candidates_tokens=candidates_tokens, budget_seconds=budget_seconds):
-        chunks = pack(queue, candidate.tokens, bounded=True)
-        seconds = step_seconds(model, requests=batch.requests, context_tokens=batch.context_tokens, chunks=chunks)
-        if seconds <= candidate.budget_seconds:
-            return chunks
-    return ()
-
-
-def headroom_tokens_per_second(
-    model: LinearStepModel,
-    batch: DecodeBatch,
-    *,
-    candidates_tokens: Iterable[int],
-    budget_seconds: float,
-    full_chunk_tokens: int,
-) -> float:
-    """Prefill tokens per second that fit beside this decode batch inside the ITL budget."""
-    if batch.requests == 0:
-        return full_chunk_tokens / model.prefill_step_seconds(full_chunk_tokens)
-    for candidate in bearable_sizes(model, batch, candidates_tokens=candidates_tokens, budget_seconds=budget_seconds):
-        seconds = model.mixed_step_seconds(
-            requests=batch.requests, context_tokens=batch.context_tokens, chunk_tokens=candidate.tokens
-        )
-        if seconds <= candidate.budget_seconds:
-            return candidate.tokens / seconds
-    return 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A chunk size and how long a step with it may take."""
-
-    tokens: int
-    budget_seconds: float
-
-
-def bearable_sizes(
-    model: LinearStepModel, batch: DecodeBatch, *, candidates_tokens: Iterable[int], budget_seconds: float
-) -> list[Candidate]:
-    """Sizes to try, largest first. Where holding prompts back protects nobody, the smallest at any length of step."""
-    sizes = sorted(candidates_tokens, reverse=True)
-    if protects_anyone(model, batch, smallest_tokens=sizes[-1], step_budget_seconds=budget_seconds):
-        return [Candidate(size, budget_seconds) for size in sizes]
-    return [Candidate(sizes[-1], math.inf)]
+    decoding = batch.moments()
+    sizes = bearable_sizes(model, batch, candidates_tokens=candidates_tokens, step_budget_seconds=budget_seconds)
+    safe = sizes.largest(
+        lambda size: pack(queue, size, bounded=True),
+        lambda chunks: model.step_seconds(with_chunks(decoding, chunks)),
+    )
+    return safe.work if safe else ()

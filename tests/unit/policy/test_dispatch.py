@@ -17,9 +17,8 @@ from duet_engine.policy.dispatch import (
     Pair,
     dispatch,
     hold_reason,
-    prefill_path_seconds,
-    unloaded_ttft_seconds,
 )
+from duet_engine.policy.estimates import prefill_path_seconds, unloaded_ttft_seconds
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
 
 STEPS = LinearStepModel(
