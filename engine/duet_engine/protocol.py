@@ -33,6 +33,7 @@ REFUSAL_HEADER = "x-duet-refused"
 """Response header with a `RefusalReason`: this worker did nothing for the request, another may take it at once."""
 ROUTE_HEADER = "x-duet-route"
 TOKEN_AUDIENCE = "duet-engine"
+"""First part of the audience of tokens for engines; the whole names the object, see `token_audience`."""
 
 ENGINE_PORT = 30000
 BOOTSTRAP_PORT = 8998
@@ -448,6 +449,28 @@ class PlanApplied(Document):
 
     generation: int
     lease_remaining_seconds: float
+
+
+# --- engine: whom it believes ---
+
+
+class Trust(Message):
+    """Whom engines of one DuetDeployment believe: the file that `DUET_TRUST_FILE` names, mounted from a ConfigMap."""
+
+    version: int = PROTOCOL_VERSION
+    audience: str
+    issuer: str
+    keys: tuple[dict[str, Any], ...] = ()
+    """The cluster's public keys as JSON Web Keys (RFC 7517)."""
+    callers: tuple[str, ...] = ()
+    """Subjects that may call, such as `system:serviceaccount:NAMESPACE:NAME`."""
+    open_requests: bool = False
+    """Without a gateway any router may send requests: only `/duet/*` is guarded then."""
+
+
+def token_audience(namespace: str, name: str) -> str:
+    """Audience of tokens for the engines of one object: what one tenant's engine is shown opens no other's."""
+    return f"{TOKEN_AUDIENCE}/{namespace}/{name}"
 
 
 def openai_error(message: str, *, kind: str, code: int) -> dict[str, Any]:

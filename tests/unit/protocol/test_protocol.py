@@ -39,6 +39,7 @@ from duet_engine.protocol import (
     RoutingPlan,
     StepCoefficients,
     StepKind,
+    Trust,
     Work,
     WorkerInfo,
     WorkerProfile,
@@ -183,6 +184,12 @@ DOCUMENTS: tuple[Message, ...] = (
         classes=(ClassPlan(prefill_occupancy=0.3, mixed_occupancy=1.5, solo_occupancy=4.0),),
     ),
     PlanApplied(**HEAD, generation=3, lease_remaining_seconds=15),
+    Trust(
+        audience="duet-engine/models/qwen3-8b",
+        issuer="https://kubernetes.default.svc",
+        keys=({"kid": "k1", "kty": "RSA", "alg": "RS256", "n": "AQAB", "e": "AQAB"},),
+        callers=("system:serviceaccount:models:qwen3-8b-gateway",),
+    ),
 )
 
 
