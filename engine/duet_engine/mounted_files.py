@@ -67,6 +67,24 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+def no_credentials() -> dict[str, str]:
+    """Headers of a caller who needs to prove nothing."""
+    return {}
+
+
+def presented(path: Path | None) -> Callable[[], dict[str, str]]:
+    """What makes the headers of each call, with the token that the file holds then.
+
+    Raises:
+        OSError, ValueError: there is no token in it.
+    """
+    if path is None:
+        return no_credentials
+    file = token_file(path)
+    file.content()
+    return lambda: bearer(file.content())
+
+
 def _token(content: bytes) -> str:
     token = content.decode("ascii").strip()
     if not token or any(character.isspace() for character in token):

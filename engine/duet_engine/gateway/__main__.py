@@ -34,6 +34,12 @@ _DEFAULTS = Limits()
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Serve the workers of this YAML or JSON file, without Kubernetes.",
 )
+@click.option(
+    "--engine-token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="DUET_ENGINE_TOKEN_FILE",
+    help="Token that engines ask for, read again when it is replaced; default: none is sent.",
+)
 @click.option("--host", default=None, help="Address of the public port; default: $POD_IP, else loopback.")
 @click.option("--port", default=GATEWAY_PORT)
 @click.option("--admin-host", default=None, help="Address of the admin port; default: --host.")
@@ -73,6 +79,7 @@ def main(
 
 def _settings(
     *,
+    engine_token_file: Path | None,
     host: str | None,
     port: int,
     admin_host: str | None,
@@ -92,6 +99,7 @@ def _settings(
         name=os.environ.get("POD_NAME") or socket.gethostname(),
         propagation_seconds=propagation_seconds,
         grace_seconds=grace_seconds,
+        engine_token_file=engine_token_file,
         limits=Limits(body_bytes=max_body_mib * 2**20, held_bytes=held_mib * 2**20, **limits),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from time import monotonic
 from typing import Any
 
@@ -27,11 +27,12 @@ from duet_engine.gateway.plan import PlanHolder
 from duet_engine.gateway.relay import Relay
 from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.server import PublicServer
-from duet_engine.gateway.settings import Settings
+from duet_engine.gateway.settings import Settings, SettingsError
 from duet_engine.gateway.state_stream import listen
 from duet_engine.gateway.tokens import TokenEstimator
 from duet_engine.gateway.upstream import Upstream
 from duet_engine.gateway.workers import Workers
+from duet_engine.mounted_files import presented
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,17 @@ class Gateway:
         self._plan = PlanHolder()
         self._lag = LoopLag()
         self._demand = Demand()
-        self._knobs = KnobPusher(session, self._live_now)
+        self._credentials = _credentials(settings)
+        self._knobs = KnobPusher(session, self._live_now, credentials=self._credentials)
         self._dispatcher = Dispatcher(
             self.workers, live=self._live_now, limits=settings.limits, window_seconds=self._window_seconds
         )
         self._upstream = Upstream(
-            session, limits=settings.limits, gateway_id=instance_id, changed=self._dispatcher.wake
+            session,
+            limits=settings.limits,
+            gateway_id=instance_id,
+            changed=self._dispatcher.wake,
+            credentials=self._credentials,
         )
         tokens = TokenEstimator()
         self._public = PublicServer(
@@ -177,7 +183,13 @@ class Gateway:
                 worker.lost()
             for worker in come:
                 listener = self._loop.create_task(
-                    listen(worker, self._session, knobs=self._knobs, changed=self._dispatcher.wake)
+                    listen(
+                        worker,
+                        self._session,
+                        knobs=self._knobs,
+                        changed=self._dispatcher.wake,
+                        credentials=self._credentials,
+                    )
                 )
                 listener.add_done_callback(self._ended)
                 self._listeners[worker.key] = listener
@@ -206,3 +218,10 @@ class Gateway:
         if not task.cancelled():
             log.critical("a part of the gateway stopped", exc_info=task.exception())
             self.broken.set()
+
+
+def _credentials(settings: Settings) -> Callable[[], dict[str, str]]:
+    try:
+        return presented(settings.engine_token_file)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--engine-token-file: {settings.engine_token_file}: {error}") from error

@@ -14,6 +14,7 @@ import aiohttp
 
 from duet_engine.gateway.live_settings import LiveSettings
 from duet_engine.gateway.workers import Worker
+from duet_engine.mounted_files import no_credentials
 from duet_engine.protocol import KNOBS_PATH, Role, WorkerState
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,16 @@ _TIMEOUT = aiohttp.ClientTimeout(total=5.0, sock_connect=2.0)
 class KnobPusher:
     """Pushes to those that lag behind."""
 
-    def __init__(self, session: aiohttp.ClientSession, live: Callable[[], LiveSettings]) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        live: Callable[[], LiveSettings],
+        *,
+        credentials: Callable[[], dict[str, str]] = no_credentials,
+    ) -> None:
         self._session = session
         self._live = live
+        self._credentials = credentials
         self._pushes: dict[str, asyncio.Task[None]] = {}
 
     def check(self, worker: Worker, state: WorkerState) -> None:
@@ -43,7 +51,11 @@ class KnobPusher:
         knobs = self._live().knobs()
         try:
             async with self._session.put(
-                worker.member.url + KNOBS_PATH, data=knobs.write(), timeout=_TIMEOUT, raise_for_status=True
+                worker.member.url + KNOBS_PATH,
+                data=knobs.write(),
+                headers=self._credentials(),
+                timeout=_TIMEOUT,
+                raise_for_status=True,
             ):
                 log.info("worker %s: knobs of generation %d sent", worker.name, knobs.generation)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -60,6 +60,8 @@ class Settings:
     propagation_seconds: float = 5.0
     """Between SIGTERM and the end of accepting: endpoints must have left the load balancers."""
     grace_seconds: float = 600.0
+    engine_token_file: Path | None = None
+    """The token that engines ask for; None sends none."""
     limits: Limits = Limits()
 
 

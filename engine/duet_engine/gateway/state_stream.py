@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from time import monotonic
 
 import aiohttp
@@ -15,12 +16,14 @@ import aiohttp
 from duet_engine.gateway.knobs import KnobPusher
 from duet_engine.gateway.lines import lines
 from duet_engine.gateway.workers import Worker
+from duet_engine.mounted_files import no_credentials
 from duet_engine.protocol import INFO_PATH, STATE_PATH, ProtocolError, WorkerInfo, WorkerState
 
 log = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.1
+LONGEST_REASON_BYTES = 300
 LONGEST_PAUSE_SECONDS = 0.5
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=SILENCE_SECONDS)
 
@@ -31,15 +34,17 @@ async def listen(
     *,
     knobs: KnobPusher,
     changed: Callable[[], None],
+    credentials: Callable[[], dict[str, str]] = no_credentials,
 ) -> None:
     """Keep one worker's state up to date until cancelled."""
     pause_seconds, complained = FIRST_PAUSE_SECONDS, False
     while True:
         try:
-            await _describe(worker, session)
+            await _describe(worker, session, credentials())
             async with session.get(
-                worker.member.url + STATE_PATH, params={"stream": "1"}, timeout=_TIMEOUT, raise_for_status=True
+                worker.member.url + STATE_PATH, params={"stream": "1"}, headers=credentials(), timeout=_TIMEOUT
             ) as response:
+                await _check(response)
                 async for line in lines(response.content):
                     state = WorkerState.read(line)
                     worker.heard(state, monotonic())
@@ -58,9 +63,17 @@ async def listen(
         pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
 
 
-async def _describe(worker: Worker, session: aiohttp.ClientSession) -> None:
-    async with session.get(worker.member.url + INFO_PATH, timeout=_TIMEOUT, raise_for_status=True) as response:
+async def _describe(worker: Worker, session: aiohttp.ClientSession, headers: dict[str, str]) -> None:
+    async with session.get(worker.member.url + INFO_PATH, headers=headers, timeout=_TIMEOUT) as response:
+        await _check(response)
         info = WorkerInfo.read(await response.read())
     if info.role is not worker.member.role:
         raise ProtocolError(f"it runs as {info.role}, but is listed as {worker.member.role}")
     worker.describe(info)
+
+
+async def _check(response: aiohttp.ClientResponse) -> None:
+    """An engine that refuses says why, such as that this gateway isn't one of its callers."""
+    if response.status != HTTPStatus.OK:
+        said = (await response.read())[:LONGEST_REASON_BYTES].decode(errors="replace")
+        raise ProtocolError(f"{response.url.path} answered {response.status}: {said}")

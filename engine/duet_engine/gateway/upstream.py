@@ -23,6 +23,7 @@ from duet_engine.gateway.requests import CHAT_COMPLETIONS, ClientRequest
 from duet_engine.gateway.routing import Assignment
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.workers import SentWork, Worker
+from duet_engine.mounted_files import no_credentials
 from duet_engine.policy.dispatch import Local
 from duet_engine.protocol import DISPATCH_FIELD, Dispatch, Role
 
@@ -60,9 +61,16 @@ class Upstream:
     """What all attempts share: connections, identity, and the tasks that outlive a request."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, *, limits: Limits, gateway_id: str, changed: Callable[[], None]
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        limits: Limits,
+        gateway_id: str,
+        changed: Callable[[], None],
+        credentials: Callable[[], dict[str, str]] = no_credentials,
     ) -> None:
         self.session = session
+        self.credentials = credentials
         self.gateway_id = gateway_id
         self.changed = changed
         """A worker has less to do than before."""
@@ -277,7 +285,7 @@ class Attempt:
         return await self._upstream.session.post(
             worker.member.url + self._request.path,
             data=body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **self._upstream.credentials()},
             timeout=self._upstream.timeout(self._request),
         )
 
@@ -285,7 +293,10 @@ class Attempt:
         timeout = aiohttp.ClientTimeout(total=2.0)
         try:
             async with self._upstream.session.post(
-                worker.member.url + ABORT_PATH, json={"rid": self._rid}, timeout=timeout
+                worker.member.url + ABORT_PATH,
+                json={"rid": self._rid},
+                headers=self._upstream.credentials(),
+                timeout=timeout,
             ):
                 pass
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

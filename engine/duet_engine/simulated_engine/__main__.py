@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 PROCESS_STARTED_AT = time.monotonic()
 
@@ -23,6 +24,7 @@ AT_LEAST_ZERO = click.FloatRange(min=0)
 COUNT = click.IntRange(min=1)
 TRANSFER_BACKENDS = ("mooncake", "mooncake_tcp", "nixl")
 PORT = click.IntRange(0, 65_535)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(context_settings={"auto_envvar_prefix": "DUET_SIMULATED", "show_default": True})
@@ -61,6 +63,11 @@ PORT = click.IntRange(0, 65_535)
 @click.option("--watchdog-seconds", type=AT_LEAST_ZERO, default=30.0)
 @click.option("--keep-alive-seconds", type=AT_LEAST_ZERO, default=5.0, help="SGLang closes idle connections so soon.")
 @click.option("--allow-faults", is_flag=True, help="Serve /simulate/faults.")
+@click.option("--trust-file", type=FILE, envvar="DUET_TRUST_FILE", help="Whose tokens to accept: a trust document.")
+@click.option("--shared-token-file", type=FILE, envvar="DUET_SHARED_TOKEN_FILE", help="A token to accept.")
+@click.option(
+    "--local-token-file", type=FILE, envvar="DUET_LOCAL_TOKEN_FILE", help="Written at the start, for `duet-engine`."
+)
 def main(
     role: str,
     model: str,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from duet_engine.authentication import OPEN_PATHS, Guard, ensure_local_token
 from duet_engine.protocol import (
     DRAIN_PATH,
     INFO_PATH,
@@ -39,6 +40,8 @@ from duet_engine.simulated_engine.sglang_endpoints import SglangEndpoints
 from duet_engine.simulated_engine.telemetry import StateStream
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from duet_engine.protocol import WorkerProfile
     from duet_engine.simulated_engine.settings import Settings
 
@@ -56,6 +59,7 @@ class App:
     def __init__(self, settings: Settings, profile: WorkerProfile) -> None:
         self.engine = Engine(settings, profile)
         self._settings = settings
+        self.guard = _guard(settings)
         self._stream = StateStream(self.engine)
         self.engine.changed = self._stream.changed
         self._rooms = self._wire_rooms()
@@ -69,6 +73,8 @@ class App:
     async def run(self, started_at: float) -> int:
         """Serve until told to end; the exit status. `started_at` is when the process began, by `Engine.now`."""
         settings = self._settings
+        if settings.local_token_file is not None:
+            _write_local_token(settings.local_token_file)
         loop = asyncio.get_running_loop()
         terminated = asyncio.Event()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -91,6 +97,8 @@ class App:
         self.engine.settings = replace(settings, port=port, bootstrap_port=bootstrap_port)
         ports = f"{settings.host}:{port}, bootstrap port {bootstrap_port}"
         log(f"{settings.role} {settings.worker} listens on {ports} ({settings.gpu}, {settings.model})")
+        if not self.guard.enforcing:
+            log(f"anyone who reaches {settings.host} may use and drain this engine: no --trust-file is given")
 
     def _become_ready(self) -> None:
         self.engine.ready = True
@@ -169,6 +177,10 @@ class App:
         return routes
 
     def _handle(self, exchange: Exchange) -> None:
+        denial = self.guard.denial(exchange.path, exchange.headers.get("authorization"))
+        if denial is not None:
+            exchange.respond(denial.status, denial.body(), headers=denial.headers)
+            return
         method = "GET" if exchange.method == "HEAD" else exchange.method
         route = self._routes.get((method, exchange.path))
         if route is None:
@@ -188,7 +200,9 @@ class App:
     def _metrics(self, exchange: Exchange) -> None:
         from duet_engine.simulated_engine import metrics  # a start-up without a scrape needn't load it
 
-        exchange.respond(200, metrics.render(self.engine), content_type=metrics.CONTENT_TYPE)
+        exchange.respond(
+            200, metrics.render(self.engine, self.guard.refusals.counts), content_type=metrics.CONTENT_TYPE
+        )
 
     def _faults(self, exchange: Exchange) -> None:
         """`POST /simulate/faults` with any of crash, hang_seconds, fail_next_requests, slow_factor."""
@@ -207,6 +221,24 @@ class App:
         faults.slow_factor = wanted.get("slow_factor", faults.slow_factor)
         self.engine.stepper.reschedule()
         exchange.respond_json(200, wanted)
+
+
+def _guard(settings: Settings) -> Guard:
+    return Guard(
+        trust_file=settings.trust_file,
+        shared_token_file=settings.shared_token_file,
+        local_token_file=settings.local_token_file,
+        # Faults are for tests, and only where they were asked for.
+        open_paths=OPEN_PATHS | {FAULTS_PATH} if settings.allow_faults else OPEN_PATHS,
+    )
+
+
+def _write_local_token(path: Path) -> None:
+    """For this container's own preStop, or end the process with the option to change."""
+    try:
+        ensure_local_token(path)
+    except OSError as error:
+        raise SystemExit(f"--local-token-file {path}: can't be written: {error.strerror}") from error
 
 
 async def _listen(server: HttpServer, host: str, port: int, *, option: str) -> int:

@@ -5,13 +5,14 @@ Invariant: made from plain counters when somebody scrapes, and imported only the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from duet_engine.authentication import DenialReason
 from duet_engine.protocol import Role, StepKind
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ ENGINE_TYPES = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.UNIFIED: "u
 class EngineCollector(Collector):
     """Reads one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, denied_calls: Mapping[DenialReason, int]) -> None:
         self._engine = engine
+        self._denied_calls = denied_calls
         self._labels = {
             "model_name": engine.settings.served_name,
             "engine_type": ENGINE_TYPES[engine.settings.role],
@@ -112,6 +114,12 @@ class EngineCollector(Collector):
             "reason",
             [(reason, count) for reason, count in engine.measurements.refusals.items()],
         )
+        yield from self._by_label(
+            "duet_engine_denied_calls",
+            "Calls without a good token, by reason",
+            "reason",
+            [(reason, self._denied_calls.get(reason, 0)) for reason in DenialReason],
+        )
         for name, value, text in (
             ("deflected_tokens", totals.deflected_tokens, "Prompt tokens prefilled on this decode worker"),
             ("deflected_requests", totals.deflected_requests, "Prompts taken for prefill on this decode worker"),
@@ -169,8 +177,8 @@ class EngineCollector(Collector):
         return family
 
 
-def render(engine: Engine) -> bytes:
+def render(engine: Engine, denied_calls: Mapping[DenialReason, int]) -> bytes:
     """The text of one scrape."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(EngineCollector(engine))
+    registry.register(EngineCollector(engine, denied_calls))
     return generate_latest(registry)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from duet_engine.perf import catalog
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from duet_engine.protocol import Role, WorkerProfile
 
 
@@ -44,6 +46,9 @@ class Settings:
     watchdog_seconds: float
     keep_alive_seconds: float
     allow_faults: bool
+    trust_file: Path | None
+    shared_token_file: Path | None
+    local_token_file: Path | None
 
 
 def worker_profile(
