@@ -50,6 +50,9 @@ Manifest = dict[str, Any]
 UNREADABLE_INTERVAL_SECONDS = 30.0
 """Between passes of an object that can't be read; a change of it wakes at once."""
 
+FOREIGN_SCALE = "ForeignScale"
+"""Reason of the Event that tells of a count that somebody else changed."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -109,6 +112,7 @@ class Controller:
         roles = surging_roles(sight.observation.present, spec)
         pools = {role: surging(manifest) if role in roles else manifest for role, manifest in pools.items()}
         problems = await self._keep_children(deployment, manifests, pools, first=targets)
+        await self._tell_of_others(duet, sight, targets, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, targets, problems=problems)
         await self._advise(deployment, sight, decision)
         found = facts(deployment, sight, problems=problems, decision=decision, targets=targets)
@@ -204,7 +208,20 @@ class Controller:
             handing_over = outcome.handing_over
             if outcome.scaled is not None:
                 scaled[role] = outcome.scaled
+                self._memory.see_count(role, outcome.scaled.after)
         return scaled
+
+    async def _tell_of_others(self, duet: Manifest, sight: Sight, targets: Counts, *, mode: str) -> None:
+        """An Event where somebody else changed a count that is about to be changed again: the two would fight."""
+        for role, pool in sight.pools.items():
+            before = self._memory.see_count(role, None if pool.deployment is None else pool.replicas)
+            if before is None or targets.of(role) == pool.replicas:
+                continue
+            note = (
+                f"{role} {before}→{pool.replicas} by somebody else; scaling.mode is {mode}, so it becomes"
+                f" {targets.of(role)}: end the other scaler, or set scaling.mode to Recommend"
+            )
+            await self._services.reporter.warn(duet, reason=FOREIGN_SCALE, subject=role.value, note=note)
 
     async def _advise(self, deployment: DuetDeployment, sight: Sight, decision: Decision) -> None:
         """Tell the gateways that answer what only the operator knows."""

@@ -163,9 +163,13 @@ class DrainExecutor:
         await self._cluster.patch_scale(
             DEPLOYMENT, place.namespace, place.deployment, expected=before, replicas=after, version=version
         )
-        changed = await self._cluster.get(DEPLOYMENT, place.namespace, place.deployment)
-        if changed is not None:
-            self._world.put(changed)
+        try:
+            changed = await self._cluster.get(DEPLOYMENT, place.namespace, place.deployment)
+        except ClusterError as error:
+            logger.warning("the watch will tell what became of %s/%s: %s", place.namespace, place.deployment, error)
+        else:
+            if changed is not None:
+                self._world.put(changed)
         return Scaled(before=before, after=after)
 
     async def _confirmed(self, pod: Pod, place: Place) -> bool:

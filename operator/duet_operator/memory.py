@@ -13,6 +13,7 @@ from duet_engine.protocol import Role
 from duet_operator import history
 from duet_operator.planner.types import PlannerMemory
 from duet_operator.resources.config_maps import read_memory_document
+from duet_operator.room import Room, learn
 from duet_operator.signals.cold_start import ColdStarts
 from duet_operator.signals.picture import Gateways
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duet_engine.protocol import WorkerProfile
-    from duet_operator.observing import PoolSight
+    from duet_operator.observing import PoolSight, Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class Memory:
         self.planner = PlannerMemory()
         self.profiles: Mapping[Role, WorkerProfile] = {}
         self._cold_starts = {role: ColdStarts() for role in history.POOL_ROLES}
+        self.rooms: dict[Role, Room] = {}
+        self._counts: dict[Role, int] = {}
         self._recalled = False
         self._saved: dict[str, Any] = history.to_document(history.History())
 
@@ -54,6 +57,35 @@ class Memory:
     def see_pools(self, pools: Mapping[Role, PoolSight]) -> None:
         """Measure the cold starts of pods that have become ready."""
         self._cold_starts = {role: self._cold_starts[role].observe(sight.pods) for role, sight in pools.items()}
+
+    def learn_room(
+        self,
+        pools: Mapping[Role, PoolSight],
+        lost: Mapping[Role, Trouble],
+        *,
+        now_seconds: float,
+        deadline_seconds: float,
+    ) -> dict[Role, Room]:
+        """Which pools the cluster has no place for more of, for now."""
+        for role, trouble in lost.items():
+            known = learn(
+                self.rooms.pop(role, None),
+                replicas=pools[role].replicas,
+                unplaced=trouble.unplaced,
+                why=f"{trouble.reason}: {trouble.example}",
+                now_seconds=now_seconds,
+                deadline_seconds=deadline_seconds,
+            )
+            if known is not None:
+                self.rooms[role] = known
+        return {role: room for role, room in self.rooms.items() if room.holds(now_seconds)}
+
+    def see_count(self, role: Role, replicas: int | None) -> int | None:
+        """The count that a pool had when it was last seen or set, where somebody else has changed it since."""
+        before = self._counts.pop(role, None)
+        if replicas is not None:
+            self._counts[role] = replicas
+        return None if replicas is None or before == replicas else before
 
     def learn(self, profiles: Mapping[Role, WorkerProfile]) -> None:
         """What workers told of themselves; a pool without any worker keeps what its last one told."""

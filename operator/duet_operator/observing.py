@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from duet_engine.protocol import WorkerProfile, WorkerState
     from duet_operator.pods import Pod
+    from duet_operator.room import Room
     from duet_operator.signals.picture import Signals
 
 Manifest = dict[str, Any]
@@ -90,6 +91,8 @@ class Trouble:
     """Pods of a pool that are no capacity, and why."""
 
     pods: int = 0
+    unplaced: int = 0
+    """Of these, how many no node has taken, or that were refused before they were created."""
     reason: str = ""
     """The commonest reason, one word."""
     example: str = ""
@@ -100,16 +103,22 @@ def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) ->
     """Pods that have not been ready, or were refused, for longer than the deadline."""
     stuck = [pod for pod in sight.alive if _stuck_seconds(pod, now_seconds) > deadline_seconds]
     stuck = stuck[: max(len(stuck) - len(_replacing(sight)), 0)]
+    unplaced = sum(not pod.node for pod in stuck)
     failure = sight.failed_creation
     if failure is not None:
         since = read_time(failure.get("lastTransitionTime"))
         missing = max(sight.replicas - len(sight.alive), 0)
         if missing and since is not None and now_seconds - since > deadline_seconds:
             reason = failure.get("reason", "FailedCreate")
-            return Trouble(pods=missing + len(stuck), reason=reason, example=failure.get("message", ""))
+            return Trouble(
+                pods=missing + len(stuck),
+                unplaced=missing + unplaced,
+                reason=reason,
+                example=failure.get("message", ""),
+            )
     if not stuck:
         return Trouble()
-    return Trouble(pods=len(stuck), reason=stuck[0].trouble or "NotReady", example=stuck[0].name)
+    return Trouble(pods=len(stuck), unplaced=unplaced, reason=stuck[0].trouble or "NotReady", example=stuck[0].name)
 
 
 def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
@@ -128,7 +137,9 @@ def _replacing(sight: PoolSight) -> tuple[Pod, ...]:
     return tuple(unscheduled[:leaving])
 
 
-def pool_state(sight: PoolSight, states: Mapping[str, WorkerState], *, lost: Trouble) -> PoolState:
+def pool_state(
+    sight: PoolSight, states: Mapping[str, WorkerState], *, lost: Trouble, room: int | None = None
+) -> PoolState:
     """How many pods are in each state, and the work that they hold."""
     replacing = _replacing(sight)
     draining = [pod for pod in sight.alive if pod.draining_since_seconds is not None]
@@ -143,6 +154,7 @@ def pool_state(sight: PoolSight, states: Mapping[str, WorkerState], *, lost: Tro
         replacing=len(replacing),
         terminating=sum(pod.holds_gpu for pod in sight.pods if pod.terminating),
         pending_too_long=lost.pods,
+        room=room,
         queued_prefill_tokens=held.queued_prefill_tokens,
         running_requests=held.running_requests,
         kv_used_tokens=held.kv_used_tokens,
@@ -155,11 +167,15 @@ def observe(
     signals: Signals,
     lost: Mapping[Role, Trouble],
     *,
+    rooms: Mapping[Role, Room],
     cold_start_p90_seconds: float | None,
     now_seconds: float,
 ) -> Observation:
     """Everything in one value."""
-    pools = {role: pool_state(sight, signals.states, lost=lost[role]) for role, sight in sights.items()}
+    pools = {
+        role: pool_state(sight, signals.states, lost=lost[role], room=rooms[role].count if role in rooms else None)
+        for role, sight in sights.items()
+    }
     decode_pods = {pod.uid for pod in sights[Role.DECODE].alive}
     return Observation(
         now_seconds=now_seconds,

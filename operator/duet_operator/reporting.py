@@ -61,7 +61,7 @@ class Reporter:
         self._refresh_seconds = refresh_seconds
         self._now = now
         self._told: dict[tuple[str, str, str], datetime] = {}
-        """Uid, type and reason of conditions -> when an Event last told of it."""
+        """Uid, condition or other subject, and reason -> when an Event last told of it."""
 
     async def report(self, duet: Manifest, facts: Facts, *, images: Images, scaled: Mapping[Role, Scaled]) -> None:
         """The status after a pass, if it's worth a write, and the Events."""
@@ -84,6 +84,14 @@ class Reporter:
         if worth_writing(before, after, now=now, refresh_seconds=self._refresh_seconds):
             await self._write(duet, before, after)
 
+    async def warn(self, duet: Manifest, *, reason: str, subject: str, note: str) -> None:
+        """A Warning about something that no condition tells; the same about a subject isn't told again at once."""
+        now = self._now()
+        if self._untold(duet["metadata"]["uid"], subject, reason):
+            await self._post(
+                event(duet, reason=reason, action="Warn", note=note, warning=True, instance=self._instance, now=now)
+            )
+
     async def _write(self, duet: Manifest, before: DuetStatus, after: DuetStatus) -> None:
         metadata = duet["metadata"]
         changes = merge_patch(before.to_dict(), after.to_dict())
@@ -91,14 +99,16 @@ class Reporter:
         known = {condition.type for condition in before.conditions}
         for condition in transitions(before.conditions, after.conditions):
             # That all is well from the start is no news, and neither is what was told a moment ago.
-            if (condition.type in known or is_bad(condition)) and self._untold(metadata["uid"], condition):
+            if (condition.type in known or is_bad(condition)) and self._untold(
+                metadata["uid"], condition.type, condition.reason
+            ):
                 await self._post(condition_event(duet, condition, instance=self._instance, now=self._now()))
 
-    def _untold(self, uid: str, condition: Condition) -> bool:
+    def _untold(self, uid: str, subject: str, reason: str) -> bool:
         """Whether no Event has told of it lately: a condition on an edge flaps with every pass."""
         now = self._now()
         self._told = {key: then for key, then in self._told.items() if now - then < REPEATED_AFTER}
-        return self._told.setdefault((uid, condition.type, condition.reason), now) == now
+        return self._told.setdefault((uid, subject, reason), now) == now
 
     async def _post(self, manifest: Manifest) -> None:
         try:

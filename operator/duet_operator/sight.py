@@ -6,6 +6,7 @@ Invariant: looking writes nothing; what is worth remembering of it goes into the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
@@ -22,7 +23,6 @@ from duet_operator.signals.picture import ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
 
     from duet_operator.api.v1alpha1 import DuetDeployment
     from duet_operator.cluster import Kind
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from duet_operator.observing import Trouble
     from duet_operator.planner.types import Counts, Decision, Observation, PlanSpec
     from duet_operator.pods import Pod
+    from duet_operator.room import Room
     from duet_operator.settings import Settings
     from duet_operator.signals.gateways import GatewayReader
     from duet_operator.signals.picture import Signals
@@ -45,6 +46,8 @@ class Sight:
 
     pools: Mapping[Role, PoolSight]
     lost: Mapping[Role, Trouble]
+    rooms: Mapping[Role, Room]
+    """Pools that the cluster has no place for more of, for now."""
     signals: Signals
     observation: Observation
 
@@ -80,6 +83,7 @@ class Observer:
             role: observing.trouble(pool, now_seconds=now_seconds, deadline_seconds=deadline)
             for role, pool in pools.items()
         }
+        rooms = self._memory.learn_room(pools, lost, now_seconds=now_seconds, deadline_seconds=deadline)
         signals = await self._signals(spec, pools, now_seconds)
         self._memory.see_pools(pools)
         self._memory.learn(signals.profiles)
@@ -87,10 +91,11 @@ class Observer:
             pools,
             signals,
             lost,
+            rooms=rooms,
             cold_start_p90_seconds=self._memory.cold_start_p90_seconds,
             now_seconds=now_seconds,
         )
-        return Sight(pools=pools, lost=lost, signals=signals, observation=observation)
+        return Sight(pools=pools, lost=lost, rooms=rooms, signals=signals, observation=observation)
 
     def _pools(self, deployment: DuetDeployment, spec: PlanSpec) -> dict[Role, PoolSight]:
         first = initial_counts(deployment.spec.scaling.mode, spec)
@@ -146,13 +151,20 @@ def facts(
         targets=targets,
         gateways_ready=signals.gateways,
         silent_gateways=signals.silent,
-        pending={
-            role.value: f"{lost.pods} pods: {lost.reason} ({lost.example})"
-            for role, lost in sight.lost.items()
-            if lost.pods
-        },
+        pending={role.value: told for role in sight.pools if (told := _pending(sight, role))},
         rollout_stuck=next((stuck for pool in sight.pools.values() if (stuck := pool.stuck)), None),
         refused="; ".join(problems) or None,
         burn_rate_5m=signals.burn_rate_5m,
         burn_rate_1h=signals.burn_rate_1h,
     )
+
+
+def _pending(sight: Sight, role: Role) -> str:
+    """Which workers of a pool are no capacity and why, in words; empty if there are none."""
+    lost, room = sight.lost[role], sight.rooms.get(role)
+    if lost.pods:
+        return f"{lost.pods} pods: {lost.reason} ({lost.example})"
+    if room is None:
+        return ""
+    again = datetime.fromtimestamp(room.until_seconds, UTC)
+    return f"no place for more than {room.count} ({room.why}); more are asked for again after {again:%H:%M} UTC"

@@ -145,6 +145,8 @@ def _clause(reason: Reason, pool: PoolAccount, spec: PlanSpec) -> str:
         case Reason.MAX_GPUS:
             return f"{needed} needed but maxGPUs {spec.max_gpus} leaves no room"
         case Reason.PENDING_PODS:
+            if pool.state.room is not None:
+                return f"{needed} needed but the cluster has a place for {pool.state.room}"
             return f"{needed} needed but {pool.state.pending_too_long} pods are pending past the deadline"
         case Reason.STABILIZATION:
             return f"{needed} needed now, {pool.count} within the last {spec.stabilization_seconds:.0f} s"

@@ -112,13 +112,18 @@ def limits_on(pool: PoolAccount, *, feasible: bool, keeps: Reason | None) -> tup
 
 def _ceiling(pool: PoolAccount) -> Reason:
     """What keeps a pool smaller than the load asks for."""
-    if pool.state.pending_too_long and pool.count <= max(pool.state.replicas, pool.lowest):
+    state = pool.state
+    if state.room is not None and pool.count >= state.room:
+        return Reason.PENDING_PODS
+    if state.pending_too_long and pool.count <= max(state.replicas, pool.lowest):
         return Reason.PENDING_PODS
     return Reason.MAX_REPLICAS if pool.count >= pool.bounds.max_replicas else Reason.MAX_GPUS
 
 
 def _reachable(pool: PoolState, lowest: int, most: int) -> int:
-    """No more pods of a kind that doesn't start."""
+    """No more pods of a kind that doesn't start, and none of those that found no place."""
+    if pool.room is not None:
+        most = min(most, pool.room)
     return max(min(most, pool.replicas), lowest) if pool.pending_too_long else max(most, lowest)
 
 

@@ -72,6 +72,8 @@ class PoolState:
     """Leaving for good but still on their nodes, where they hold their GPUs; not among `replicas` any more."""
     pending_too_long: int = 0
     """Unschedulable, refused by quota or crash-looping past the deadline: no capacity, and no more is asked for."""
+    room: int | None = None
+    """Most replicas that the cluster had a place for when more were asked for lately; None: no bound is known."""
     queued_prefill_tokens: int = 0
     running_requests: int = 0
     kv_used_tokens: int = 0

@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from tests.support.documents import document, served
 from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 
 from duet_engine.simulated_engine.drain import Drain
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, DUET, POD, SERVICE, ClusterError
+from duet_operator.controller import FOREIGN_SCALE
 from duet_operator.ownership import HASH_ANNOTATION
 from duet_operator.planner.types import DemandSample, PlannerMemory
 from duet_operator.pods import DRAIN_ANNOTATION
@@ -214,6 +216,64 @@ async def test_a_count_that_somebody_else_changed_is_set_back_in_auto() -> None:
     bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 1}})
     await bench.run_pass()
     assert bench.replicas("decode") == 3
+
+
+async def test_a_count_that_somebody_else_changed_is_told_once_where_it_is_set_back() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.planner.decode = 3
+    await bench.run_pass(2)
+    for _ in range(2):
+        bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 1}})
+        await bench.run_pass()
+        bench.engines.now += 5
+        assert bench.replicas("decode") == 3
+    (note,) = [note for reason, note in bench.events() if reason == FOREIGN_SCALE]
+    assert note.startswith("decode 3→1 by somebody else; scaling.mode is Auto, so it becomes 3")
+
+
+@pytest.mark.parametrize("mode", ["Recommend", "Manual"])
+async def test_a_count_that_is_left_to_somebody_else_is_no_warning(mode: str) -> None:
+    bench = Bench({"scaling.mode": mode})
+    await settled(bench)
+    bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 3}})
+    await bench.run_pass(2)
+    assert bench.replicas("decode") == 3
+    assert FOREIGN_SCALE not in {reason for reason, _ in bench.events()}
+
+
+# --- what finds no place ---
+
+
+async def test_pods_that_find_no_place_are_told_of_and_still_are_when_they_were_taken_back() -> None:
+    bench = Bench({"scaling.pendingDeadlineSeconds": 60})
+    await settled(bench)
+    bench.planner.decode = 3
+    await bench.run_pass()
+    bench.cluster.control()
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    for pod in bench.pods("decode"):
+        if not pod.ready:
+            bench.cluster.set_status(POD, KEY.namespace, pod.name, phase="Pending", conditions=[unscheduled])
+    await bench.run_pass()
+    assert bench.planner.seen[-1].decode.room is None
+    bench.engines.now += 61
+    await bench.run_pass()
+    assert bench.planner.seen[-1].decode.room == 1
+    assert bench.condition("CapacityPending")[2].startswith("decode: 2 pods: Unschedulable")
+    bench.planner.decode = 1
+    bench.cluster.control()
+    await bench.run_pass()
+    bench.cluster.control()
+    await bench.run_pass()
+    assert (bench.replicas("decode"), len(bench.pods("decode"))) == (1, 1)
+    status, _, message = bench.condition("CapacityPending")
+    assert status == "True"
+    assert "no place for more than 1 (Unschedulable: served-decode-" in message
+    bench.engines.now += 61
+    await bench.run_pass()
+    assert bench.planner.seen[-1].decode.room is None
+    assert bench.condition("CapacityPending")[0] == "False"
 
 
 # --- what can't be read, or isn't heard ---

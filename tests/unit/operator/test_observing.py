@@ -86,6 +86,12 @@ def test_each_pod_is_in_one_state(pods: list[Pod], expected: tuple[int, ...]) ->
     assert state(sight(*pods)) == expected
 
 
+def test_only_pods_that_no_node_took_are_unplaced() -> None:
+    of = sight(unscheduled("a", age=61), pod("b", trouble="CrashLoopBackOff", age=61), ready("c"))
+    lost = trouble(of, now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)
+    assert (lost.pods, lost.unplaced) == (2, 1)
+
+
 def test_a_predecessor_that_only_the_deployment_tells_of_still_makes_room() -> None:
     assert state(sight(unscheduled("a", age=9999), terminatingReplicas=1)) == (0, 0, 0, 1, 0)
 
@@ -117,7 +123,7 @@ def test_a_quota_that_refuses_pods_counts_as_pending_after_the_deadline() -> Non
     assert state(refused(59)) == (1, 0, 0, 0, 0)
     assert state(refused(61)) == (1, 0, 0, 0, 2)
     found = trouble(refused(61), now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)
-    assert found == Trouble(pods=2, reason="FailedCreate", example="exceeded quota")
+    assert found == Trouble(pods=2, unplaced=2, reason="FailedCreate", example="exceeded quota")
 
 
 # --- rollouts ---
@@ -153,7 +159,7 @@ def test_deflection_is_active_when_a_live_decode_worker_says_so() -> None:
         pools = {Role.PREFILL: sight(), Role.DECODE: sight(*pods)}
         signals = Signals(states=known, profiles={}, silent={})
         lost = dict.fromkeys(pools, Trouble())
-        return observe(pools, signals, lost, cold_start_p90_seconds=None, now_seconds=NOW).deflection_active
+        return observe(pools, signals, lost, rooms={}, cold_start_p90_seconds=None, now_seconds=NOW).deflection_active
 
     assert active(ready("d"))
     assert not active(ready("d"), deflects=False)
