@@ -54,6 +54,10 @@ class DeflectReason(StrEnum):
     NO_PREFILL_WORKER = "no-prefill-worker"
     TTFT_ENDANGERED = "ttft-endangered"
     UNIFIED = "unified"
+    SOONEST = "soonest"
+    """By least TTFT."""
+    SHORT_PROMPT = "short-prompt"
+    """By prefix threshold."""
 
 
 @dataclass(frozen=True, slots=True)
