@@ -1,8 +1,8 @@
 """The cluster as the operator uses it: a small port, and its implementation over the Kubernetes API.
 
 Invariant: this is the only module that imports a Kubernetes client; everything else speaks manifests as plain
-dictionaries. Every write passes `gate` first and is counted, and no write ever names `spec.replicas` of a Deployment
-that exists, but `patch_scale`.
+dictionaries. Every write passes `gate` right before it's sent, is given up when the gate's time is over, and is
+counted; no write ever names `spec.replicas` of a Deployment that exists, but `patch_scale`.
 """
 
 # mypy: disallow-untyped-calls=False
@@ -29,7 +29,9 @@ Manifest = dict[str, Any]
 
 FIELD_MANAGER = "duet-operator"
 CHUNK_SIZE = 500
-CONNECTIONS = 64
+CONCURRENT_REQUESTS = 32
+CONNECTIONS = CONCURRENT_REQUESTS + 8
+"""Some more than the requests that passes may send at once, so that the Lease is never renewed too late for them."""
 IN_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"
 MAXIMUM_RETRY_AFTER_SECONDS = 5.0
 
@@ -174,16 +176,17 @@ class KubernetesCluster:
         api: client.ApiClient,
         *,
         timeout_seconds: float = 10.0,
-        gate: Callable[[], None] = lambda: None,
+        gate: Callable[[], float] = lambda: float("inf"),
         on_write: Callable[[str, str], None] = lambda _verb, _kind: None,
     ) -> None:
         self._api = api
+        self._room = asyncio.Semaphore(CONCURRENT_REQUESTS)
         self._timeout_seconds = timeout_seconds
         self._gate = gate
         self._on_write = on_write
 
-    def gated(self, gate: Callable[[], None]) -> KubernetesCluster:
-        """The same cluster by the same connections, where `gate` may refuse each write by an exception."""
+    def gated(self, gate: Callable[[], float]) -> KubernetesCluster:
+        """The same cluster by the same connections, where `gate` says how long each write may take, or raises."""
         return KubernetesCluster(self._api, timeout_seconds=self._timeout_seconds, gate=gate, on_write=self._on_write)
 
     async def close(self) -> None:
@@ -307,22 +310,24 @@ class KubernetesCluster:
     ) -> Manifest:
         """One request, sent once more when the server is too busy and says for how long."""
         for last_try in (False, True):
-            try:
-                response = await self._send(method, path, body=body, query=query, content_type=content_type)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                reason = "Timeout" if isinstance(error, TimeoutError) else "Unreachable"
-                raise ClusterError(f"{method} {path}", status=0, reason=reason, message=str(error)) from error
+            async with self._room:
+                # A process that was paused, or a connection that was long in coming, must not send what it may no more.
+                seconds = min(self._timeout_seconds, float("inf") if method == "GET" else self._gate())
+                try:
+                    async with asyncio.timeout(seconds):
+                        response = await self._send(method, path, body=body, query=query, content_type=content_type)
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    reason = "Timeout" if isinstance(error, TimeoutError) else "Unreachable"
+                    raise ClusterError(f"{method} {path}", status=0, reason=reason, message=str(error)) from error
             if response.status != HTTPStatus.TOO_MANY_REQUESTS or last_try:
                 break
             await asyncio.sleep(_retry_after_seconds(response.headers.get("Retry-After")))
-            if method != "GET":
-                self._gate()
         return _content(f"{method} {path}", response.status, await response.read())
 
     async def _send(
         self, method: str, path: str, *, body: Manifest | None, query: dict[str, str] | None, content_type: str
     ) -> client.rest.RESTResponse:
-        """One try; the whole answer is read within the timeout."""
+        """One try; the whole answer is read."""
         parameters = await self._api.param_serialize(
             method,
             path,

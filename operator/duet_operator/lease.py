@@ -1,8 +1,8 @@
 """The write gate: at most one operator acts at a time, by a Lease.
 
-Invariant: `check` passes only within `deadline_seconds` after the start of the last renewal that the API server
-confirmed, and another operator takes the Lease over only `lease_seconds` after it last saw it change. As the first is
-two thirds of the second, both never write at once, whatever is partitioned, paused or slow; wall clocks don't matter.
+Invariant: `check` passes only within two thirds of `lease_seconds` after the start of the last renewal that the API
+server confirmed, and says how much of that is left; another operator takes the Lease over only `lease_seconds` after it
+last saw it change. So both never write at once, whatever is partitioned, paused or slow; wall clocks don't matter.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ class LeaseGate:
         self._seen: tuple[str, float] = ("", clock())
         self.held = asyncio.Event()
 
-    def check(self) -> None:
-        """Raise LeaseLostError unless this process may write now."""
-        if self._deadline is None or self._clock() >= self._deadline:
+    def check(self) -> float:
+        """For how many seconds this process may write; LeaseLostError where it may not."""
+        left = 0.0 if self._deadline is None else self._deadline - self._clock()
+        if left <= 0:
             raise LeaseLostError(f"{self._identity} doesn't hold the Lease, so nothing is written")
+        return left
 
     async def run(self) -> None:
         """Acquire the Lease, then renew it until it's lost; LeaseLostError is the only way out."""
@@ -73,21 +75,17 @@ class LeaseGate:
     async def _take(self, now: float) -> bool:
         lease = await self._store.read()
         present = (lease or {}).get("spec") or {}
-        holder = present.get("holderIdentity") or ""
-        if lease is not None and holder not in ("", self._identity):
+        mine = present.get("holderIdentity") == self._identity
+        if lease is not None and present.get("holderIdentity") and not mine:
             if (version := lease["metadata"]["resourceVersion"]) != self._seen[0]:
                 self._seen = (version, now)
             if self._deadline is not None or now - self._seen[1] < (present.get("leaseDurationSeconds") or 0):
                 return False
-        mine = holder == self._identity
         written = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        spec = {
-            "holderIdentity": self._identity,
-            "leaseDurationSeconds": round(self._lease_seconds),
-            "acquireTime": present.get("acquireTime", written) if mine else written,
-            "renewTime": written,
-            "leaseTransitions": present.get("leaseTransitions", 0) + (not mine),
-        }
+        since = present.get("acquireTime", written) if mine else written
+        changes = present.get("leaseTransitions", 0) + (not mine)
+        spec = {"holderIdentity": self._identity, "leaseDurationSeconds": round(self._lease_seconds)}
+        spec |= {"acquireTime": since, "renewTime": written, "leaseTransitions": changes}
         await self._store.write(spec, over=lease)
         return True
 

@@ -1,7 +1,7 @@
 """The control loop: every object has its pass each interval and soon after something happened to it.
 
-Invariant: no object ever has two passes at once; what fails for one delays only that one, longer each time; nothing is
-passed before everything watched was listed once. A lost Lease ends the loop, and nothing is written after that.
+Invariant: no object ever has two passes at once; what fails or is slow for one delays only that one; nothing is passed
+before everything watched was listed once. A lost Lease ends the loop, and nothing is written after that.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from duet_operator.cluster import (
 from duet_operator.controller import Controller, Services
 from duet_operator.lease import LeaseLostError
 from duet_operator.resources.labels import MANAGED_BY
+from duet_operator.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +63,7 @@ class ControlLoop:
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._wakes: dict[Key, asyncio.Event] = {}
         self._controllers: dict[Key, tuple[str, Controller]] = {}
-        self._slots = asyncio.Semaphore(services.settings.concurrent_passes)
+        self._turns = Turns(services.settings.concurrent_passes)
         self._failure: asyncio.Future[None] | None = None
         self._listing_wanted = asyncio.Event()
         self.synchronised = asyncio.Event()
@@ -161,8 +162,8 @@ class ControlLoop:
         while (duet := self._world.duet(key)) is not None:
             self._wakes[key].clear()
             controller = self._controller(key, duet["metadata"].get("uid", ""))
-            started = time.monotonic()
-            async with self._slots:
+            async with self._turns.turn():
+                started = time.monotonic()
                 interval = await self._pass(controller, failures)
             if interval is None:
                 failures += 1
@@ -220,10 +221,15 @@ class ControlLoop:
     # --- memories ---
 
     async def _save_for_ever(self) -> None:
+        """One after the other, spread over the time that is theirs."""
         while True:
-            await asyncio.sleep(self._settings.history_flush_seconds)
-            for key in tuple(self._controllers):
+            keys = tuple(self._controllers)
+            pause = self._settings.history_flush_seconds / max(len(keys), 1)
+            for key in keys:
+                await asyncio.sleep(pause)
                 await self._save(key)
+            if not keys:
+                await asyncio.sleep(pause)
 
     async def _save(self, key: Key) -> None:
         known = self._controllers.get(key)

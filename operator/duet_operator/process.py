@@ -36,7 +36,7 @@ from duet_operator.signals.gateways import GatewayReader
 from duet_operator.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from duet_operator.settings import Settings
 
@@ -106,6 +106,21 @@ def services(
     )
 
 
+def pod_session(gate: Callable[[], float] | None) -> aiohttp.ClientSession:
+    """Speaks with gateways and engines; what changes anything there passes the gate too."""
+
+    async def check(_session: object, _context: object, request: aiohttp.TraceRequestStartParams) -> None:
+        if gate is not None and request.method != "GET":
+            gate()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(check)
+    # A new connection each time: a kept one would hold up an engine or a gateway that is ending. No limit: one that
+    # silent gateways use up would make the others' answers late.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(connector=connector, trace_configs=[trace])
+
+
 async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
     """The operator, until SIGTERM or SIGINT.
 
@@ -121,15 +136,13 @@ async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
                 kubeconfig=kubeconfig, timeout_seconds=settings.request_timeout_seconds, on_write=metrics.write
             )
         )
-        # A new connection each time: a kept one would hold up an engine or a gateway that is ending.
-        connector = aiohttp.TCPConnector(limit=256, force_close=True)
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         gate = LeaseGate(
             ClusterLeaseStore(direct, namespace=settings.namespace, name=settings.lease_name),
             identity=instance,
             lease_seconds=settings.lease_seconds,
         )
         cluster = direct.gated(gate.check) if settings.lease_enabled else direct
+        session = await stack.enter_async_context(pod_session(gate.check if settings.lease_enabled else None))
         loop = ControlLoop(
             cluster=cluster,
             services=services(

@@ -76,7 +76,7 @@ class Settings:
     debounce_seconds: float = 0.2
     """How long events of one object are gathered before its next pass."""
     concurrent_passes: int = 16
-    """Objects that are worked on at once."""
+    """Objects whose passes begin at once; one that has to wait for somebody lets the next one begin."""
     relist_seconds: float = 600.0
     """How often everything watched is listed again, to forget what a watch missed."""
     status_refresh_seconds: float = 60.0

@@ -147,11 +147,14 @@ class Bench:
         self.cluster.control()
         for role in roles or ("gateway", "prefill", "decode"):
             for pod in self.cluster.pods(role):
-                conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": self.clock().isoformat()}]
-                started = pod["metadata"]["creationTimestamp"]
-                name = pod["metadata"]["name"]
-                told = {"phase": "Running", "podIP": "10.0.0.1", "startTime": started, "conditions": conditions}
-                self.cluster.set_status(POD, KEY.namespace, name, **told)
+                self.make_ready_pod(pod)
+
+    def make_ready_pod(self, pod: dict[str, Any]) -> None:
+        """Its kubelet has done its work."""
+        conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": self.clock().isoformat()}]
+        started, name = pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]
+        told = {"phase": "Running", "podIP": "10.0.0.1", "startTime": started, "conditions": conditions}
+        self.cluster.set_status(POD, KEY.namespace, name, **told)
 
     def change_spec(self, **spec: Any) -> None:
         """As the user edits it."""

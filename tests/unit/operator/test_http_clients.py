@@ -13,10 +13,11 @@ from kubernetes.aio import client
 from tests.support.documents import document, served
 
 from duet_engine.protocol import DrainPhase, DrainStatus, RoutingPlan
-from duet_operator.cluster import POD, ClusterError, ConflictError, KubernetesCluster
+from duet_operator.cluster import CONCURRENT_REQUESTS, POD, ClusterError, ConflictError, KubernetesCluster
 from duet_operator.engines import EngineClient, EngineError
 from duet_operator.plans import PlanPusher
 from duet_operator.pods import Pod
+from duet_operator.process import pod_session
 from duet_operator.signals.gateways import GatewayReader
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -137,10 +138,15 @@ async def test_an_engine_that_does_not_answer_as_agreed_is_an_error(
 
 
 @asynccontextmanager
-async def cluster_at(port: int, gate: Callable[[], None] = lambda: None) -> AsyncIterator[KubernetesCluster]:
+async def cluster_at(
+    port: int, gate: Callable[[], float] = lambda: 60.0, *, timeout_seconds: float = 0.5
+) -> AsyncIterator[KubernetesCluster]:
     configuration = client.Configuration(host=f"http://127.0.0.1:{port}")
     async with KubernetesCluster(
-        client.ApiClient(configuration=configuration), timeout_seconds=0.5, gate=gate, on_write=lambda *_: None
+        client.ApiClient(configuration=configuration),
+        timeout_seconds=timeout_seconds,
+        gate=gate,
+        on_write=lambda *_: None,
     ) as cluster:
         yield cluster
 
@@ -190,7 +196,7 @@ async def test_no_write_passes_a_closed_gate() -> None:
     class ClosedError(Exception):
         pass
 
-    def closed() -> None:
+    def closed() -> float:
         raise ClosedError
 
     asked: list[str] = []
@@ -248,3 +254,68 @@ async def test_a_gateway_that_is_gone_takes_no_plan_and_harms_nothing(session: a
         pass
     plan = RoutingPlan(lease_seconds=30)
     await PlanPusher(session, timeout_seconds=1).push([pod("g", port)], plan, now_seconds=0.0)
+
+
+async def test_a_write_is_given_up_when_the_gate_s_time_is_over() -> None:
+    """Another operator may hold the Lease after that."""
+    async with serving(never) as port, cluster_at(port, lambda: 0.05, timeout_seconds=60.0) as cluster:
+        async with asyncio.timeout(20):
+            with pytest.raises(ClusterError, match="Timeout"):
+                await cluster.patch(POD, "n", "p", {})
+
+
+async def test_a_write_that_waited_for_room_asks_the_gate_again() -> None:
+    """What was allowed when it had to wait may be forbidden when its turn comes."""
+    free = asyncio.Event()
+    arrived: list[str] = []
+
+    async def held_up(request: web.Request) -> web.Response:
+        arrived.append(request.method)
+        await free.wait()
+        return web.json_response({})
+
+    class ClosedError(Exception):
+        pass
+
+    left = [60.0]
+
+    def gate() -> float:
+        if left[0] <= 0:
+            raise ClosedError
+        return left[0]
+
+    async with serving(held_up) as port, cluster_at(port, gate, timeout_seconds=60.0) as cluster:
+        readers = [asyncio.create_task(cluster.get(POD, "n", "p")) for _ in range(CONCURRENT_REQUESTS)]
+        async with asyncio.timeout(20):
+            while len(arrived) < CONCURRENT_REQUESTS:  # noqa: ASYNC110 - what is waited for tells nobody
+                await asyncio.sleep(0.01)
+        write = asyncio.create_task(cluster.patch(POD, "n", "p", {}))
+        await asyncio.sleep(0.05)
+        left[0] = 0.0
+        free.set()
+        with pytest.raises(ClosedError):
+            await write
+        await asyncio.gather(*readers)
+    assert set(arrived) == {"GET"}
+
+
+async def test_gateways_and_engines_are_changed_only_while_the_gate_is_open() -> None:
+    class ClosedError(Exception):
+        pass
+
+    def closed() -> float:
+        raise ClosedError
+
+    asked: list[str] = []
+
+    async def server(request: web.Request) -> web.Response:
+        asked.append(request.method)
+        return web.Response(body=b"{}")
+
+    async with serving(server) as port, pod_session(closed) as session:
+        engines = EngineClient(session, timeout_seconds=2.0)
+        with pytest.raises(ClosedError):
+            await engines.drain(pod("w", port), lease_seconds=30.0, reason="x")
+        with pytest.raises(EngineError):
+            await engines.drain_status(pod("w", port))
+    assert asked == ["GET"]

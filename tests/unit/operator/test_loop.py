@@ -133,6 +133,35 @@ async def test_one_object_that_fails_leaves_the_others_alone() -> None:
         assert not made(bench, KEY.name)
 
 
+async def test_silent_gateways_of_many_objects_keep_no_other_object_waiting() -> None:
+    bench = Bench({"scaling.intervalSeconds": 1}, settings=replace(SETTINGS, concurrent_passes=2))
+    for number in range(20):
+        add(bench, f"silent-{number}")
+    waiting = 0
+
+    class Silent:
+        """A reader whose gateways never answer, but for one object: that has none."""
+
+        async def read(self, pods: Any) -> Any:
+            nonlocal waiting
+            if pods:
+                waiting += 1
+                await asyncio.Event().wait()
+            return await bench.gateways.read(pods)
+
+    async with looping(bench, reader=Silent()):
+        await until(lambda: made(bench, "silent-19"))
+        bench.cluster.control()
+        for gateway in bench.cluster.pods("gateway"):
+            if gateway["metadata"]["name"].startswith("silent"):
+                bench.make_ready_pod(gateway)
+        await until(lambda: waiting >= 20)
+        bench.cluster.remove(SERVICE, KEY.namespace, KEY.name)
+        await until(lambda: ("Service", KEY.namespace, KEY.name) in bench.cluster.objects)
+        add(bench, "later")
+        await until(lambda: made(bench, "later"))
+
+
 async def test_a_lost_lease_ends_the_loop() -> None:
     bench = Bench(settings=SETTINGS)
     bench.cluster.refuse = lambda _verb, _kind: LeaseLostError("lost")
