@@ -98,6 +98,7 @@ def services(
             metrics=metrics,
             instance=instance,
             refresh_seconds=settings.status_refresh_seconds,
+            writes_per_second=settings.status_writes_per_second,
             now=now,
         ),
         metrics=metrics,

@@ -19,7 +19,7 @@ from duet_operator.cluster import DUET, Cluster, ClusterError
 from duet_operator.resources.conditions import conditions, transitions
 from duet_operator.resources.findings import Facts, rejected
 from duet_operator.resources.status import resolved, status
-from duet_operator.resources.status_writes import merge_patch, worth_writing
+from duet_operator.resources.status_writes import WriteBudget, merge_patch, worth_of
 from duet_operator.settings import package_version
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ logger = logging.getLogger(__name__)
 REPORTER = "duetserve.io/duet-operator"
 LONGEST_NOTE = 1024
 REPEATED_AFTER = timedelta(minutes=5)
-GOOD_WHEN_FALSE = frozenset({"CapacityPending", "ScalingLimited"})
+GOOD_WHEN_FALSE = frozenset({"CapacityPending", "Reconciling", "ScalingLimited", "Stalled"})
+TOLD_BY_OTHERS = frozenset({"Reconciling", "Stalled"})
+"""Conditions for programs; Progressing tells people the same."""
 
 
 class Reporter:
@@ -52,6 +54,7 @@ class Reporter:
         metrics: Metrics,
         instance: str,
         refresh_seconds: float,
+        writes_per_second: float,
         now: Callable[[], datetime],
     ) -> None:
         self._cluster = cluster
@@ -59,6 +62,7 @@ class Reporter:
         self._metrics = metrics
         self._instance = instance
         self._refresh_seconds = refresh_seconds
+        self._budget = WriteBudget(writes_per_second)
         self._now = now
         self._told: dict[tuple[str, str, str], datetime] = {}
         """Uid, condition or other subject, and reason -> when an Event last told of it."""
@@ -72,8 +76,7 @@ class Reporter:
             await self._post(scale_event(duet, action, instance=self._instance, now=now))
         pinned = resolved(facts.deployment, images, operator_version=package_version())
         after = status(facts, resolved=pinned, actions=actions, now=now)
-        if worth_writing(facts.deployment.status, after, now=now, refresh_seconds=self._refresh_seconds):
-            await self._write(duet, facts.deployment.status, after)
+        await self._write_if_worth_it(duet, facts.deployment.status, after)
 
     async def reject(self, duet: Manifest, problem: str) -> None:
         """The status of an object that can't be acted on."""
@@ -81,7 +84,12 @@ class Reporter:
         before = _readable_status(duet)
         told = conditions(rejected(problem), before=before.conditions, generation=generation, now=now)
         after = before.model_copy(update={"observed_generation": generation, "conditions": told})
-        if worth_writing(before, after, now=now, refresh_seconds=self._refresh_seconds):
+        await self._write_if_worth_it(duet, before, after)
+
+    async def _write_if_worth_it(self, duet: Manifest, before: DuetStatus, after: DuetStatus) -> None:
+        now = self._now()
+        worth = worth_of(before, after, now=now, refresh_seconds=self._refresh_seconds)
+        if self._budget.allows(worth, now_seconds=now.timestamp()):
             await self._write(duet, before, after)
 
     async def warn(self, duet: Manifest, *, reason: str, subject: str, note: str) -> None:
@@ -99,9 +107,8 @@ class Reporter:
         known = {condition.type for condition in before.conditions}
         for condition in transitions(before.conditions, after.conditions):
             # That all is well from the start is no news, and neither is what was told a moment ago.
-            if (condition.type in known or is_bad(condition)) and self._untold(
-                metadata["uid"], condition.type, condition.reason
-            ):
+            news = condition.type not in TOLD_BY_OTHERS and (condition.type in known or is_bad(condition))
+            if news and self._untold(metadata["uid"], condition.type, condition.reason):
                 await self._post(condition_event(duet, condition, instance=self._instance, now=self._now()))
 
     def _untold(self, uid: str, subject: str, reason: str) -> bool:

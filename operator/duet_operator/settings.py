@@ -81,8 +81,10 @@ class Settings:
     """How often everything watched is listed again, to forget what a watch missed."""
     status_refresh_seconds: float = 60.0
     """How often measured numbers in the status are refreshed when they change by less than 10 %."""
+    status_writes_per_second: float = 15.0
+    """How many statuses are written in a second over all objects for the sake of measured numbers alone."""
     history_flush_seconds: float = 300.0
-    """How often the planner's memory is saved."""
+    """How often the planner's memory is saved; the objects' saves are spread over this time."""
 
     http_host: str = "127.0.0.1"
     """Address of `/healthz` and `/metrics`; in a pod the pod's own."""

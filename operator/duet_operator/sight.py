@@ -109,6 +109,15 @@ class Observer:
             for role in POOL_ROLES
         }
 
+    def template_changed(self, pools: Mapping[Role, PoolSight]) -> bool:
+        """Whether a pool has another pod template than when this pass looked at it."""
+        for role, pool in pools.items():
+            name, before = names.pool_name(self._key.name, role), pool.deployment
+            now = self._world.child(self._key, DEPLOYMENT.name, name)
+            if before is not None and now is not None and before["spec"]["template"] != now["spec"]["template"]:
+                return True
+        return False
+
     def own(self, kind: Kind, name: str, *, uid: str) -> Manifest | None:
         """A child of this object; one that is left of another object of its name, or on its way out, is none."""
         found = self._world.child(self._key, kind.name, name)
@@ -141,6 +150,7 @@ def facts(
     decision: Decision,
     targets: Counts,
     problems: Sequence[str],
+    applied: bool,
 ) -> Facts:
     """What the report needs of the pass."""
     signals = sight.signals
@@ -156,6 +166,9 @@ def facts(
         refused="; ".join(problems) or None,
         burn_rate_5m=signals.burn_rate_5m,
         burn_rate_1h=signals.burn_rate_1h,
+        applied=applied,
+        first_look=signals.first_look,
+        attainment_unsettled=signals.attainment_unsettled,
     )
 
 

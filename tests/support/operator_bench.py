@@ -90,6 +90,8 @@ class Bench:
         self.cluster.subscribers.append(self._deliver)
         self.world = World(field_manager=FIELD_MANAGER)
         self.gateways = ScriptedGateways()
+        self.answers = 0
+        """Documents that the gateway has written."""
         self.plans = NotedPlans()
         self.planner = ScriptedPlanner()
         self.metrics = Metrics()
@@ -123,6 +125,7 @@ class Bench:
                 metrics=self.metrics,
                 instance="bench",
                 refresh_seconds=self.settings.status_refresh_seconds,
+                writes_per_second=self.settings.status_writes_per_second,
                 now=self.clock,
             ),
             metrics=self.metrics,

@@ -19,6 +19,8 @@ ConditionType = Literal[
     "Accepted",
     "Ready",
     "Progressing",
+    "Reconciling",
+    "Stalled",
     "ScalingActive",
     "ScalingLimited",
     "SLOMet",
@@ -32,8 +34,8 @@ class Condition(ApiModel):
     """One aspect of the object's state, as kstatus and `kubectl wait` read it."""
 
     type: Annotated[str, Field(max_length=316, pattern=r"^[A-Za-z]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
-    """Aspect: Accepted, Ready, Progressing, ScalingActive, ScalingLimited, SLOMet, SignalsFresh or
-    CapacityPending."""
+    """Aspect: Accepted, Ready, Progressing, Reconciling, Stalled, ScalingActive, ScalingLimited, SLOMet, SignalsFresh
+    or CapacityPending."""
     status: ConditionStatus
     """Whether it holds: True, False or Unknown."""
     reason: ReasonWord

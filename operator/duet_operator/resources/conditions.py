@@ -1,7 +1,8 @@
 """Conditions of a DuetDeployment: what each says, from a closed list of reasons, and when it last changed.
 
-Invariant: `lastTransitionTime` changes exactly when `status` does. `Ready=False` reads as "in progress" to kstatus,
-so it means that no request can be served, not that a pool is still growing.
+Invariant: `lastTransitionTime` changes exactly when `status` does. `Ready` says whether requests are served, whatever
+else goes on; that a new spec is still being rolled out is `Reconciling`, that it can't be is `Stalled`: the words of
+kstatus, by which `helm --wait` and Argo CD go. A mere change of counts is neither.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class ConditionReason(StrEnum):
     SCALING = "Scaling"
     ROLLOUT_STUCK = "RolloutStuck"
     CHILD_REFUSED = "ChildRefused"
+
+    NO_ROLLOUT = "NoRollout"
+    NOT_STUCK = "NotStuck"
 
     AUTO_MODE = "AutoMode"
     RECOMMEND_MODE = "RecommendMode"

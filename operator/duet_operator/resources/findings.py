@@ -14,7 +14,7 @@ from duet_operator.resources.conditions import ConditionReason, Finding
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from duet_operator.api.v1alpha1 import DuetDeployment
+    from duet_operator.api.v1alpha1 import ConditionType, DuetDeployment
     from duet_operator.planner.types import Counts, Decision, Observation
 
 
@@ -39,6 +39,12 @@ class Facts:
     """Why a decode or prefill worker isn't ready though its engine runs."""
     burn_rate_5m: float | None = None
     burn_rate_1h: float | None = None
+    applied: bool = False
+    """This pass changed a pod template, so a rollout begins."""
+    first_look: bool = False
+    """Every gateway answered, and nothing can be said of their traffic before they answer again."""
+    attainment_unsettled: bool = False
+    """No request has ended yet in a window that is still short."""
 
 
 def rejected(problem: str) -> tuple[Finding, ...]:
@@ -46,21 +52,38 @@ def rejected(problem: str) -> tuple[Finding, ...]:
     return (
         Finding("Accepted", "False", ConditionReason.INVALID_SPEC, problem),
         Finding("Progressing", "False", ConditionReason.INVALID_SPEC, "nothing changes until the spec is mended"),
+        Finding("Reconciling", "False", ConditionReason.INVALID_SPEC, "nothing changes until the spec is mended"),
+        Finding("Stalled", "True", ConditionReason.INVALID_SPEC, problem),
     )
 
 
 def findings(facts: Facts) -> tuple[Finding, ...]:
-    """All conditions."""
-    return (
+    """All conditions, but those that stay as they are because this pass can't tell."""
+    progressing = _progressing(facts)
+    told = (
         Finding("Accepted", "True", ConditionReason.VALID, "the spec is valid"),
         _ready(facts),
-        _progressing(facts),
+        progressing,
+        _reconciling(progressing),
+        _stalled(progressing),
         _scaling_active(facts),
         _scaling_limited(facts),
         _slo_met(facts),
         _signals_fresh(facts),
         _capacity_pending(facts),
     )
+    kept = _kept(facts)
+    return tuple(finding for finding in told if finding.type not in kept)
+
+
+def _kept(facts: Facts) -> set[ConditionType]:
+    """Conditions that go on saying what they did: an operator that has just begun has no news of them."""
+    unknown: set[ConditionType] = set()
+    if facts.first_look:
+        unknown |= {"ScalingActive", "ScalingLimited", "SignalsFresh", "SLOMet"}
+    if facts.attainment_unsettled:
+        unknown.add("SLOMet")
+    return {kind for kind in unknown if facts.deployment.status.condition(kind) is not None}
 
 
 def _ready(facts: Facts) -> Finding:
@@ -90,7 +113,7 @@ def _progressing(facts: Facts) -> Finding:
         return Finding("Progressing", "False", ConditionReason.CHILD_REFUSED, facts.refused)
     if facts.rollout_stuck is not None:
         return Finding("Progressing", "False", ConditionReason.ROLLOUT_STUCK, facts.rollout_stuck)
-    if facts.observation.rollout_in_progress:
+    if facts.observation.rollout_in_progress or facts.applied:
         return Finding("Progressing", "True", ConditionReason.ROLLING_OUT, "pods of an older revision are replaced")
     present, targets = facts.observation.present, facts.targets
     busy = [
@@ -104,6 +127,20 @@ def _progressing(facts: Facts) -> Finding:
     if busy:
         return Finding("Progressing", "True", ConditionReason.SCALING, "; ".join(busy))
     return Finding("Progressing", "True", ConditionReason.SETTLED, "both pools have the number of workers they should")
+
+
+def _reconciling(progressing: Finding) -> Finding:
+    """A new spec isn't everywhere yet: whoever waits for it must go on waiting."""
+    if progressing.reason == ConditionReason.ROLLING_OUT:
+        return Finding("Reconciling", "True", progressing.reason, progressing.message)
+    return Finding("Reconciling", "False", ConditionReason.NO_ROLLOUT, "no rollout is under way")
+
+
+def _stalled(progressing: Finding) -> Finding:
+    """It can't get there by itself. A refusal of the API server may pass, so it's none."""
+    if progressing.reason == ConditionReason.ROLLOUT_STUCK:
+        return Finding("Stalled", "True", progressing.reason, progressing.message)
+    return Finding("Stalled", "False", ConditionReason.NOT_STUCK, "nothing is stuck")
 
 
 def _scaling_active(facts: Facts) -> Finding:

@@ -52,7 +52,7 @@ def status(
     deployment, observation, decision = facts.deployment, facts.observation, facts.decision
     before = deployment.status
     generation = deployment.metadata.generation
-    return DuetStatus(
+    told = DuetStatus(
         observed_generation=generation,
         conditions=conditions(findings(facts), before=before.conditions, generation=generation, now=now),
         resolved=resolved or before.resolved,
@@ -64,6 +64,19 @@ def status(
         decision=_decision(decision, now),
         history=(*before.history, *actions)[-KEPT_ACTIONS:],
     )
+    return _with_measurements_of(before, told) if facts.first_look and before.decision is not None else told
+
+
+def _with_measurements_of(before: DuetStatus, told: DuetStatus) -> DuetStatus:
+    """What is measured as it was told last, the states as they are now."""
+    kept: dict[str, object] = {"slo": before.slo, "traffic": before.traffic, "decision": before.decision}
+    if told.summary is not None and before.summary is not None:
+        shares = {"attainment": before.summary.attainment, "deflected": before.summary.deflected}
+        kept["summary"] = told.summary.model_copy(update=shares)
+    for name, old, new in (("prefill", before.prefill, told.prefill), ("decode", before.decode, told.decode)):
+        if old is not None and new is not None:
+            kept[name] = new.model_copy(update={"recommended": old.recommended})
+    return told.model_copy(update=kept)
 
 
 # --- its parts ---

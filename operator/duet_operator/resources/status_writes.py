@@ -1,12 +1,14 @@
 """Whether a status is worth a write, and the patch that writes it.
 
 Invariant: a pass that finds nothing new writes nothing. Conditions, counts and the decision's reason are written at
-once; measured numbers when they are a minute old, or sooner when one changed by more than a tenth.
+once; measured numbers when they are a minute old, or sooner when one changed by more than a tenth, and never more of
+them in a second over all objects than the budget has: each write wakes everybody who watches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,17 +22,51 @@ SHORTEST_REFRESH_SHARE = 0.25
 GREAT_CHANGE = 0.1
 
 
-def worth_writing(old: DuetStatus, new: DuetStatus, *, now: datetime, refresh_seconds: float = REFRESH_SECONDS) -> bool:
-    """Whether `new` should replace `old`, which is what the object has."""
+class Worth(IntEnum):
+    """Why a status would be written."""
+
+    NOTHING = 0
+    CHANGED = 1
+    """A measured number changed by more than a tenth."""
+    DUE = 2
+    """The measured numbers have had their time."""
+    AT_ONCE = 3
+    """A state changed."""
+
+
+class WriteBudget:
+    """How many statuses may be written in a second; what must be told at once is, and leaves less for the others."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._most = max(per_second, 2.0)
+        self._left = self._most
+        self._then: float | None = None
+
+    def allows(self, worth: Worth, *, now_seconds: float) -> bool:
+        """Whether one of this worth may be written now. What could wait longer leaves half for what couldn't."""
+        passed = 0.0 if self._then is None else max(now_seconds - self._then, 0.0)
+        self._then = now_seconds
+        self._left = min(self._left + passed * self._per_second, self._most)
+        kept = self._most / 2 if worth is Worth.CHANGED else 0.0
+        allowed = worth is Worth.AT_ONCE or (worth is not Worth.NOTHING and self._left >= 1.0 + kept)
+        if allowed:
+            self._left = max(self._left - 1.0, -self._most)
+        return allowed
+
+
+def worth_of(old: DuetStatus, new: DuetStatus, *, now: datetime, refresh_seconds: float = REFRESH_SECONDS) -> Worth:
+    """Whether and why `new` should replace `old`, which is what the object has."""
     if _at_once(old) != _at_once(new):
-        return True
+        return Worth.AT_ONCE
     before, after = _without_time(old.to_dict()), _without_time(new.to_dict())
     if before == after:
-        return False
+        return Worth.NOTHING
     age_seconds = (now - old.decision.time).total_seconds() if old.decision else refresh_seconds
     if age_seconds >= refresh_seconds:
-        return True
-    return age_seconds >= SHORTEST_REFRESH_SHARE * refresh_seconds and _changed_much(before, after)
+        return Worth.DUE
+    soon = age_seconds >= SHORTEST_REFRESH_SHARE * refresh_seconds and _changed_much(before, after)
+    return Worth.CHANGED if soon else Worth.NOTHING
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Signals:
     """Over the demand window: what the present workers achieve."""
     attainment_told: Attainment | None = None
     """Over a longer window, for people."""
+    attainment_unsettled: bool = False
+    """Nothing ended yet, in a window that isn't as long as it should be."""
     states: Mapping[str, WorkerState]
     """Pod uid -> state, of the pods that there are."""
     profiles: Mapping[Role, WorkerProfile]
@@ -45,6 +47,11 @@ class Signals:
     def complete(self) -> bool:
         """Everything that should be known is."""
         return self.gateways > 0 and not self.silent
+
+    @property
+    def first_look(self) -> bool:
+        """All answered, and none twice yet: counters tell nothing before there are two of them."""
+        return self.complete and self.demand is None
 
 
 def ready(pods: Sequence[Pod]) -> tuple[Pod, ...]:
@@ -78,12 +85,14 @@ class Gateways:
         self._history.add(fresh, now_seconds=now_seconds)
         silent = {**scrape.failures, **{pod: f"unchanged for {age:.0f} s" for pod, age in stale.items()}}
         history, longer = self._history, max(self._attainment_window_seconds, window_seconds)
+        told = history.attainment(window_seconds=longer, now_seconds=now_seconds) if fresh else None
         return Signals(
             demand=history.demand(window_seconds=window_seconds, lengths_seconds=longer, now_seconds=now_seconds)
             if fresh
             else None,
             attainment=history.attainment(window_seconds=window_seconds, now_seconds=now_seconds) if fresh else None,
-            attainment_told=history.attainment(window_seconds=longer, now_seconds=now_seconds) if fresh else None,
+            attainment_told=told,
+            attainment_unsettled=told is not None and told.met_both_share is None and told.window_seconds < longer,
             states=workers.states(workers.freshest(fresh), worker_pods, stale_after_seconds=stale_after_seconds),
             profiles=workers.profiles(fresh, revision=revision),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),

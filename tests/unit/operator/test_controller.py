@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tests.support.documents import document, served
+from tests.support.kstatus import kstatus
 from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 
@@ -381,6 +382,58 @@ async def test_a_lower_count_drains_first_and_is_told() -> None:
     assert ("ScaledDown", "decode 2→1 (Sufficient): as the test wants it") in bench.events()
     action = bench.duet["status"]["history"][-1]
     assert (action["pool"], action["fromReplicas"], action["toReplicas"]) == ("decode", 2, 1)
+
+
+# --- a new operator ---
+
+
+async def answering(bench: Bench, passes: int, *, moving: bool = True) -> None:
+    """So many passes, 5 s apart, in which the gateway answers and ten requests end each time."""
+    (gateway,) = bench.pods("gateway")
+    for _ in range(passes):
+        bench.answers += moving
+        requests = 10 * bench.answers
+        bench.gateways.documents = {gateway.name: document(served(requests), sequence=bench.answers)}
+        bench.engines.now += 5
+        await bench.run_pass()
+
+
+async def test_the_first_passes_of_a_new_operator_take_nothing_back() -> None:
+    bench = Bench({"gateway.replicas": 1})
+    await settled(bench)
+    await answering(bench, 6)
+    assert bench.condition("SignalsFresh")[:2] == ("True", "AllAnswered")
+    assert bench.condition("SLOMet")[:2] == ("True", "ObjectivesMet")
+    told, events = bench.duet["status"], bench.events()
+    bench.controller = bench.new_controller()
+    await answering(bench, 1)
+    assert bench.duet["status"] == told
+    await answering(bench, 2)
+    assert bench.condition("SignalsFresh")[:2] == ("True", "AllAnswered")
+    assert bench.condition("SLOMet")[:2] == ("True", "ObjectivesMet")
+    assert bench.events() == events
+
+
+async def test_a_new_operator_says_so_when_the_answers_do_not_move() -> None:
+    bench = Bench({"gateway.replicas": 1})
+    await settled(bench)
+    await answering(bench, 6)
+    bench.controller = bench.new_controller()
+    await answering(bench, 5, moving=False)
+    assert bench.condition("SignalsFresh")[:2] == ("False", "GatewaySilent")
+
+
+async def test_the_pass_that_sees_a_new_spec_says_that_it_is_rolled_out() -> None:
+    """Whoever waits for it by kstatus must never see it as done before it is."""
+    bench = Bench({"gateway.replicas": 1})
+    await settled(bench)
+    await answering(bench, 2)
+    assert kstatus(bench.duet) == "Current"
+    bench.change_spec(engine={"args": ["--log-level", "info"]})
+    assert kstatus(bench.duet) == "InProgress"
+    await bench.run_pass()
+    assert bench.duet["status"]["observedGeneration"] == bench.duet["metadata"]["generation"]
+    assert kstatus(bench.duet) == "InProgress"
 
 
 async def test_a_pod_may_be_drained_by_hand() -> None:

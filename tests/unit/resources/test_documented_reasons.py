@@ -8,8 +8,9 @@ from duet_operator.api.v1alpha1 import ConditionType
 from duet_operator.planner.reasons import Reason
 from duet_operator.resources.conditions import ConditionReason
 
-PAGE = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text(encoding="utf-8")
-DECISIONS, CONDITIONS = PAGE.split("## Reasons of a decision")[1].split("## Conditions")
+DOCS = Path(__file__).parents[3] / "docs"
+DECISIONS = (DOCS / "scaling.md").read_text(encoding="utf-8").split("## Reasons of a decision")[1]
+CONDITIONS, REST = (DOCS / "conditions.md").read_text(encoding="utf-8").split("## Waiting for an object")
 
 
 def words(column: int, table: str) -> set[str]:
@@ -27,3 +28,16 @@ def test_conditions_and_their_reasons() -> None:
     known = {reason.value for reason in ConditionReason} | {reason.value for reason in Reason}
     told = words(2, CONDITIONS)
     assert {reason.value for reason in ConditionReason} <= told <= known
+
+
+def test_every_condition_has_its_meaning_and_what_to_do() -> None:
+    rows = [line.strip("|").split("|") for line in CONDITIONS.splitlines() if line.startswith("| `") or "| |" in line]
+    assert rows
+    assert [row for row in rows if len(row) != 4 or not (row[2].strip() and row[3].strip())] == []
+
+
+def test_the_health_check_of_argo_cd_names_conditions_that_there_are() -> None:
+    snippet = re.search(r"```yaml\n(.*?)```", REST, re.DOTALL)
+    assert snippet is not None
+    named = set(re.findall(r'find\("(\w+)"\)', snippet[1]))
+    assert named and named <= set(get_args(ConditionType))

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.kstatus import kstatus
 from tests.support.manifests import deployment
 from tests.support.planning import decide, demand, seen, serving, spec
 
@@ -16,7 +17,7 @@ from duet_operator.resources.conditions import conditions, transitions
 from duet_operator.resources.findings import Facts, rejected
 from duet_operator.resources.images import Images
 from duet_operator.resources.status import resolved, status
-from duet_operator.resources.status_writes import merge_patch, worth_writing
+from duet_operator.resources.status_writes import Worth, WriteBudget, merge_patch, worth_of
 
 NOW = datetime(2026, 11, 21, 10, 0, 0, tzinfo=UTC)
 MET = Attainment(
@@ -42,6 +43,9 @@ def facts(duet: DuetDeployment | None = None, **changes: Any) -> Facts:
             "refused",
             "plugin_inactive",
             "burn_rate_5m",
+            "applied",
+            "first_look",
+            "attainment_unsettled",
         )
         if key in changes
     }
@@ -133,6 +137,11 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
         pytest.param({"rollout_in_progress": True}, "Progressing", ("True", "RollingOut"), id="rollout"),
         pytest.param({"refused": "quota"}, "Progressing", ("False", "ChildRefused"), id="child refused"),
         pytest.param({"rollout_stuck": "pod x"}, "Progressing", ("False", "RolloutStuck"), id="stuck rollout"),
+        pytest.param({"targets": Counts(3, 5)}, "Reconciling", ("False", "NoRollout"), id="scaling is no rollout"),
+        pytest.param({"rollout_in_progress": True}, "Reconciling", ("True", "RollingOut"), id="reconciling"),
+        pytest.param({"applied": True}, "Reconciling", ("True", "RollingOut"), id="a rollout that begins"),
+        pytest.param({"refused": "quota"}, "Stalled", ("False", "NotStuck"), id="a refusal may pass"),
+        pytest.param({"rollout_stuck": "pod x"}, "Stalled", ("True", "RolloutStuck"), id="stalled"),
         pytest.param({}, "ScalingActive", ("True", "AutoMode"), id="auto"),
         pytest.param(
             {"duet": deployment({"spec.scaling.mode": "Recommend"})},
@@ -198,6 +207,64 @@ def test_transition_time_moves_only_with_the_status() -> None:
     assert [each.type for each in transitions(first.conditions, second.conditions)] == ["SLOMet"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "generation", "expected"),
+    [
+        pytest.param({}, 3, "Current", id="serving"),
+        pytest.param({}, 4, "InProgress", id="a spec that no pass has seen"),
+        pytest.param({"gateways_ready": 0}, 3, "InProgress", id="not ready yet"),
+        pytest.param({"targets": Counts(3, 5)}, 3, "Current", id="scaling"),
+        pytest.param({"rollout_in_progress": True}, 3, "InProgress", id="rollout"),
+        pytest.param({"applied": True}, 3, "InProgress", id="the pass that begins a rollout"),
+        pytest.param({"rollout_stuck": "pod x"}, 3, "Failed", id="stuck rollout"),
+        pytest.param({"refused": "quota"}, 3, "Current", id="refused child"),
+        pytest.param({"prefill": 0, "decode": 0, "targets": Counts(0, 0)}, 3, "Current", id="scaled to zero"),
+    ],
+)
+def test_kstatus_reads_it_as_meant(changes: dict[str, Any], generation: int, expected: str) -> None:
+    manifest = {"metadata": {"generation": generation}, "status": status(facts(**changes), now=NOW).to_dict()}
+    assert kstatus(manifest) == expected
+
+
+def test_kstatus_reads_a_rejected_spec_as_failed() -> None:
+    told = conditions(rejected("spec.x is bad"), before=status(facts(), now=NOW).conditions, generation=4, now=NOW)
+    after = DuetStatus(observed_generation=4, conditions=told)
+    assert kstatus({"metadata": {"generation": 4}, "status": after.to_dict()}) == "Failed"
+
+
+# --- an operator that has just begun ---
+
+
+def just_begun(before: DuetStatus, **changes: Any) -> DuetStatus:
+    """What an operator reports that has one answer of each gateway."""
+    return status(facts(with_status(before), demand=None, attainment=None, first_look=True, **changes), now=NOW)
+
+
+def test_a_first_look_leaves_what_it_cannot_tell() -> None:
+    before = status(facts(targets=Counts(3, 4)), now=NOW - timedelta(hours=1))
+    assert just_begun(before, targets=Counts(3, 4)) == before
+
+
+def test_a_first_look_tells_the_states_that_it_sees() -> None:
+    before = status(facts(targets=Counts(3, 4)), now=NOW - timedelta(hours=1))
+    after = just_begun(before, gateways_ready=0, decode=serving(4, starting=1))
+    assert condition(after, "Ready") == ("False", "NoGateway")
+    assert after.decode is not None and after.decode.starting == 1
+
+
+def test_a_first_look_at_an_object_without_a_status_says_what_is_unknown() -> None:
+    after = just_begun(DuetStatus())
+    assert condition(after, "SignalsFresh") == ("False", "GatewaySilent")
+    assert condition(after, "SLOMet") == ("Unknown", "StaleSignals")
+
+
+def test_objectives_stay_met_while_the_window_is_short_and_empty() -> None:
+    before = status(facts(), now=NOW)
+    unsettled = facts(with_status(before), attainment=None, attainment_unsettled=True)
+    assert condition(status(unsettled, now=NOW), "SLOMet") == ("True", "ObjectivesMet")
+    assert condition(status(replace(unsettled, attainment_unsettled=False), now=NOW), "SLOMet")[1] == "NoTraffic"
+
+
 def test_history_keeps_the_last_twenty() -> None:
     duet = deployment()
     for number in range(25):
@@ -242,7 +309,7 @@ def reported(now: datetime = NOW, **changes: Any) -> DuetStatus:
 
 def test_nothing_new_is_never_written() -> None:
     later, first = NOW + timedelta(hours=1), reported()
-    assert not worth_writing(first, reported(later, duet=with_status(first)), now=later)
+    assert worth_of(first, reported(later, duet=with_status(first)), now=later) is Worth.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -257,26 +324,63 @@ def test_nothing_new_is_never_written() -> None:
 )
 def test_states_are_written_at_once(changes: dict[str, Any]) -> None:
     now = NOW + timedelta(seconds=1)
-    assert worth_writing(reported(), reported(now, **changes), now=now)
+    assert worth_of(reported(), reported(now, **changes), now=now) is Worth.AT_ONCE
 
 
 @pytest.mark.parametrize(
-    ("attainment", "seconds", "written"),
+    ("attainment", "seconds", "worth"),
     [
-        pytest.param(replace(MET, ttft_p95_seconds=0.41), 30, False, id="a little, early"),
-        pytest.param(replace(MET, ttft_p95_seconds=0.41), 60, True, id="a little, after a minute"),
-        pytest.param(replace(MET, ttft_p95_seconds=0.6), 30, True, id="more than a tenth"),
-        pytest.param(replace(MET, ttft_p95_seconds=0.6), 5, False, id="more than a tenth, in the next pass"),
-        pytest.param(replace(MET, ttft_p95_seconds=None), 30, True, id="a number vanishes"),
+        pytest.param(replace(MET, ttft_p95_seconds=0.41), 30, Worth.NOTHING, id="a little, early"),
+        pytest.param(replace(MET, ttft_p95_seconds=0.41), 60, Worth.DUE, id="a little, after a minute"),
+        pytest.param(replace(MET, ttft_p95_seconds=0.6), 30, Worth.CHANGED, id="more than a tenth"),
+        pytest.param(replace(MET, ttft_p95_seconds=0.6), 5, Worth.NOTHING, id="more than a tenth, in the next pass"),
+        pytest.param(replace(MET, ttft_p95_seconds=None), 30, Worth.CHANGED, id="a number vanishes"),
     ],
 )
-def test_measured_numbers_are_written_seldom(attainment: Attainment, seconds: float, written: bool) -> None:
+def test_measured_numbers_are_written_seldom(attainment: Attainment, seconds: float, worth: Worth) -> None:
     now = NOW + timedelta(seconds=seconds)
-    assert worth_writing(reported(), reported(now, attainment=attainment), now=now) == written
+    assert worth_of(reported(), reported(now, attainment=attainment), now=now) is worth
 
 
 def test_first_status_is_written() -> None:
-    assert worth_writing(DuetStatus(), reported(), now=NOW)
+    assert worth_of(DuetStatus(), reported(), now=NOW) is Worth.AT_ONCE
+
+
+WRITES_PER_SECOND = 15.0
+
+
+def written(budget: WriteBudget, worth: Worth, *, objects: int, seconds: int) -> list[int]:
+    """How many of so many objects, each with a pass a second, are written in each second."""
+    return [
+        sum(budget.allows(worth, now_seconds=second + number / objects) for number in range(objects))
+        for second in range(seconds)
+    ]
+
+
+@pytest.mark.parametrize("worth", [Worth.CHANGED, Worth.DUE])
+def test_measured_numbers_of_a_thousand_objects_stay_within_the_budget(worth: Worth) -> None:
+    each_second = written(WriteBudget(WRITES_PER_SECOND), worth, objects=1000, seconds=60)
+    assert sum(each_second) <= 61 * WRITES_PER_SECOND
+    assert max(each_second[1:]) <= WRITES_PER_SECOND + 1
+    assert min(each_second[1:]) >= WRITES_PER_SECOND - 1
+
+
+def test_states_are_never_held_back_and_numbers_pay_for_them() -> None:
+    budget = WriteBudget(WRITES_PER_SECOND)
+    assert written(budget, Worth.AT_ONCE, objects=100, seconds=1) == [100]
+    assert not budget.allows(Worth.DUE, now_seconds=1.5)
+    assert budget.allows(Worth.DUE, now_seconds=4.0)
+
+
+def test_numbers_that_changed_leave_room_for_those_that_are_due() -> None:
+    budget = WriteBudget(WRITES_PER_SECOND)
+    changed = written(budget, Worth.CHANGED, objects=100, seconds=1)[0]
+    assert 0 < changed < 100
+    assert budget.allows(Worth.DUE, now_seconds=1.0)
+
+
+def test_nothing_is_never_written() -> None:
+    assert not WriteBudget(WRITES_PER_SECOND).allows(Worth.NOTHING, now_seconds=0.0)
 
 
 JSON = st.recursive(
