@@ -10,6 +10,9 @@ Each yields a `duet_dev.cluster.Cluster`: `kubeconfig`, `url`, `token`, `ca`, `k
 they skip; with DUET_REQUIRE_CLUSTER=1 they fail. `namespace` is a fresh namespace in the largest of the three that the
 test asks for, `apiserver` by default. Helpers for several test files lie in `tests/support` and are imported as
 `tests.support.…`: the repository's root is on the path, and a folder without `__init__.py` is a package there.
+
+`make test` runs two workers. Tests of one marker stay together in one of them, so that each size of cluster starts once;
+those of the whole cluster mostly wait, and the others run beside them.
 """
 
 import os
@@ -25,6 +28,16 @@ from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, WITH_CONTROLLERS, Cl
 
 # A shell starts what runs in its background with SIGINT ignored, and every child inherits that: Ctrl-C is tested too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+GROUPS = ("cluster", "apiserver")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        group = next((name for name in GROUPS if item.get_closest_marker(name)), None)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _cluster(
