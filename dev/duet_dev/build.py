@@ -1,7 +1,9 @@
-"""Build the cluster's Go binaries once, from the pinned modules in `dev/tools`, into the cache.
+"""Build the cluster's Go binaries once, from the pinned module in `dev/tools`, into the cache.
 
 Invariant: a binary lies at its final path only when it is whole. Its folder is named after a digest of the module's
-go.mod and go.sum and of the build flags, so a changed pin is another folder and an unchanged one is never rebuilt.
+go.mod and go.sum and of the build flags, so a changed pin is another folder and an unchanged one is never rebuilt. All
+are of one module, so that what several of them need is compiled once: etcd and Helm are of releases whose own
+requirements leave Kubernetes' pins as they are where it matters (CEL, server-side apply, OpenAPI).
 """
 
 import fcntl
@@ -21,29 +23,31 @@ from duet_dev.paths import TOOLS, cache_root
 from duet_dev.progress import JobProgress, say
 from duet_dev.toolchain import find_go, required_version
 
-COMMON_FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly")
+COMMON_FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly", "-gcflags=all=-dwarf=false")
+"""No debug information is made that the linker would drop."""
+COMPILER_ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOGC": "400"}
+"""The compiler collects its garbage seldom: a tenth quicker, at about 4 GB in the worst moment."""
 VERSION_PACKAGE = "k8s.io/component-base/version"
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One binary: which module folder under `dev/tools` pins it and which package it is."""
+    """One binary and which package it is."""
 
     name: str
-    module: str
     package: str
 
 
 def _kubernetes(name: str) -> Tool:
-    return Tool(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}")
+    return Tool(name, f"k8s.io/kubernetes/cmd/{name}")
 
 
-ETCD = Tool("etcd", "etcd", "go.etcd.io/etcd/server/v3")
+ETCD = Tool("etcd", "go.etcd.io/etcd/server/v3")
 API_SERVER = _kubernetes("kube-apiserver")
 CONTROLLER_MANAGER = _kubernetes("kube-controller-manager")
 SCHEDULER = _kubernetes("kube-scheduler")
 KUBECTL = _kubernetes("kubectl")
-HELM = Tool("helm", "helm", "helm.sh/helm/v4/cmd/helm")
+HELM = Tool("helm", "helm.sh/helm/v4/cmd/helm")
 
 ALL_TOOLS = (ETCD, API_SERVER, KUBECTL, CONTROLLER_MANAGER, SCHEDULER, HELM)
 PARTS: Mapping[str, tuple[Tool, ...]] = {
@@ -55,9 +59,8 @@ PARTS: Mapping[str, tuple[Tool, ...]] = {
 
 def binary_path(tool: Tool) -> Path:
     """Where the tool's binary lies, or will lie once it is built."""
-    module = TOOLS / tool.module
-    digest = module_digest(module, flags=(*COMMON_FLAGS, linker_flags(module), platform.machine()))
-    return cache_root() / "bin" / f"{tool.module}-{digest}" / tool.name
+    digest = module_digest(TOOLS, flags=(*COMMON_FLAGS, linker_flags(TOOLS), platform.machine()))
+    return cache_root() / "bin" / digest / tool.name
 
 
 def missing(tools: Iterable[Tool]) -> list[Tool]:
@@ -93,13 +96,12 @@ def build(tools: Iterable[Tool] = ALL_TOOLS) -> None:
         todo = missing(wanted)
         if not todo:
             return
-        _build_all(find_go(required_version({TOOLS / tool.module for tool in todo})), todo)
+        _build_all(find_go(required_version(TOOLS)), todo)
 
 
 def _build_all(go: Path, todo: list[Tool]) -> None:
-    modules = {tool.module: [other for other in todo if other.module == tool.module] for tool in todo}
     with JobProgress("fetching the modules") as progress:
-        packages = sum(_packages_to_compile(go, tools, progress) for tools in modules.values())
+        packages = _packages_to_compile(go, todo, progress)
     say(f"to build: {', '.join(tool.name for tool in todo)}")
     with JobProgress("building the binaries", total=packages) as progress:
         for tool in todo:
@@ -124,23 +126,22 @@ def _build_lock() -> Iterator[None]:
 
 def _build_one(go: Path, tool: Tool, progress: JobProgress) -> None:
     progress.describe(tool.name)
-    module, target = TOOLS / tool.module, binary_path(tool)
+    target = binary_path(tool)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".partial-{tool.name}")
-    command = [str(go), "build", "-v", "-p", str(_cores()), *_flags(module), "-o", str(partial), tool.package]
-    for line in _go_lines(command, cwd=module):
+    command = [str(go), "build", "-v", "-p", str(_cores()), *_flags(), "-o", str(partial), tool.package]
+    for line in _go_lines(command):
         if not line.startswith("go: "):
             progress.advance(tool.name)
     partial.replace(target)
 
 
 def _packages_to_compile(go: Path, tools: list[Tool], progress: JobProgress) -> int:
-    """How many packages of one module's tools the build cache lacks; fetches the module's sources on the way."""
-    module = TOOLS / tools[0].module
+    """How many packages the build cache lacks; fetches the modules' sources on the way."""
     template = '{{if ne .StaleReason "not installed but available in build cache"}}{{.ImportPath}}{{end}}'
     packages = [tool.package for tool in tools]
     found = 0
-    for line in _go_lines([str(go), "list", "-deps", "-f", template, *_flags(module), *packages], cwd=module):
+    for line in _go_lines([str(go), "list", "-deps", "-f", template, *_flags(), *packages]):
         if line.startswith("go: "):
             progress.describe(line.removeprefix("go: "))
         elif line:
@@ -148,16 +149,16 @@ def _packages_to_compile(go: Path, tools: list[Tool], progress: JobProgress) -> 
     return found
 
 
-def _flags(module: Path) -> list[str]:
-    return [*COMMON_FLAGS, "-ldflags", linker_flags(module)]
+def _flags() -> list[str]:
+    return [*COMMON_FLAGS, "-ldflags", linker_flags(TOOLS)]
 
 
-def _go_lines(command: list[str], *, cwd: Path) -> Iterator[str]:
+def _go_lines(command: list[str]) -> Iterator[str]:
     """What a `go` command prints, line by line; ends it when the reader stops, raises when it fails."""
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", "--", *command],
-        cwd=cwd,
-        env={**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"},
+        cwd=TOOLS,
+        env={**os.environ, **COMPILER_ENVIRONMENT},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

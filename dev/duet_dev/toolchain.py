@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from duet_dev.errors import DevError
@@ -27,13 +26,9 @@ def parse_version(text: str) -> Version | None:
     return tuple(int(part or 0) for part in found.groups()) if found else None
 
 
-def required_version(modules: Iterable[Path]) -> Version:
-    """The highest `go` directive of these module folders."""
-    versions = [_directive(module / "go.mod") for module in modules]
-    return max(versions)
-
-
-def _directive(go_mod: Path) -> Version:
+def required_version(module: Path) -> Version:
+    """The `go` directive of a module folder."""
+    go_mod = module / "go.mod"
     found = re.search(r"^go (\S+)$", go_mod.read_text(), re.MULTILINE)
     version = parse_version(found.group(1)) if found else None
     if version is None:
