@@ -11,8 +11,8 @@ they skip; with DUET_REQUIRE_CLUSTER=1 they fail. `namespace` is a fresh namespa
 test asks for, `apiserver` by default. Helpers for several test files lie in `tests/support` and are imported as
 `tests.support.…`: the repository's root is on the path, and a folder without `__init__.py` is a package there.
 
-`make test` runs two workers. Tests of one marker stay together in one of them, so that each size of cluster starts once;
-those of the whole cluster mostly wait, and the others run beside them.
+`make test` runs two workers, because tests of a cluster mostly wait. Those that share a cluster stay together in one of
+them: the tests of Duet on it, the tests of the cluster itself, the tests of the API server.
 """
 
 import os
@@ -30,14 +30,17 @@ from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, WITH_CONTROLLERS, Cl
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-GROUPS = ("cluster", "apiserver")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        group = next((name for name in GROUPS if item.get_closest_marker(name)), None)
-        if group is not None:
+        if (group := _group(item)) is not None:
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Tests that share what takes long to start, or that can't be two at once."""
+    if "operator_release" in getattr(item, "fixturenames", ()):
+        return "duet"
+    return next((marker for marker in ("cluster", "apiserver") if item.get_closest_marker(marker)), None)
 
 
 def _cluster(
