@@ -106,6 +106,24 @@ CASES = [
         {"spec.model.source": {"persistentVolumeClaim": {"claimName": "weights"}, "image": {"reference": "a:1"}}},
     ),
     Case(
+        "spec.model.id",
+        "comes from the Hugging Face hub",
+        {"spec.model": {"id": "/opt/model", "source": {"persistentVolumeClaim": {"claimName": "weights"}}}},
+        {"spec.model": {"id": "/opt/model", "revision": "main", "source": {"huggingFace": {}}}},
+    ),
+    Case(
+        "spec.model.source.persistentVolumeClaim.path",
+        "stay inside the volume",
+        {"spec.model.source.persistentVolumeClaim": {"claimName": "weights", "path": "qwen3/..8b"}},
+        {"spec.model.source.persistentVolumeClaim": {"claimName": "weights", "path": "qwen3/../../etc"}},
+    ),
+    Case(
+        "spec.model.source.image.path",
+        "stay inside the image",
+        {"spec.model.source.image": {"reference": "models/qwen:1", "path": "qwen3"}},
+        {"spec.model.source.image": {"reference": "models/qwen:1", "path": ".."}},
+    ),
+    Case(
         "spec.engine.env[].valueFrom",
         "not both",
         {"spec.engine.env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}]},
@@ -193,8 +211,6 @@ MIG = {"sharing": "MIG", "migProfile": "3g.40gb"}
 MPS = {"sharing": "MPS", "mpsPercent": 50, "mpsMemory": "20Gi"}
 
 UNSUPPORTED: dict[str, Patch] = {
-    "spec.model.revision": {"spec.model.revision": "main"},
-    "spec.model.source": {"spec.model.source": {"huggingFace": {"tokenSecretRef": {"name": "hub"}}}},
     "spec.slo.classes": CLASSES | API_KEYS,
     **{f"spec.pools.{pool}.gpu.type": {f"spec.pools.{pool}.gpu.type": "H100"} for pool in POOLS},
     **{f"spec.pools.{pool}.gpu.migProfile": {f"spec.pools.{pool}.gpu": MIG} for pool in POOLS},

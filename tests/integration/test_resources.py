@@ -18,6 +18,10 @@ pytestmark = pytest.mark.apiserver
 
 MANAGER = ("--field-manager", "duet-operator")
 LONG = deployment(name="a" + "b" * 47)
+SOURCES = {
+    "claim": deployment({"spec.model.source.persistentVolumeClaim": {"claimName": "weights", "path": "qwen3"}}),
+    "image": deployment({"spec.model.source.image": {"reference": "registry.example/qwen3:1"}}),
+}
 
 
 def apply(cluster: Cluster, manifest: dict[str, Any], namespace: str, *options: str) -> dict[str, Any]:
@@ -41,15 +45,18 @@ def create(cluster: Cluster, manifest: dict[str, Any], namespace: str, *options:
     return answer
 
 
-@pytest.mark.parametrize("duet", [deployment(), FULL, LONG], ids=["smallest", "full", "longest name"])
+@pytest.mark.parametrize(
+    "duet", [deployment(), FULL, LONG, *SOURCES.values()], ids=["smallest", "full", "longest name", *SOURCES]
+)
 def test_every_manifest_is_valid(apiserver: Cluster, namespace: str, duet: DuetDeployment) -> None:
     for manifest in everything(duet).values():
         stored = apply(apiserver, manifest, namespace, "--dry-run=server")
         assert stored["metadata"]["name"] == manifest["metadata"]["name"]
 
 
-def test_applying_again_changes_nothing(apiserver: Cluster, namespace: str) -> None:
-    for manifest in everything(FULL).values():
+@pytest.mark.parametrize("duet", [FULL, *SOURCES.values()], ids=["full", *SOURCES])
+def test_applying_again_changes_nothing(apiserver: Cluster, namespace: str, duet: DuetDeployment) -> None:
+    for manifest in everything(duet).values():
         first = apply(apiserver, manifest, namespace)
         second = apply(apiserver, manifest, namespace)
         assert second["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
@@ -90,8 +97,10 @@ def test_gateway_pods_meet_the_restricted_standard(apiserver: Cluster, namespace
 
 
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
-def test_engine_pods_meet_the_baseline_standard(apiserver: Cluster, namespace: str, role: Role) -> None:
-    duet = deployment()
+@pytest.mark.parametrize("duet", [deployment(), FULL, *SOURCES.values()], ids=["smallest", "full", *SOURCES])
+def test_engine_pods_meet_the_baseline_standard(
+    apiserver: Cluster, namespace: str, duet: DuetDeployment, role: Role
+) -> None:
     enforce(apiserver, namespace, "baseline", "default")
     create(apiserver, pod_of(pool_deployment(duet, role, resolve(duet))), namespace, "--dry-run=server")
 

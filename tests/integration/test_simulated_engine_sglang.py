@@ -1,9 +1,12 @@
 """The simulated engine answers as SGLang 0.5.23 does: shapes of generated answers, control, probes, metrics."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -188,6 +191,20 @@ async def test_facts(engine: Engine, session: aiohttp.ClientSession) -> None:
     assert load["disaggregation"]["mode"] == "null"
     async with session.get(engine.url + "/v1/loads?include=everything") as response:
         assert response.status == 400 and "everything" in await response.text()
+
+
+async def test_it_shows_where_the_weights_are(session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    environment = {"DUET_MODEL_ID": SMALL_MODEL, "DUET_MODEL_PATH": str(tmp_path), "DUET_MODEL_REVISION": "v1"}
+    with running_process(["--cold-start-seconds", "0"], environment) as engine:
+        info = await get_json(session, engine.url + "/server_info")
+        assert (info["model_path"], info["revision"], info["served_model_name"]) == (str(tmp_path), "v1", SMALL_MODEL)
+
+
+def test_weights_that_are_not_there_are_told_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "duet_engine.simulated_engine", "--model-path", str(tmp_path / "absent")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 2
+    assert f"{tmp_path / 'absent'} is no directory; mount the weights there" in " ".join(ended.stderr.split())
 
 
 async def test_metrics_have_sglang_s_names_and_count_what_happened(session: aiohttp.ClientSession) -> None:

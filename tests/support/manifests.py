@@ -23,12 +23,18 @@ def deployment(changes: dict[str, Any] | None = None, **metadata: Any) -> DuetDe
 
 FULL = deployment(
     {
-        "spec.model": {"id": "Qwen/Qwen3-8B", "servedName": "qwen", "contextLength": 32768},
+        "spec.model": {
+            "id": "Qwen/Qwen3-8B",
+            "servedName": "qwen",
+            "contextLength": 32768,
+            "revision": "9c925d64d72725edaf899c6cb9c377fd0709d9c5",
+            "source": {"huggingFace": {"tokenSecretRef": {"name": "hub"}, "cacheClaimName": "hub-cache"}},
+        },
         "spec.engine": {
             "image": "registry.example/engine:1",
             "args": ["--mem-fraction-static", "0.85"],
             "env": [
-                {"name": "HF_HUB_OFFLINE", "value": "1"},
+                {"name": "NCCL_DEBUG", "value": "INFO"},
                 {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
                 {"name": "EMPTY"},
             ],

@@ -36,6 +36,13 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--bootstrap-port", type=PORT, default=BOOTSTRAP_PORT, help="Where decode workers claim rooms (prefill).")
 @click.option("--gpu", default="h100-sxm", help="GPU or MIG slice, such as h100-sxm or h100-1g.10gb.")
 @click.option("--model", default=catalog.REFERENCE_MODEL, envvar="DUET_MODEL_ID", show_envvar=True)
+@click.option(
+    "--model-path",
+    default=None,
+    envvar="DUET_MODEL_PATH",
+    help="Id or directory. Defaults to the model.",
+)
+@click.option("--model-revision", default=None, envvar="DUET_MODEL_REVISION", help="Shown, not used.")
 @click.option("--served-name", default=None, envvar="DUET_SERVED_NAME", help="Defaults to the model.")
 @click.option(
     "--context-length", type=COUNT, default=None, envvar="DUET_CONTEXT_LENGTH", help="Defaults to the model's."
@@ -71,6 +78,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 def main(
     role: str,
     model: str,
+    model_path: str | None,
     served_name: str | None,
     context_length: int | None,
     worker: str | None,
@@ -99,6 +107,7 @@ def main(
         port=port,
         gpu=gpu,
         model=model,
+        model_path=_model_path(model_path or model),
         served_name=served_name or model,
         context_length=context_length or catalog.find_model(model).context_length,
         tensor_parallel_size=tensor_parallel_size,
@@ -114,6 +123,13 @@ def _profile(**choices: object) -> WorkerProfile:
         return worker_profile(**choices)  # type: ignore[arg-type]  # click has checked the types
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--gpu', '--model'") from error
+
+
+def _model_path(path: str) -> str:
+    """Where SGLang would load from. Nothing is read, but a volume that isn't there must not go unnoticed."""
+    if path.startswith("/") and not Path(path).is_dir():
+        raise click.BadParameter(f"{path} is no directory; mount the weights there", param_hint="'--model-path'")
+    return path
 
 
 async def _serve(settings: Settings, profile: WorkerProfile) -> int:

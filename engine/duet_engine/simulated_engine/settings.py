@@ -26,6 +26,8 @@ class Settings:
     bootstrap_port: int
     gpu: str
     model: str
+    model_path: str
+    model_revision: str | None
     served_name: str
     context_length: int
     tensor_parallel_size: int

@@ -66,8 +66,8 @@ class SglangEndpoints:
         exchange.respond_json(
             200,
             {
-                "model_path": settings.model,
-                "tokenizer_path": settings.model,
+                "model_path": settings.model_path,
+                "tokenizer_path": settings.model_path,
                 "is_generation": True,
                 "preferred_sampling_params": None,
                 "weight_version": "default",
@@ -80,7 +80,8 @@ class SglangEndpoints:
         exchange.respond_json(
             200,
             {
-                "model_path": settings.model,
+                "model_path": settings.model_path,
+                "revision": settings.model_revision,
                 "served_model_name": settings.served_name,
                 "host": settings.host,
                 "port": settings.port,

@@ -22,11 +22,16 @@ RESERVED_ENVIRONMENT = (
     "DUET_DRAIN_TIMEOUT_SECONDS",
     "DUET_ITL_MILLISECONDS",
     "DUET_MODEL_ID",
+    "DUET_MODEL_PATH",
+    "DUET_MODEL_REVISION",
     "DUET_REVISION",
     "DUET_ROLE",
     "DUET_SERVED_NAME",
     "DUET_TENSOR_PARALLEL_SIZE",
     "DUET_TRANSFER_BACKEND",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
     "POD_IP",
     "POD_NAME",
     "POD_NAMESPACE",
@@ -45,29 +50,50 @@ class SecretKey(ApiModel):
     """Key in the Secret. Default token."""
 
 
+Directory = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^/\s][^\s]*$")]
+
+
+def _stays_inside(whole: str) -> Rule:
+    return Rule(
+        expression="!has(self.path) || !self.path.split('/').exists(part, part == '..')",
+        message=f"{{path}}.path must stay inside the {whole}; remove each ..",
+        field=".path",
+    )
+
+
 class HuggingFaceSource(ApiModel):
     """Weights from the Hugging Face hub."""
 
-    token_secret_ref: SecretKey
-    """Secret with the access token of a gated or private model. Mounted into engine pods only; the operator never
-    reads it."""
+    token_secret_ref: SecretKey | None = None
+    """Secret with the access token of a gated or private model. Given to engine pods only; the operator never reads
+    it. Default: no token. A token changed inside the Secret counts for pods that start after it."""
+    cache_claim_name: ObjectName | None = None
+    """PersistentVolumeClaim in the same namespace, mounted writable, in which engine pods keep what they downloaded;
+    it must allow all of them at once (ReadWriteMany). Default: each pod downloads for itself."""
 
 
 class VolumeSource(ApiModel):
     """Weights on a volume."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (_stays_inside("volume"),)
+
     claim_name: ObjectName
     """PersistentVolumeClaim in the same namespace, mounted read-only; it must allow all engine pods at once
-    (ReadOnlyMany or ReadWriteMany)."""
-    path: Annotated[str, Field(max_length=1024, pattern=r"^[^/\s][^\s]*$")] | None = None
+    (ReadOnlyMany or ReadWriteMany). Required."""
+    path: Directory | None = None
     """Directory of the model inside the volume. Default: the volume's root."""
 
 
 class ImageSource(ApiModel):
-    """Weights in a container image, mounted as an image volume (Kubernetes 1.33 and newer)."""
+    """Weights in a container image or OCI artifact, mounted read-only as an image volume (Kubernetes 1.35 and newer;
+    1.33 and 1.34 with the feature gate ImageVolume)."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_stays_inside("image"),)
 
     reference: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")]
-    """Image that holds the model at its root."""
+    """Image that holds the model. Pulled with the pods' own pull secrets. Required."""
+    path: Directory | None = None
+    """Directory of the model inside the image. Default: the image's root."""
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When a node pulls the image. Default IfNotPresent."""
 
@@ -86,7 +112,7 @@ class ModelSource(ApiModel):
     )
 
     hugging_face: HuggingFaceSource | None = None
-    """Weights from the Hugging Face hub, with an access token."""
+    """Weights from the Hugging Face hub, with an access token or a shared cache."""
     persistent_volume_claim: VolumeSource | None = None
     """Weights on a volume: the quickest cold start where the storage is fast."""
     image: ImageSource | None = None
@@ -105,21 +131,34 @@ class ModelSpec(ApiModel):
             ),
             field=".revision",
         ),
+        Rule(
+            expression=(
+                "!self.id.startsWith('/')"
+                " || !has(self.revision) && (!has(self.source) || !has(self.source.huggingFace))"
+            ),
+            message=(
+                "{path}.id is a path inside the engine's container, so nothing comes from the Hugging Face hub;"
+                " remove {path}.revision and {path}.source.huggingFace or name a model of the hub"
+            ),
+            field=".id",
+        ),
     )
 
     id: ModelName
     """Model to serve: a Hugging Face id or a path inside the engine's container. Required. Also the key under which
-    its shape is looked up until a first engine reports it. A change rolls pods."""
+    its shape is looked up until a first engine reports it; with weights on a volume or in an image that is all it
+    is. A change rolls pods."""
     served_name: ModelName | None = None
     """Model name in the OpenAI API. Default: the id. A change rolls pods."""
     context_length: int | None = Field(default=None, ge=1, le=16_777_216)
     """Longest prompt plus output that engines accept, in tokens. Default: the model's own. A smaller one leaves more
     KV cache for other requests. A change rolls pods."""
-    revision: NotSupportedYet[Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s-]\S*$")] | None] = None
+    revision: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s-]\S*$")] | None = None
     """Branch, tag or commit of the model on the Hugging Face hub. Default: its main branch, which may move under a
-    restart. A change rolls pods."""
-    source: NotSupportedYet[ModelSource | None] = None
-    """Where engine pods get the weights. Default: the Hugging Face hub without a token. A change rolls pods."""
+    restart: name a commit so that all workers serve the same weights. A change rolls pods."""
+    source: ModelSource | None = None
+    """Where engine pods get the weights. Default: the Hugging Face hub without a token, or the engine's own image where
+    the id is a path. A change rolls pods."""
 
     @property
     def public_name(self) -> str:

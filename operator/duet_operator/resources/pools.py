@@ -16,6 +16,7 @@ from duet_operator.resources.names import live_name, pool_name
 from duet_operator.resources.owner import metadata
 from duet_operator.resources.pod_parts import patched_template, pod_environment, probe
 from duet_operator.resources.strategic_merge import merge
+from duet_operator.resources.weights import weights
 
 if TYPE_CHECKING:
     from duet_engine.protocol import Role
@@ -94,7 +95,7 @@ def _pod_template(deployment: DuetDeployment, role: Role, images: Images) -> Man
             "terminationGracePeriodSeconds": spec.drain.timeout_seconds + GRACE_BEYOND_DRAIN_SECONDS,
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [_container(deployment, role, images)],
-            "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
+            "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}, *weights(spec.model).volumes],
         },
     }
     for path, patch in (
@@ -122,7 +123,7 @@ def _container(deployment: DuetDeployment, role: Role, images: Images) -> Manife
         },
         "securityContext": {"allowPrivilegeEscalation": False},
         "lifecycle": {"preStop": {"exec": {"command": ["duet-engine", "drain"]}}},
-        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}, *weights(spec.model).mounts],
         **_probes(),
     }
     if spec.engine.args:
@@ -161,6 +162,7 @@ def _environment(deployment: DuetDeployment, role: Role, images: Images) -> list
         # A live field: as a plain value its change would roll every pod.
         {"name": "DUET_ITL_MILLISECONDS", "valueFrom": {"configMapKeyRef": live}},
         *({"name": name, "value": value} for name, value in values.items()),
+        *weights(spec.model).environment,
     ]
     return [*own, *(_variable(variable) for variable in spec.engine.env)]
 

@@ -18,8 +18,6 @@ FIELDS = dict(nodes(schema_of(CRD)))
 SPEC_FIELDS = {path: node for path, node in FIELDS.items() if path.startswith("spec.")}
 
 UNSUPPORTED = {
-    "spec.model.revision",
-    "spec.model.source",
     "spec.slo.classes",
     *(
         f"spec.pools.{pool}.gpu.{field}"

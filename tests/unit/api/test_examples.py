@@ -10,8 +10,13 @@ from duet_operator.api.crd import custom_resource_definition
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
-NOT_SHOWN = {"spec.pools.prefill.replicas", "spec.pools.decode.replicas"}
-"""Fields of another mode than the one that the full example shows."""
+NOT_SHOWN = {
+    "spec.pools.prefill.replicas",
+    "spec.pools.decode.replicas",
+    *(f"spec.model.source.persistentVolumeClaim.{field}" for field in ("claimName", "path")),
+    *(f"spec.model.source.image.{field}" for field in ("reference", "path", "pullPolicy")),
+}
+"""Fields of another mode, or of another source of weights, than the one that the full example shows."""
 
 
 def read(name: str) -> dict[str, Any]:
