@@ -136,7 +136,13 @@ class Controller:
 
     def _images(self, deployment: DuetDeployment) -> Images:
         settings = self._services.settings
-        return resolve(deployment, engine_image=settings.engine_image, gateway_image=settings.gateway_image)
+        return resolve(
+            deployment,
+            engine_image=settings.engine_image,
+            gateway_image=settings.gateway_image,
+            pull_secrets=settings.image_pull_secrets,
+            pull_policy=settings.image_pull_policy,
+        )
 
     def _recall(self, deployment: DuetDeployment) -> None:
         name = names.history_name(deployment.metadata.name)

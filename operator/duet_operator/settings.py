@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 PREFIX = "DUET_OPERATOR_"
 _NAMESPACE = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+_SECRET = re.compile(r"^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
 """Variables that Kubernetes itself sets for a Service of the operator's name."""
 
 LogFormat = Literal["text", "json"]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 
 class SettingsError(ValueError):
@@ -42,6 +44,11 @@ class Settings:
     """Engine image of objects that name none; empty leaves the builders' default."""
     gateway_image: str = ""
     """Image of all gateways; empty leaves the builders' default."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Secrets to pull the images of engines and gateways with, comma-separated; each namespace that holds a
+    DuetDeployment needs Secrets of these names. None leaves it to the nodes and to the pods' service accounts."""
+    image_pull_policy: PullPolicy = "IfNotPresent"
+    """When nodes pull them: Always, IfNotPresent or Never."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve, comma-separated; empty serves the whole cluster. Nothing is read or written outside."""
     namespace: str = "duet-system"
@@ -156,17 +163,19 @@ def _choice(variable: str, text: str, *allowed: str) -> str:
     return text
 
 
-def _namespaces(variable: str, text: str) -> tuple[str, ...]:
+def _names(variable: str, text: str, *, of: str, pattern: re.Pattern[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in names:
-        if not _NAMESPACE.match(name):
-            raise SettingsError(f"{variable} names {name!r}: that can't be a namespace; separate names by commas")
+        if not pattern.match(name):
+            raise SettingsError(f"{variable} names {name!r}: that can't be a {of}; separate names by commas")
     return names
 
 
 _MAY_BE_ZERO = frozenset({"debounce_seconds", "drain_settle_seconds", "http_port"})
 _CHOICES: Mapping[str, Callable[[str, str], object]] = {
-    "namespaces": _namespaces,
+    "namespaces": lambda variable, text: _names(variable, text, of="namespace", pattern=_NAMESPACE),
+    "image_pull_secrets": lambda variable, text: _names(variable, text, of="Secret", pattern=_SECRET),
+    "image_pull_policy": lambda variable, text: _choice(variable, text, "Always", "IfNotPresent", "Never"),
     "log_format": lambda variable, text: _choice(variable, text.lower(), "text", "json"),
     "log_level": lambda variable, text: _choice(variable, text.upper(), "DEBUG", "INFO", "WARNING", "ERROR"),
 }

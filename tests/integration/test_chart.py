@@ -1,16 +1,22 @@
 """The Helm chart: what it renders, on the real API server, and what its values may say."""
 
 import json
+import re
 import subprocess
 from dataclasses import fields
 from typing import Any
 
 import pytest
+import yaml
+from tests.support.manifests import deployment
 from tests.support.operator_process import CHART, NAMESPACE, rendered
 
 from duet_dev import build
 from duet_dev.cluster import Cluster
-from duet_operator.resources.images import DEFAULT_ENGINE_IMAGE, DEFAULT_GATEWAY_IMAGE
+from duet_engine.protocol import Role
+from duet_operator.resources.children import plain_children
+from duet_operator.resources.images import DEFAULT_ENGINE_IMAGE, DEFAULT_GATEWAY_IMAGE, DEFAULT_PULL_POLICY, resolve
+from duet_operator.resources.pools import pool_deployment
 from duet_operator.settings import PREFIX, Settings, from_environment
 
 pytestmark = [
@@ -39,7 +45,7 @@ def test_the_api_server_takes_everything_under_restricted_pod_security(apiserver
         "--set=podAnnotations.a=b",
         "--set=podLabels.c=d",
         "--set=extraEnv[0].name=HTTPS_PROXY,extraEnv[0].value=http://proxy",
-        "--set=imagePullSecrets[0].name=pull",
+        "--set=images.pullSecrets={pull}",
         "--set=priorityClassName=system-cluster-critical",
     )
     everything = {"apiVersion": "v1", "kind": "List", "items": rendered(*options)}
@@ -79,14 +85,54 @@ def test_images_are_the_builders_defaults_and_can_all_be_moved() -> None:
     default = environment()
     assert default["DUET_OPERATOR_ENGINE_IMAGE"] == DEFAULT_ENGINE_IMAGE
     assert default["DUET_OPERATOR_GATEWAY_IMAGE"] == DEFAULT_GATEWAY_IMAGE
-    moved = rendered("--set=image.repository=r/o,engine.image=r/e:1,gateway.image=r/g:1", "--set-string=image.tag=2")
+    assert default["DUET_OPERATOR_IMAGE_PULL_POLICY"] == DEFAULT_PULL_POLICY
+    moved = rendered("--set=images.operator=r/o:2,images.engine=r/e@sha256:1,images.gateway=r/g:1")
     container = kinds(moved, "Deployment")["duet-operator"]["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "r/o:2"
-    assert {"r/e:1", "r/g:1"} <= {variable.get("value") for variable in container["env"]}
+    assert {"r/e@sha256:1", "r/g:1"} <= {variable.get("value") for variable in container["env"]}
+
+
+PRIVATE = "registry.internal:5000/duet"
+REFERENCE = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+(?:@sha256:\w+|:[\w.-]+)")
+"""An image reference: a path with a tag or a digest."""
+
+
+def test_with_a_registry_of_ones_own_no_other_is_named_anywhere() -> None:
+    """What the chart makes, and what the operator makes of an object with the settings that it gets from the chart."""
+    options = (f"--set=images.registry={PRIVATE},images.pullSecrets={{pull,other}}", "--include-crds")
+    documents = rendered(*options)
+    operator = kinds(documents, "Deployment")["duet-operator"]["spec"]["template"]["spec"]
+    settings = from_environment(environment(*options))
+    images = resolve(
+        deployment(),
+        engine_image=settings.engine_image,
+        gateway_image=settings.gateway_image,
+        pull_secrets=settings.image_pull_secrets,
+        pull_policy=settings.image_pull_policy,
+    )
+    made = [
+        *plain_children(deployment(), images),
+        *(pool_deployment(deployment(), role, images) for role in (Role.PREFILL, Role.DECODE)),
+    ]
+    named = REFERENCE.findall(yaml.safe_dump_all([*documents, *made]))
+    names = sorted({name.removeprefix(PRIVATE + "/").partition(":")[0] for name in named})
+    assert names == ["duet-engine", "duet-gateway", "duet-operator"]
+    pods = [operator, *(each["spec"]["template"]["spec"] for each in made if each["kind"] == "Deployment")]
+    assert [pod["imagePullSecrets"] for pod in pods] == [[{"name": "pull"}, {"name": "other"}]] * 4
 
 
 @pytest.mark.parametrize(
-    "bad", ["foo=1", "replicas=-1", "watchNamespaces={A}", "image.digest=abc", "settings.Bad-Name=1", "engine.image="]
+    "bad",
+    [
+        "foo=1",
+        "replicas=-1",
+        "watchNamespaces={A}",
+        "images.registry=r/",
+        "images.pullPolicy=Sometimes",
+        "images.pullSecrets={A}",
+        "image.tag=1",
+        "settings.Bad-Name=1",
+    ],
 )
 def test_a_value_that_means_nothing_is_refused(bad: str) -> None:
     command = [str(build.binary_path(build.HELM)), "template", str(CHART), f"--set={bad}"]

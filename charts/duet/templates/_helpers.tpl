@@ -2,12 +2,17 @@
 {{- .Values.serviceAccount.name | default "duet-operator" -}}
 {{- end -}}
 
-{{- define "duet.image" -}}
-{{- if .Values.image.digest -}}
-{{ .Values.image.repository }}@{{ .Values.image.digest }}
-{{- else -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- define "duet.operatorImage" -}}
+{{ .Values.images.operator | default (printf "%s/duet-operator:%s" .Values.images.registry .Chart.AppVersion) }}
 {{- end -}}
+
+{{- define "duet.gatewayImage" -}}
+{{ .Values.images.gateway | default (printf "%s/duet-gateway:%s" .Values.images.registry .Chart.AppVersion) }}
+{{- end -}}
+
+{{- define "duet.engineImage" -}}
+{{- $tag := printf "%s-duet%s" (index .Chart.Annotations "duetserve.io/sglang-version") .Chart.AppVersion -}}
+{{ .Values.images.engine | default (printf "%s/duet-engine:%s" .Values.images.registry $tag) }}
 {{- end -}}
 
 {{- define "duet.selector" -}}

@@ -30,10 +30,9 @@ from duet_operator.api.v1alpha1 import DuetDeployment, parse
 CHART = REPOSITORY / "charts" / "duet"
 RELEASE, OPERATOR_NAMESPACE = "duet", "duet-system"
 LOCAL_IMAGES = (
-    "image.repository=duet-operator",
-    "image.tag=dev",
-    "gateway.image=duet-gateway:dev",
-    "engine.image=duet-simulated-engine:dev",
+    "images.operator=duet-operator:dev",
+    "images.gateway=duet-gateway:dev",
+    "images.engine=duet-simulated-engine:dev",
 )
 READY_TIMEOUT_SECONDS = 120
 LONGEST_LINE_BYTES = 16 * 2**20

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from duet_operator.api.base import ATOMIC, ApiModel, Quantities, Time, list_map
+from duet_operator.api.base import ATOMIC, ApiModel, ObjectName, Quantities, Time, list_map
 
 Message = Annotated[str, Field(max_length=32_768)]
 ReasonWord = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
@@ -153,6 +153,10 @@ class ResolvedStatus(ApiModel):
     """Engine image in use where spec.engine.image is absent."""
     gateway_image: Annotated[str, Field(max_length=512)] | None = None
     """Gateway image in use."""
+    image_pull_secrets: Annotated[tuple[ObjectName, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None = None
+    """Secrets with which images are pulled."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When nodes pull images."""
 
 
 class DuetStatus(ApiModel):

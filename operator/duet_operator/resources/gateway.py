@@ -67,6 +67,7 @@ def _pod_template(deployment: DuetDeployment, images: Images) -> Manifest:
     template: Manifest = {
         "metadata": {"labels": own_labels},
         "spec": {
+            **images.pod_fields(),
             "serviceAccountName": gateway_name(name),
             "terminationGracePeriodSeconds": GRACE_SECONDS,
             "securityContext": {
@@ -96,6 +97,7 @@ def _container(deployment: DuetDeployment, images: Images) -> Manifest:
     return {
         "name": CONTAINER,
         "image": images.gateway,
+        "imagePullPolicy": images.pull_policy,
         "args": ["--namespace", deployment.metadata.namespace, "--name", deployment.metadata.name],
         "env": pod_environment(),
         "ports": [

@@ -1,4 +1,4 @@
-"""Which images pods run: the one place that names defaults.
+"""Which images pods run and how they are pulled: the one place that names defaults.
 
 Invariant: what a DuetDeployment once ran with is kept (`status.resolved`), so a new operator version rolls no pods by
 itself.
@@ -7,13 +7,14 @@ itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from duet_operator.api.v1alpha1 import DuetDeployment
 
 DEFAULT_ENGINE_IMAGE = "ghcr.io/duetserve/duet-engine:0.5.23-duet0.1.0"
 DEFAULT_GATEWAY_IMAGE = "ghcr.io/duetserve/duet-gateway:0.1.0"
+DEFAULT_PULL_POLICY = "IfNotPresent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +23,26 @@ class Images:
 
     engine: str
     gateway: str
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets in the DuetDeployment's namespace."""
+    pull_policy: str = DEFAULT_PULL_POLICY
+
+    def pod_fields(self) -> dict[str, Any]:
+        """What a pod's spec says of pulling. Absent where there is nothing, for the account's own Secrets to count."""
+        return {"imagePullSecrets": [{"name": name} for name in self.pull_secrets]} if self.pull_secrets else {}
 
 
-def resolve(deployment: DuetDeployment, *, engine_image: str = "", gateway_image: str = "") -> Images:
+def resolve(
+    deployment: DuetDeployment,
+    *,
+    engine_image: str = "",
+    gateway_image: str = "",
+    pull_secrets: tuple[str, ...] = (),
+    pull_policy: str = DEFAULT_PULL_POLICY,
+) -> Images:
     """The images to run: the spec's, else the pinned ones, else the operator's settings, else the defaults."""
     pinned = deployment.status.resolved
+    pinned_secrets = pinned.image_pull_secrets if pinned else None
     return Images(
         engine=(
             deployment.spec.engine.image
@@ -35,4 +51,6 @@ def resolve(deployment: DuetDeployment, *, engine_image: str = "", gateway_image
             or DEFAULT_ENGINE_IMAGE
         ),
         gateway=(pinned.gateway_image if pinned else None) or gateway_image or DEFAULT_GATEWAY_IMAGE,
+        pull_secrets=pull_secrets if pinned_secrets is None else pinned_secrets,
+        pull_policy=(pinned.image_pull_policy if pinned else None) or pull_policy,
     )

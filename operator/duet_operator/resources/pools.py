@@ -91,6 +91,7 @@ def _pod_template(deployment: DuetDeployment, role: Role, images: Images) -> Man
     template: Manifest = {
         "metadata": {"labels": labels(name, role.value)},
         "spec": {
+            **images.pod_fields(),
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": spec.drain.timeout_seconds + GRACE_BEYOND_DRAIN_SECONDS,
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
@@ -113,6 +114,7 @@ def _container(deployment: DuetDeployment, role: Role, images: Images) -> Manife
     container: Manifest = {
         "name": CONTAINER,
         "image": images.engine,
+        "imagePullPolicy": images.pull_policy,
         "env": _environment(deployment, role, images),
         "ports": [
             {"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"},

@@ -37,12 +37,15 @@ MOST_LIMITS = 16
 
 def resolved(deployment: DuetDeployment, images: Images, *, operator_version: str) -> ResolvedStatus:
     """The images to pin; what is pinned already stays, with the version that pinned it."""
-    pinned = deployment.status.resolved or ResolvedStatus(
-        operator_version=operator_version, gateway_image=images.gateway
+    pinned = deployment.status.resolved or ResolvedStatus()
+    derived = ResolvedStatus(
+        operator_version=operator_version,
+        engine_image=None if deployment.spec.engine.image else images.engine,
+        gateway_image=images.gateway,
+        image_pull_secrets=images.pull_secrets,
+        image_pull_policy=images.pull_policy,
     )
-    if deployment.spec.engine.image or pinned.engine_image:
-        return pinned
-    return pinned.model_copy(update={"engine_image": images.engine})
+    return derived.model_copy(update=pinned.model_dump(exclude_none=True))
 
 
 def status(

@@ -14,6 +14,8 @@ def test_every_kind_of_setting_is_read() -> None:
         {
             "DUET_OPERATOR_ENGINE_IMAGE": " engine:1 ",
             "DUET_OPERATOR_NAMESPACES": "a, b,,a",
+            "DUET_OPERATOR_IMAGE_PULL_SECRETS": "pull,pull.2",
+            "DUET_OPERATOR_IMAGE_PULL_POLICY": "Always",
             "DUET_OPERATOR_LEASE_ENABLED": "False",
             "DUET_OPERATOR_DRAIN_LEASE_FLOOR_SECONDS": "7.5",
             "DUET_OPERATOR_HTTP_PORT": "0",
@@ -23,6 +25,7 @@ def test_every_kind_of_setting_is_read() -> None:
     )
     assert settings.engine_image == "engine:1"
     assert settings.namespaces == ("a", "b")
+    assert (settings.image_pull_secrets, settings.image_pull_policy) == (("pull", "pull.2"), "Always")
     assert settings.lease_enabled is False
     assert settings.drain_lease_floor_seconds == 7.5
     assert settings.http_port == 0
@@ -42,6 +45,8 @@ def test_every_kind_of_setting_is_read() -> None:
         ("LEASE_ENABLED", "yes", "must be true or false"),
         ("LOG_FORMAT", "xml", "must be text or json"),
         ("NAMESPACES", "a;b", "separate names by commas"),
+        ("IMAGE_PULL_SECRETS", "Pull", "can't be a Secret; separate names by commas"),
+        ("IMAGE_PULL_POLICY", "always", "must be Always or IfNotPresent or Never"),
         ("LEASE_SECOND", "1", "isn't a setting of the operator; known are"),
     ],
 )

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from duet_engine.protocol import Role
 from duet_operator.api.v1alpha1 import DuetDeployment
 from duet_operator.resources.children import plain_children
 from duet_operator.resources.config_maps import history_config_map, read_memory_document
-from duet_operator.resources.gateway import CLUSTER_ROLE, gateway_manifests
-from duet_operator.resources.images import DEFAULT_ENGINE_IMAGE, Images, resolve
+from duet_operator.resources.gateway import CLUSTER_ROLE, gateway_deployment, gateway_manifests
+from duet_operator.resources.images import DEFAULT_ENGINE_IMAGE, DEFAULT_GATEWAY_IMAGE, Images, resolve
 from duet_operator.resources.labels import REVISION
 from duet_operator.resources.names import gateway_name, history_name, live_name, pool_name
 from duet_operator.resources.pools import pool_creation, pool_deployment, revision
@@ -262,6 +263,23 @@ def test_images_come_from_spec_then_pinned_then_settings_then_default() -> None:
     )
     assert resolve(pinned, engine_image="set") == Images(engine="pinned", gateway="pinned-gateway")
     assert resolve(named, engine_image="set").engine == "spec"
+
+
+@pytest.mark.parametrize("build", [lambda duet, images: pool_deployment(duet, Role.DECODE, images), gateway_deployment])
+def test_engines_and_gateways_are_pulled_with_the_operators_secrets(build: Any) -> None:
+    private = Images(engine="e", gateway="g", pull_secrets=("one", "two"), pull_policy="Always")
+    template = build(deployment(), private)["spec"]["template"]["spec"]
+    assert template["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    assert template["containers"][0]["imagePullPolicy"] == "Always"
+    assert "imagePullSecrets" not in build(deployment(), IMAGES)["spec"]["template"]["spec"]
+
+
+def test_default_images_are_those_of_this_version() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    (sglang,) = [each for each in project["optional-dependencies"]["engine"] if each.startswith("sglang==")]
+    engine_tag = f"{sglang.removeprefix('sglang==')}-duet{project['version']}"
+    assert DEFAULT_ENGINE_IMAGE.rpartition(":")[2] == engine_tag
+    assert DEFAULT_GATEWAY_IMAGE.rpartition(":")[2] == project["version"]
 
 
 # --- gateway ---

@@ -11,11 +11,11 @@ from tests.support.kstatus import kstatus
 from tests.support.manifests import deployment
 from tests.support.planning import decide, demand, seen, serving, spec
 
-from duet_operator.api.v1alpha1 import ConditionType, DuetDeployment, DuetStatus, ScaleAction
+from duet_operator.api.v1alpha1 import ConditionType, DuetDeployment, DuetStatus, ResolvedStatus, ScaleAction
 from duet_operator.planner.types import Attainment, Counts, PoolState
 from duet_operator.resources.conditions import conditions, transitions
 from duet_operator.resources.findings import Facts, rejected
-from duet_operator.resources.images import Images
+from duet_operator.resources.images import Images, resolve
 from duet_operator.resources.status import resolved, status
 from duet_operator.resources.status_writes import Worth, WriteBudget, merge_patch, worth_of
 
@@ -289,6 +289,19 @@ def test_derived_images_are_pinned_once() -> None:
     again = resolved(with_status(DuetStatus(resolved=pinned)), second, operator_version="2")
     assert again == pinned
     assert (pinned.engine_image, pinned.gateway_image, pinned.operator_version) == ("a", "b", "1")
+
+
+def test_how_images_are_pulled_is_pinned_with_them() -> None:
+    """Else a new setting of the operator would roll every pod at once."""
+    first = Images(engine="a", gateway="b", pull_secrets=(), pull_policy="Never")
+    pinned = with_status(DuetStatus(resolved=resolved(deployment(), first, operator_version="1")))
+    kept = resolve(pinned, engine_image="c", pull_secrets=("new",), pull_policy="Always")
+    assert kept == first
+    by_an_older_version = with_status(DuetStatus(resolved=ResolvedStatus(operator_version="0", gateway_image="b")))
+    taken = resolve(by_an_older_version, pull_secrets=("new",))
+    assert (taken.pull_secrets, taken.gateway) == (("new",), "b")
+    now_pinned = resolved(by_an_older_version, taken, operator_version="1")
+    assert (now_pinned.image_pull_secrets, now_pinned.operator_version) == (("new",), "0")
 
 
 def test_image_of_the_spec_is_not_pinned() -> None:
