@@ -198,6 +198,12 @@ CASES = [
         {"spec.scaling.maxGPUs": 5, "spec.scaling.schedule": [NIGHT | {"prefillMin": 3, "decodeMin": 2}]},
         {"spec.scaling.maxGPUs": 4, "spec.scaling.schedule": [NIGHT | {"prefillMin": 3, "decodeMin": 2}]},
     ),
+    Case(
+        "spec.scaling.spareReplicas",
+        "no worker is left",
+        {"spec.scaling.spareReplicas": 2, "spec.pools.decode.maxReplicas": 3},
+        {"spec.scaling.spareReplicas": 3, "spec.pools.decode.maxReplicas": 3},
+    ),
     Case("spec.slo.classes", "whose keys say", CLASSES | API_KEYS, CLASSES),
     Case(
         "spec.drain.timeoutSeconds",
@@ -230,7 +236,6 @@ UNSUPPORTED: dict[str, Patch] = {
     "spec.multiplexing": {"spec.multiplexing.mode": "Off"},
     "spec.routing": {"spec.routing.policy": "LeastTTFT"},
     "spec.scaling.idleSeconds": {"spec.scaling.idleSeconds": 60},
-    "spec.scaling.spareReplicas": {"spec.scaling.spareReplicas": 1},
     "spec.scaling.schedule": {"spec.scaling.schedule": [NIGHT | {"decodeMin": 2}]},
     "spec.rollout": {"spec.rollout.maxSurge": 1},
     "spec.gateway.tls": {"spec.gateway.tls": {"secretName": "tls"}},

@@ -85,8 +85,10 @@ class ScalingSpec(ApiModel):
     pending_deadline_seconds: int = Field(default=900, ge=10, le=86_400)
     """How long a pod may be unready (unschedulable, refused by a quota, crash-looping, still loading) before it counts
     as lost, in seconds. Default 900. After it no more of the same are asked for, and CapacityPending says so. Live."""
-    spare_replicas: NotSupportedYet[int] = Field(default=0, ge=0, le=100)
-    """Ready workers that each pool keeps beyond its need, against bursts shorter than a cold start. Default 0.
+    spare_replicas: int = Field(default=0, ge=0, le=100)
+    """Ready workers that each pool keeps beyond what the load needs of it, against bursts and losses that a cold start
+    is too slow for. Default 0. Workers of minReplicas that the load doesn't need count; maxReplicas and maxGPUs go
+    before; a prefill pool that the load needs nothing of keeps none, because spare decode workers take prompts too.
     Live."""
     cold_start_seconds: int = Field(default=120, ge=1, le=7200)
     """First guess of the time from a new pod to a ready worker, in seconds. Default 120. Decides how far ahead

@@ -120,6 +120,14 @@ class DuetSpec(ApiModel):
             field=".scaling.schedule",
         ),
         Rule(
+            expression="self.scaling.spareReplicas < self.pools.decode.maxReplicas",
+            message=(
+                "{path}.scaling.spareReplicas must be less than {path}.pools.decode.maxReplicas, or no worker is left"
+                " for the load; lower it or raise maxReplicas"
+            ),
+            field=".scaling.spareReplicas",
+        ),
+        Rule(
             expression="!has(self.slo.classes) || self.slo.classes.size() == 0 || has(self.gateway.apiKeys)",
             message=(
                 "{path}.slo.classes needs {path}.gateway.apiKeys, whose keys say who is in which class;"

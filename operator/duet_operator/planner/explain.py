@@ -29,6 +29,8 @@ class PoolAccount:
     recommended: int
     need: int
     """What the load needs within the bounds."""
+    wished: int
+    """The need and its spares, whether or not there is room for them."""
     comfortable: int
     """What it needs with the margin under which a pool doesn't shrink."""
     count: int
@@ -134,11 +136,19 @@ def _prefill_numbers(account: Account, *, changed: bool) -> str:
 
 
 def _limits(pool: PoolAccount, spec: PlanSpec) -> str:
-    return "".join(f", {clause}" for clause in (_clause(reason, pool, spec) for reason in pool.limited_by) if clause)
+    clauses = (_spares(pool), *(_clause(reason, pool, spec) for reason in pool.limited_by))
+    return "".join(f", {clause}" for clause in clauses if clause)
+
+
+def _spares(pool: PoolAccount) -> str:
+    wanted, held = pool.wished - pool.need, pool.count - pool.need
+    if wanted <= 0:
+        return ""
+    return f"{wanted} spare" if held >= wanted else f"{max(held, 0)} of {wanted} spare"
 
 
 def _clause(reason: Reason, pool: PoolAccount, spec: PlanSpec) -> str:
-    needed = pool.recommended if reason in CEILINGS else pool.need
+    needed = pool.recommended if reason in CEILINGS else pool.wished
     match reason:
         case Reason.MAX_REPLICAS:
             return f"{needed} needed but maxReplicas is {pool.bounds.max_replicas}"

@@ -83,27 +83,38 @@ def first_prefill(spec: PlanSpec) -> int:
     return 0 if crowded and spec.deflection_enabled else min(1, spec.prefill.max_replicas)
 
 
-def settle(need: Counts, *, held: Counts, observation: Observation, spec: PlanSpec, rules: Guards) -> Counts:
-    """The counts to hold from now on. `held` is the largest need of the stabilization window."""
+def settle(
+    wished: Counts, *, need: Counts, held: Counts, observation: Observation, spec: PlanSpec, rules: Guards
+) -> Counts:
+    """The counts to hold from now on. Where the budget is short the need goes before the spares that are wished for.
+
+    `held` is the largest wish of the stabilization window.
+    """
     present, limits = observation.present, rules.limits
     may_shrink = rules.keeps is None
     floor = present.at_most(held).at_most(limits.highest) if may_shrink else present
-    wanted = need.at_least(floor).at_least(limits.lowest)
+    wanted = wished.at_most(limits.highest).at_least(floor).at_least(limits.lowest)
     kept = wanted.at_most(present).at_least(limits.lowest)
     if may_shrink and spec.max_gpus is not None and limits.gpus_of(kept) > spec.max_gpus:
-        return within_budget(kept, limits)
+        return _fitted(kept, need, limits)
     leaving_gpus = limits.gpus_of(present.at_least(wanted)) - limits.gpus_of(wanted)
     room = None if rules.growth_gpus is None else rules.growth_gpus - leaving_gpus
-    return within_budget(wanted, replace(limits, lowest=kept, max_gpus=room))
+    return _fitted(wanted, need, replace(limits, lowest=kept, max_gpus=room))
+
+
+def _fitted(counts: Counts, need: Counts, limits: Limits) -> Counts:
+    """The counts shrunk to the budget, what is beyond the need first."""
+    firm = within_budget(counts.at_most(need).at_least(limits.lowest), limits)
+    return within_budget(counts, replace(limits, lowest=firm))
 
 
 def limits_on(pool: PoolAccount, *, feasible: bool, keeps: Reason | None) -> tuple[Reason, ...]:
     """The guards that keep a pool from what the load asks for. `feasible`: the needed counts carry the load."""
     reasons: list[Reason] = []
-    short = pool.count < pool.need or (not feasible and pool.count < pool.recommended)
+    short = pool.count < pool.wished or (not feasible and pool.count < pool.recommended)
     if short:
         reasons.append(_ceiling(pool))
-    if max(pool.need, pool.comfortable) < pool.count <= pool.state.replicas:
+    if max(pool.wished, pool.comfortable) < pool.count <= pool.state.replicas:
         reasons.append(keeps or Reason.STABILIZATION)
     if pool.count == pool.lowest > pool.bounds.min_replicas and pool.role is Role.PREFILL:
         reasons.append(Reason.DEFLECTION_INACTIVE)

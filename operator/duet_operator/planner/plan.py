@@ -3,13 +3,14 @@
 Invariant: pure. The same values give the same decision, live and simulated; no count is under its pool's minimum, and
 with incomplete signals none is under the present one.
 
-The steps: remember the demand, look a cold start ahead, size both pools together at least cost, guard, explain. What
-each step assumes stands in its module.
+The steps: remember the demand, look a cold start ahead, size both pools together at least cost, add spares, guard,
+explain. What each step assumes stands in its module.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from duet_operator.planner.capacity import MOST_REPLICAS, Fleet
@@ -18,7 +19,7 @@ from duet_operator.planner.guards import Guards, guards, lowest_counts, settle
 from duet_operator.planner.memory import largest_need, with_demand, with_need
 from duet_operator.planner.outlook import Outlook, look_ahead
 from duet_operator.planner.reasons import Reason
-from duet_operator.planner.sizing import size
+from duet_operator.planner.spare import size_with_spares
 from duet_operator.planner.types import Counts
 from duet_operator.planner.verdict import Grounds, decision, held_decision
 
@@ -87,16 +88,17 @@ def _decide(
 ) -> Decision:
     load, present = outlook.load, observation.present
     rules = guards(observation, spec, loaded=load.requests > 0 or load.output_tokens > 0)
-    need = size(load, fleet=fleet, limits=rules.limits, present=present)
-    spacious = load.scaled(SHRINKING_MARGIN)
-    comfortable = size(spacious, fleet=fleet, limits=rules.limits, present=present).counts.at_least(need.counts)
     boundless = replace(rules.limits, highest=Counts(MOST_REPLICAS, MOST_REPLICAS), max_gpus=None)
-    recommended = size(load, fleet=fleet, limits=boundless, present=present).counts
+    sized = partial(size_with_spares, fleet=fleet, present=present, spec=spec)
+    need, wished = sized(load, limits=rules.limits)
+    comfortable = sized(load.scaled(SHRINKING_MARGIN), limits=rules.limits)[1].at_least(wished)
+    recommended = sized(load, limits=boundless)[1]
     # Where the bounds keep a pool too small, misses say nothing about the model.
     correction = outlook.correction if need.feasible else min(outlook.correction, memory.correction)
     memory = replace(memory, correction=correction)
     memory = _remember(memory, _to_remember(comfortable, memory, observation, spec, rules), observation, spec)
-    counts = settle(need.counts, held=largest_need(memory.needs), observation=observation, spec=spec, rules=rules)
+    held = largest_need(memory.needs)
+    counts = settle(wished, need=need.counts, held=held, observation=observation, spec=spec, rules=rules)
     grounds = Grounds(
         observation=observation,
         spec=spec,
@@ -105,6 +107,7 @@ def _decide(
         rules=rules,
         recommended=recommended,
         need=need,
+        wished=wished,
         comfortable=comfortable,
         counts=counts,
     )

@@ -16,6 +16,7 @@ class Reason(StrEnum):
     LOAD_FALLING = "LoadFalling"
     REBALANCED = "Rebalanced"
     SUFFICIENT = "Sufficient"
+    SPARE_REPLICAS = "SpareReplicas"
     MIN_REPLICAS = "MinReplicas"
     MAX_REPLICAS = "MaxReplicas"
     MAX_GPUS = "MaxGPUs"

@@ -28,6 +28,7 @@ def plan_spec(spec: DuetSpec) -> PlanSpec:
         stabilization_seconds=float(scaling.scale_down.stabilization_seconds),
         cold_start_guess_seconds=float(scaling.cold_start_seconds),
         max_gpus=scaling.max_gpus,
+        spare_replicas=scaling.spare_replicas,
     )
 
 

@@ -191,6 +191,7 @@ class PlanSpec:
     stabilization_seconds: float
     cold_start_guess_seconds: float
     max_gpus: int | None = None
+    spare_replicas: int = 0
 
     def pool(self, role: Role) -> PoolBounds:
         """The bounds of that role's pool."""

@@ -51,6 +51,7 @@ class Grounds:
     rules: Guards
     recommended: Counts
     need: Sizing
+    wished: Counts
     comfortable: Counts
     counts: Counts
 
@@ -114,6 +115,7 @@ def _pool(grounds: Grounds, role: Role) -> PoolAccount:
         lowest=grounds.rules.limits.lowest.of(role),
         recommended=grounds.recommended.of(role),
         need=grounds.need.counts.of(role),
+        wished=grounds.wished.of(role),
         comfortable=grounds.comfortable.of(role),
         count=count,
     )
@@ -136,6 +138,8 @@ def _reason(grounds: Grounds, pool: PoolAccount, limited: tuple[Reason, ...]) ->
     if pool.count > pool.state.replicas:
         if pool.count == pool.lowest:
             return Reason.DEFLECTION_INACTIVE if pool.lowest > pool.bounds.min_replicas else Reason.MIN_REPLICAS
+        if pool.state.replicas >= pool.need:
+            return Reason.SPARE_REPLICAS
         return Reason.BACKLOG if grounds.outlook.backlogged else Reason.LOAD_RISING
     if pool.count < pool.state.replicas:
         if limited and limited[0] in CEILINGS:
@@ -143,7 +147,10 @@ def _reason(grounds: Grounds, pool: PoolAccount, limited: tuple[Reason, ...]) ->
         return Reason.LOAD_FALLING
     if limited:
         return limited[0]
-    return Reason.MIN_REPLICAS if _bound_by_minimum(grounds, pool) else Reason.SUFFICIENT
+    if _bound_by_minimum(grounds, pool):
+        return Reason.MIN_REPLICAS
+    spared = pool.need < min(pool.count, pool.wished)
+    return Reason.SPARE_REPLICAS if spared else Reason.SUFFICIENT
 
 
 def _bound_by_minimum(grounds: Grounds, pool: PoolAccount) -> bool:

@@ -29,7 +29,6 @@ UNSUPPORTED = {
     "spec.multiplexing",
     "spec.routing",
     "spec.scaling.idleSeconds",
-    "spec.scaling.spareReplicas",
     "spec.scaling.schedule",
     "spec.rollout",
     "spec.gateway.tls",
@@ -95,6 +94,7 @@ def test_each_default_of_a_served_field_is_written_out() -> None:
         "intervalSeconds": 5,
         "scaleDown": {"stabilizationSeconds": 180, "victims": "Pack"},
         "pendingDeadlineSeconds": 900,
+        "spareReplicas": 0,
         "coldStartSeconds": 120,
     }
 

@@ -98,6 +98,7 @@ def specs(draw: st.DrawFn) -> PlanSpec:
         deflection_enabled=draw(st.booleans()),
         stabilization_seconds=draw(st.sampled_from([0.0, 30.0, 180.0])),
         max_gpus=draw(st.none() | st.integers(8, 40)),
+        spare_replicas=draw(st.integers(0, 3)),
     )
 
 
