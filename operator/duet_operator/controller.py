@@ -15,31 +15,33 @@ from duet_engine.protocol import Role
 from duet_operator import observing, scaling
 from duet_operator.acting import Children, ForeignObjectError
 from duet_operator.api.v1alpha1 import InvalidObjectError, parse
-from duet_operator.cluster import CONFIG_MAP, ClusterError
-from duet_operator.history import POOL_ROLES
+from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.memory import Memory
 from duet_operator.planner.guards import surging_roles
 from duet_operator.planner.mode import apply_mode
 from duet_operator.planner.spec import plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
 from duet_operator.resources import names
-from duet_operator.resources.children import plain_children
 from duet_operator.resources.config_maps import history_config_map
-from duet_operator.resources.images import Images, resolve
-from duet_operator.resources.pools import pool_deployment, surging
+from duet_operator.resources.pins import read_pin
+from duet_operator.resources.pools import surging
+from duet_operator.resources.rendering import Defaults, render
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.scaling import Order, PoolScaler
+from duet_operator.settings import package_version
 from duet_operator.sight import Observer, facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from duet_operator.api.effects import Pods
     from duet_operator.api.v1alpha1 import DuetDeployment
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
     from duet_operator.planner.types import Counts, Decision, Planner
     from duet_operator.reporting import Reporter
+    from duet_operator.resources.pins import Pin
     from duet_operator.settings import Settings
     from duet_operator.sight import Sight
     from duet_operator.signals.gateways import GatewayReader
@@ -96,9 +98,7 @@ class Controller:
             return UNREADABLE_INTERVAL_SECONDS
         try:
             deployment = parse(duet)
-            images = self._images(deployment)
-            manifests = plain_children(deployment, images)
-            pools = {role: pool_deployment(deployment, role, images) for role in POOL_ROLES}
+            rendering = render(deployment, self._pins(deployment), self._defaults())
         except (InvalidObjectError, InvalidTemplateError) as error:
             await self._services.reporter.reject(duet, str(error))
             return UNREADABLE_INTERVAL_SECONDS
@@ -110,14 +110,21 @@ class Controller:
         self._memory.planner = decision.memory
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
         roles = surging_roles(sight.observation.present, spec)
-        pools = {role: surging(manifest) if role in roles else manifest for role, manifest in pools.items()}
-        problems = await self._keep_children(deployment, manifests, pools, first=targets)
+        pools = {role: surging(pool.wanted) if role in roles else pool.wanted for role, pool in rendering.pools.items()}
+        problems = await self._keep_children(deployment, rendering.plain, pools, first=targets)
         await self._tell_of_others(duet, sight, targets, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, targets, problems=problems)
         await self._advise(deployment, sight, decision)
-        applied = self._observer.template_changed(sight.pools)
-        found = facts(deployment, sight, problems=problems, decision=decision, targets=targets, applied=applied)
-        await self._services.reporter.report(duet, found, images=images, scaled=scaled)
+        found = facts(
+            deployment,
+            sight,
+            problems=problems,
+            decision=decision,
+            targets=targets,
+            applied=self._observer.template_changed(sight.pools),
+            newer_templates=rendering.newer,
+        )
+        await self._services.reporter.report(duet, found, rendering=rendering, scaled=scaled)
         self._services.metrics.decided(decision.reason)
         return float(deployment.spec.scaling.interval_seconds)
 
@@ -134,10 +141,21 @@ class Controller:
         await self._services.children.ensure(manifest, key=self.key, uid=deployment.metadata.uid)
         self._memory.saved(document)
 
-    def _images(self, deployment: DuetDeployment) -> Images:
+    def _pins(self, deployment: DuetDeployment) -> dict[Pods, Pin]:
+        """What the Deployments that exist carry."""
+        name, uid = self.key.name, deployment.metadata.uid
+        deployments: dict[Pods, str] = {
+            "prefill": names.pool_name(name, Role.PREFILL),
+            "decode": names.pool_name(name, Role.DECODE),
+            "gateway": names.gateway_name(name),
+        }
+        found = {pods: read_pin(self._observer.own(DEPLOYMENT, child, uid=uid)) for pods, child in deployments.items()}
+        return {pods: pin for pods, pin in found.items() if pin is not None}
+
+    def _defaults(self) -> Defaults:
         settings = self._services.settings
-        return resolve(
-            deployment,
+        return Defaults(
+            operator_version=package_version(),
             engine_image=settings.engine_image,
             gateway_image=settings.gateway_image,
             pull_secrets=settings.image_pull_secrets,

@@ -20,7 +20,6 @@ from duet_operator.resources.conditions import conditions, transitions
 from duet_operator.resources.findings import Facts, rejected
 from duet_operator.resources.status import resolved, status
 from duet_operator.resources.status_writes import WriteBudget, merge_patch, worth_of
-from duet_operator.settings import package_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from duet_operator.api.v1alpha1 import Condition
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
-    from duet_operator.resources.images import Images
+    from duet_operator.resources.rendering import Rendering
     from duet_operator.world import World
 
 Manifest = dict[str, Any]
@@ -67,14 +66,16 @@ class Reporter:
         self._told: dict[tuple[str, str, str], datetime] = {}
         """Uid, condition or other subject, and reason -> when an Event last told of it."""
 
-    async def report(self, duet: Manifest, facts: Facts, *, images: Images, scaled: Mapping[Role, Scaled]) -> None:
+    async def report(
+        self, duet: Manifest, facts: Facts, *, rendering: Rendering, scaled: Mapping[Role, Scaled]
+    ) -> None:
         """The status after a pass, if it's worth a write, and the Events."""
         now = self._now()
         actions = tuple(_action(role, change, facts, now) for role, change in scaled.items())
         for action in actions:
             self._metrics.scaled(action.pool, before=action.from_replicas, after=action.to_replicas)
             await self._post(scale_event(duet, action, instance=self._instance, now=now))
-        pinned = resolved(facts.deployment, images, operator_version=package_version())
+        pinned = resolved(rendering, facts.deployment)
         after = status(facts, resolved=pinned, actions=actions, now=now)
         await self._write_if_worth_it(duet, facts.deployment.status, after)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import Field, dataclass, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,7 @@ class SettingsError(ValueError):
     """An environment variable that can't be used; the message names it and the fix."""
 
 
+@cache
 def package_version() -> str:
     """Version of the running package."""
     try:

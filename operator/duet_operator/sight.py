@@ -151,6 +151,7 @@ def facts(
     targets: Counts,
     problems: Sequence[str],
     applied: bool,
+    newer_templates: bool,
 ) -> Facts:
     """What the report needs of the pass."""
     signals = sight.signals
@@ -163,6 +164,7 @@ def facts(
         silent_gateways=signals.silent,
         pending={role.value: told for role in sight.pools if (told := _pending(sight, role))},
         rollout_stuck=next((stuck for pool in sight.pools.values() if (stuck := pool.stuck)), None),
+        newer_templates=newer_templates,
         refused="; ".join(problems) or None,
         burn_rate_5m=signals.burn_rate_5m,
         burn_rate_1h=signals.burn_rate_1h,

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from duet_operator.api.crd import custom_resource_definition
+from duet_operator.api.effects import rolled_by
 from duet_operator.api.structural import Schema
 from duet_operator.api.v1alpha1 import API_VERSION, KIND, PLURAL, SHORT_NAME
 
@@ -21,9 +22,10 @@ HEADER = f"""\
 hand with `kubectl explain {SHORT_NAME}.spec`.
 
 *Live* means that a change reaches gateways and engines without a restart; *rolls pods* means that they are replaced
-one by one, each drained first. What is marked *not supported yet* is refused by the API server until it works. Times
-are whole seconds or milliseconds and shares are percent or basis points (hundredths of a percent), because the API has
-no fractions; names that end with `Milli` count thousandths.
+one by one, each drained first ([rollouts.md](rollouts.md)); the last table says it of every field. What is marked
+*not supported yet* is refused by the API server until it works. Times are whole seconds or milliseconds and shares are
+percent or basis points (hundredths of a percent), because the API has no fractions; names that end with `Milli` count
+thousandths.
 """
 
 FIELDS_HEAD = "| Field | Type | Default | Meaning |\n|---|---|---|---|\n"
@@ -33,7 +35,8 @@ def reference() -> str:
     """The whole page."""
     schema = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     spec, status = schema["properties"]["spec"], schema["properties"]["status"]
-    return "\n".join((HEADER, *_sections(spec, "spec"), *_sections(status, "status"), *_rules(schema)))
+    parts = (*_sections(spec, "spec"), *_sections(status, "status"), *_rules(schema), _effects(spec))
+    return "\n".join((HEADER, *parts))
 
 
 def _sections(schema: Schema, path: str) -> Iterator[str]:
@@ -97,6 +100,27 @@ def _messages(schema: Schema) -> Iterator[str]:
         yield rule["message"]
     for part in (*schema.get("properties", {}).values(), *(schema[key] for key in ("items",) if key in schema)):
         yield from _messages(part)
+
+
+def leaves(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    """Each field of the spec that has no fields of its own, or is a list, by its path."""
+    for name, field in schema["properties"].items():
+        place = f"{path}.{name}".lstrip(".")
+        if "properties" in field:
+            yield from leaves(field, place)
+        else:
+            yield place, field
+
+
+def _effects(spec: Schema) -> str:
+    """Which fields are live, and whose pods the others replace."""
+    rows = [f"| `{path}` | {_effect(path)} |\n" for path, _ in leaves(spec)]
+    return f"## What a change of a field does\n\n| Field of `spec` | A change |\n|---|---|\n{''.join(rows)}"
+
+
+def _effect(path: str) -> str:
+    pods = rolled_by(path)
+    return f"rolls {' and '.join(pods)} pods" if pods else "live"
 
 
 if __name__ == "__main__":

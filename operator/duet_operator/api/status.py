@@ -157,6 +157,8 @@ class ResolvedStatus(ApiModel):
     """Secrets with which images are pulled."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When nodes pull images."""
+    upgrade: Annotated[str, Field(max_length=1024)] | None = None
+    """Value of the annotation duetserve.io/upgrade that was last carried out."""
 
 
 class DuetStatus(ApiModel):

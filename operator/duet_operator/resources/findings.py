@@ -33,6 +33,8 @@ class Facts:
     pending: Mapping[str, str] = field(default_factory=dict)
     """Pool -> why its pods are past the pending deadline."""
     rollout_stuck: str | None = None
+    newer_templates: bool = False
+    """The present operator would make other pod templates than those that are kept."""
     refused: str | None = None
     """Why a child couldn't be brought about."""
     plugin_inactive: str | None = None
@@ -126,7 +128,10 @@ def _progressing(facts: Facts) -> Finding:
     ]
     if busy:
         return Finding("Progressing", "True", ConditionReason.SCALING, "; ".join(busy))
-    return Finding("Progressing", "True", ConditionReason.SETTLED, "both pools have the number of workers they should")
+    settled = "both pools have the number of workers they should"
+    if facts.newer_templates:
+        settled += "; this operator makes newer pod templates, to which the annotation duetserve.io/upgrade moves them"
+    return Finding("Progressing", "True", ConditionReason.SETTLED, settled)
 
 
 def _reconciling(progressing: Finding) -> Finding:

@@ -1,7 +1,6 @@
 """Which images pods run and how they are pulled: the one place that names defaults.
 
-Invariant: what a DuetDeployment once ran with is kept (`status.resolved`), so a new operator version rolls no pods by
-itself.
+Invariant: what a DuetDeployment once ran with is kept (`pins.py`), so a new operator version rolls no pods by itself.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from duet_operator.api.v1alpha1 import DuetDeployment
+    from duet_operator.api.v1alpha1 import DuetDeployment, ResolvedStatus
 
 DEFAULT_ENGINE_IMAGE = "ghcr.io/duetserve/duet-engine:0.5.23-duet0.1.0"
 DEFAULT_GATEWAY_IMAGE = "ghcr.io/duetserve/duet-gateway:0.1.0"
@@ -34,6 +33,7 @@ class Images:
 
 def resolve(
     deployment: DuetDeployment,
+    pinned: ResolvedStatus | None = None,
     *,
     engine_image: str = "",
     gateway_image: str = "",
@@ -41,7 +41,6 @@ def resolve(
     pull_policy: str = DEFAULT_PULL_POLICY,
 ) -> Images:
     """The images to run: the spec's, else the pinned ones, else the operator's settings, else the defaults."""
-    pinned = deployment.status.resolved
     pinned_secrets = pinned.image_pull_secrets if pinned else None
     return Images(
         engine=(

@@ -14,6 +14,8 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 OWNER = "duetserve.io/name"
 ROLE = "duetserve.io/role"
 REVISION = "duetserve.io/revision"
+TEMPLATE = "duetserve.io/template"
+"""On pods of every Deployment: hash of the pod template that made them."""
 
 GATEWAY_ROLE = "gateway"
 

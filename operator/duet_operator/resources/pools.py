@@ -32,8 +32,12 @@ KEPT_REVISIONS = 3
 LIVE_ITL_KEY = "itlMilliseconds"
 
 
-def pool_deployment(deployment: DuetDeployment, role: Role, images: Images) -> Manifest:
+def pool_deployment(
+    deployment: DuetDeployment, role: Role, images: Images, *, kept_revision: str | None = None
+) -> Manifest:
     """The pool's Deployment for server-side apply, without `replicas`.
+
+    `kept_revision` is one that the other pool's engines, which these can work with, were given earlier.
 
     Raises:
         InvalidTemplateError: where a template of the spec can't be merged.
@@ -53,7 +57,7 @@ def pool_deployment(deployment: DuetDeployment, role: Role, images: Images) -> M
             },
             "progressDeadlineSeconds": grace_seconds + spec.scaling.pending_deadline_seconds,
             "revisionHistoryLimit": KEPT_REVISIONS,
-            "template": _pod_template(deployment, role, images),
+            "template": _pod_template(deployment, role, images, kept_revision or revision(deployment, images)),
         },
     }
 
@@ -86,7 +90,7 @@ def revision(deployment: DuetDeployment, images: Images) -> str:
     )
 
 
-def _pod_template(deployment: DuetDeployment, role: Role, images: Images) -> Manifest:
+def _pod_template(deployment: DuetDeployment, role: Role, images: Images, own_revision: str) -> Manifest:
     spec, name = deployment.spec, deployment.metadata.name
     template: Manifest = {
         "metadata": {"labels": labels(name, role.value)},
@@ -95,7 +99,7 @@ def _pod_template(deployment: DuetDeployment, role: Role, images: Images) -> Man
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": spec.drain.timeout_seconds + GRACE_BEYOND_DRAIN_SECONDS,
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [_container(deployment, role, images)],
+            "containers": [_container(deployment, role, images, own_revision)],
             "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}, *weights(spec.model).volumes],
         },
     }
@@ -105,17 +109,17 @@ def _pod_template(deployment: DuetDeployment, role: Role, images: Images) -> Man
     ):
         template = patched_template(template, patch, container=CONTAINER, path=path)
     # Whatever a template says: the selector and the gateways find pods by these.
-    own_labels = labels(name, role.value) | {REVISION: revision(deployment, images)}
+    own_labels = labels(name, role.value) | {REVISION: own_revision}
     return merge(template, {"metadata": {"labels": own_labels}}, path="template")
 
 
-def _container(deployment: DuetDeployment, role: Role, images: Images) -> Manifest:
+def _container(deployment: DuetDeployment, role: Role, images: Images, own_revision: str) -> Manifest:
     spec = deployment.spec
     container: Manifest = {
         "name": CONTAINER,
         "image": images.engine,
         "imagePullPolicy": images.pull_policy,
-        "env": _environment(deployment, role, images),
+        "env": _environment(deployment, role, own_revision),
         "ports": [
             {"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"},
             {"name": "bootstrap", "containerPort": BOOTSTRAP_PORT, "protocol": "TCP"},
@@ -145,7 +149,7 @@ def _probes() -> Manifest:
     }
 
 
-def _environment(deployment: DuetDeployment, role: Role, images: Images) -> list[Manifest]:
+def _environment(deployment: DuetDeployment, role: Role, own_revision: str) -> list[Manifest]:
     spec = deployment.spec
     values = {
         "DUET_ROLE": role.value,
@@ -154,7 +158,7 @@ def _environment(deployment: DuetDeployment, role: Role, images: Images) -> list
         "DUET_TENSOR_PARALLEL_SIZE": str(spec.tensor_parallel_size(role)),
         "DUET_TRANSFER_BACKEND": spec.engine.transfer_backend,
         "DUET_DRAIN_TIMEOUT_SECONDS": str(spec.drain.timeout_seconds),
-        "DUET_REVISION": revision(deployment, images),
+        "DUET_REVISION": own_revision,
     }
     if spec.model.context_length is not None:
         values["DUET_CONTEXT_LENGTH"] = str(spec.model.context_length)

@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
     from duet_operator.api.v1alpha1 import DuetDeployment
     from duet_operator.planner.types import Decision, Demand
-    from duet_operator.resources.images import Images
+    from duet_operator.resources.rendering import Rendering
 
 KEPT_ACTIONS = 20
 MOST_LIMITS = 16
 
 
-def resolved(deployment: DuetDeployment, images: Images, *, operator_version: str) -> ResolvedStatus:
-    """The images to pin; what is pinned already stays, with the version that pinned it."""
-    pinned = deployment.status.resolved or ResolvedStatus()
-    derived = ResolvedStatus(
-        operator_version=operator_version,
-        engine_image=None if deployment.spec.engine.image else images.engine,
+def resolved(rendering: Rendering, deployment: DuetDeployment) -> ResolvedStatus:
+    """The derived values to keep; those that are in force stay, with the version that derived them."""
+    pinned, images = rendering.pinned or ResolvedStatus(), rendering.images
+    return ResolvedStatus(
+        operator_version=pinned.operator_version or rendering.operator_version,
+        engine_image=pinned.engine_image if deployment.spec.engine.image else images.engine,
         gateway_image=images.gateway,
         image_pull_secrets=images.pull_secrets,
         image_pull_policy=images.pull_policy,
+        upgrade=rendering.upgrade or None,
     )
-    return derived.model_copy(update=pinned.model_dump(exclude_none=True))
 
 
 def status(

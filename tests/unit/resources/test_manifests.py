@@ -13,7 +13,7 @@ import yaml
 from tests.support.manifests import FULL, UID, deployment, everything
 
 from duet_engine.protocol import Role
-from duet_operator.api.v1alpha1 import DuetDeployment
+from duet_operator.api.v1alpha1 import DuetDeployment, ResolvedStatus
 from duet_operator.resources.children import plain_children
 from duet_operator.resources.config_maps import history_config_map, read_memory_document
 from duet_operator.resources.gateway import CLUSTER_ROLE, gateway_deployment, gateway_manifests
@@ -256,13 +256,13 @@ def test_bad_template_is_refused_by_name(changes: dict[str, Any], told: str) -> 
 
 def test_images_come_from_spec_then_pinned_then_settings_then_default() -> None:
     plain, named = deployment(), deployment({"spec.engine.image": "spec"})
-    pinned = deployment({"status": {"resolved": {"engineImage": "pinned", "gatewayImage": "pinned-gateway"}}})
+    pinned = ResolvedStatus(engine_image="pinned", gateway_image="pinned-gateway")
     assert resolve(plain).engine == DEFAULT_ENGINE_IMAGE
     assert resolve(plain, engine_image="set", gateway_image="set-gateway") == Images(
         engine="set", gateway="set-gateway"
     )
-    assert resolve(pinned, engine_image="set") == Images(engine="pinned", gateway="pinned-gateway")
-    assert resolve(named, engine_image="set").engine == "spec"
+    assert resolve(plain, pinned, engine_image="set") == Images(engine="pinned", gateway="pinned-gateway")
+    assert resolve(named, pinned, engine_image="set").engine == "spec"
 
 
 @pytest.mark.parametrize("build", [lambda duet, images: pool_deployment(duet, Role.DECODE, images), gateway_deployment])

@@ -15,7 +15,7 @@ from duet_operator.api.v1alpha1 import ConditionType, DuetDeployment, DuetStatus
 from duet_operator.planner.types import Attainment, Counts, PoolState
 from duet_operator.resources.conditions import conditions, transitions
 from duet_operator.resources.findings import Facts, rejected
-from duet_operator.resources.images import Images, resolve
+from duet_operator.resources.rendering import Defaults, render
 from duet_operator.resources.status import resolved, status
 from duet_operator.resources.status_writes import Worth, WriteBudget, merge_patch, worth_of
 
@@ -283,33 +283,34 @@ def test_rejected_object_says_why_and_keeps_the_rest() -> None:
     assert condition(after, "Ready") == condition(before, "Ready")
 
 
+def derived(duet: DuetDeployment, *, engine: str, version: str, **settings: Any) -> ResolvedStatus:
+    """What a version of the operator with this engine image pins, of an object that has no Deployment yet."""
+    defaults = Defaults(operator_version=version, engine_image=engine, gateway_image="gateway", **settings)
+    return resolved(render(duet, {}, defaults), duet)
+
+
 def test_derived_images_are_pinned_once() -> None:
-    first, second = Images(engine="a", gateway="b"), Images(engine="c", gateway="d")
-    pinned = resolved(deployment(), first, operator_version="1")
-    again = resolved(with_status(DuetStatus(resolved=pinned)), second, operator_version="2")
-    assert again == pinned
-    assert (pinned.engine_image, pinned.gateway_image, pinned.operator_version) == ("a", "b", "1")
+    pinned = derived(deployment(), engine="a", version="1")
+    assert (pinned.engine_image, pinned.gateway_image, pinned.operator_version) == ("a", "gateway", "1")
+    assert derived(with_status(DuetStatus(resolved=pinned)), engine="c", version="2") == pinned
 
 
 def test_how_images_are_pulled_is_pinned_with_them() -> None:
-    """Else a new setting of the operator would roll every pod at once."""
-    first = Images(engine="a", gateway="b", pull_secrets=(), pull_policy="Never")
-    pinned = with_status(DuetStatus(resolved=resolved(deployment(), first, operator_version="1")))
-    kept = resolve(pinned, engine_image="c", pull_secrets=("new",), pull_policy="Always")
-    assert kept == first
+    """Else a new setting of the operator would be mixed with what was derived earlier."""
+    pinned = derived(deployment(), engine="a", version="1", pull_policy="Never")
+    again = derived(
+        with_status(DuetStatus(resolved=pinned)), engine="c", version="2", pull_secrets=("new",), pull_policy="Always"
+    )
+    assert again == pinned
     by_an_older_version = with_status(DuetStatus(resolved=ResolvedStatus(operator_version="0", gateway_image="b")))
-    taken = resolve(by_an_older_version, pull_secrets=("new",))
-    assert (taken.pull_secrets, taken.gateway) == (("new",), "b")
-    now_pinned = resolved(by_an_older_version, taken, operator_version="1")
-    assert (now_pinned.image_pull_secrets, now_pinned.operator_version) == (("new",), "0")
+    taken = derived(by_an_older_version, engine="a", version="1", pull_secrets=("new",))
+    assert (taken.image_pull_secrets, taken.gateway_image, taken.operator_version) == (("new",), "b", "0")
 
 
 def test_image_of_the_spec_is_not_pinned() -> None:
-    named = deployment({"spec.engine.image": "own"})
-    pinned = resolved(named, Images(engine="own", gateway="b"), operator_version="1")
+    pinned = derived(deployment({"spec.engine.image": "own"}), engine="a", version="1")
     assert pinned.engine_image is None
-    unnamed = with_status(DuetStatus(resolved=pinned))
-    assert resolved(unnamed, Images(engine="a", gateway="c"), operator_version="2").engine_image == "a"
+    assert derived(with_status(DuetStatus(resolved=pinned)), engine="a", version="2").engine_image == "a"
 
 
 # --- writes ---
