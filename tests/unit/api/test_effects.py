@@ -48,11 +48,11 @@ VALUES: dict[str, Any] = {
 }
 """Where a value can't be made up from the schema."""
 BESIDE: dict[str, dict[str, Any]] = {
-    "model.source.huggingFace.tokenSecretRef.key": {"spec.model.source.huggingFace.tokenSecretRef.name": "token"},
-    "model.source.image.pullPolicy": {"spec.model.source.image.reference": "weights:1"},
-    "model.source.persistentVolumeClaim.path": {"spec.model.source.persistentVolumeClaim.claimName": "weights"},
+    "model.source.huggingFace": {"spec.model.source.huggingFace.tokenSecretRef.name": "token"},
+    "model.source.image": {"spec.model.source.image.reference": "weights:1"},
+    "model.source.persistentVolumeClaim": {"spec.model.source.persistentVolumeClaim.claimName": "weights"},
 }
-"""What a field needs beside it, before and after its change."""
+"""What the fields of a part need beside them, before and after their change."""
 
 
 def another(path: str, field: dict[str, Any]) -> Any:
@@ -82,7 +82,8 @@ def templates(duet: DuetDeployment) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", FIELDS)
 def test_a_change_rolls_the_pods_that_the_table_says(path: str) -> None:
-    base, value = patched(minimal(), BESIDE.get(path, {})), another(path, FIELDS[path])
+    beside = next((patch for part, patch in BESIDE.items() if path.startswith(f"{part}.")), {})
+    base, value = patched(minimal(), beside), another(path, FIELDS[path])
     before, after = (templates(parse(each)) for each in (base, patched(base, {f"spec.{path}": value})))
     rolled = {pods for pods, template in after.items() if template != before[pods]}
     if any(path == part or path.startswith(f"{part}.") for part in UNSERVED_PARTS) or value == FIELDS[path].get(
