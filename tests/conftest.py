@@ -21,6 +21,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from duet_dev import build
 from duet_dev.cluster import Cluster, tools_for
@@ -28,6 +29,10 @@ from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, WITH_CONTROLLERS, Cl
 
 # A shell starts what runs in its background with SIGINT ignored, and every child inherits that: Ctrl-C is tested too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says something of the machine, not of the property.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
