@@ -10,7 +10,7 @@ SPEED ?=
 MINUTES ?=
 demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup binaries demo test test-fast lint format crds clean
+.PHONY: help setup binaries demo test test-fast lint format crds bench-perf clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,9 @@ crds: setup  ## regenerate crds/, the chart's copy and the API reference from th
 	@$(python) -m duet_operator.api.crd > crds/duetserve.io_duetdeployments.yaml
 	@cp crds/duetserve.io_duetdeployments.yaml charts/duet/crds/
 	@$(python) -m duet_operator.api.reference > docs/api-reference.md
+
+bench-perf: setup  ## predicted against measured step times -> docs/results/perf.md (needs ../shared/perfdata)
+	@$(python) tests/bench/bench_perf.py
 
 clean:  ## remove .venv and reports; the cache of binaries stays
 	@rm -rf .venv demo-report

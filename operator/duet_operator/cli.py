@@ -72,6 +72,43 @@ def gateway(arguments: tuple[str, ...]) -> None:
     run_gateway.main(args=list(arguments), prog_name="duet gateway")
 
 
+@main.command()
+@click.option("--csv", "table", type=click.File("r", encoding="utf-8"), required=True, help="Steps to predict.")
+@click.option("--out", type=click.File("w", encoding="utf-8"), required=True, help="The same rows with predictions.")
+@click.option("--calibration", type=click.File("r", encoding="utf-8"), help="Efficiencies from `duet calibrate`.")
+def predict(table: TextIO, out: TextIO, calibration: TextIO | None) -> None:
+    """Predict step times: columns system, model, tp, phase, batch, isl_or_ctx.
+
+    Adds predicted_ms, kv_fits, calibration (calibrated, or data-sheet only) and basis. A model is a known id or the
+    path of a config.json. Rows that aren't understood stay empty, are named, and make the exit status 1.
+    """
+    from duet_operator.prediction import predict_table
+
+    try:
+        bad = predict_table(table, out, calibration)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if bad:
+        raise click.ClickException("\n".join(bad))
+
+
+@main.command()
+@click.option("--csv", "table", type=click.File("r", encoding="utf-8"), required=True, help="Timed steps.")
+@click.option("--out", type=click.File("w", encoding="utf-8"), help="Where the efficiencies go, for `duet predict`.")
+@click.option("--parameter", "parameters", multiple=True, help="Fit only these; can be given several times.")
+def calibrate(table: TextIO, out: TextIO | None, parameters: tuple[str, ...]) -> None:
+    """Fit the efficiencies of GPUs to timed steps: the columns of `duet predict`, and latency_ms.
+
+    Prints the error before and after. Refuses rows that can't tell a parameter, and names it.
+    """
+    from duet_operator.prediction import calibrate_table
+
+    try:
+        calibrate_table(table, out, parameters)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
 def _documents(manifest: TextIO) -> Iterator[Mapping[str, Any]]:
     try:
         import yaml

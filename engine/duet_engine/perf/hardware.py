@@ -90,8 +90,9 @@ def _mig_slice(whole: Gpu, name: str, *, sms: int, memory_eighths: int) -> Gpu:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU or MIG slice of this name; `h100_sxm` and `H100-SXM` are the same."""
-    try:
-        return gpus()[name.strip().lower().replace("_", "-")]
-    except KeyError:
-        raise UnknownGpuError(f"unknown GPU {name!r}; known are {', '.join(sorted(gpus()))}") from None
+    """The GPU or MIG slice of this name; `h100_sxm`, `H100-SXM` and `h100` are the same."""
+    plain = name.strip().lower().replace("_", "-")
+    found = gpus().get(plain) or gpus().get(f"{plain}-sxm")
+    if found is None:
+        raise UnknownGpuError(f"unknown GPU {name!r}; known are {', '.join(sorted(gpus()))}")
+    return found

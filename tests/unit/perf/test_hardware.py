@@ -30,7 +30,7 @@ def test_a_slice_is_never_more_than_its_gpu(name: str) -> None:
 
 
 def test_names_are_found_as_people_write_them() -> None:
-    assert find_gpu("H100_SXM") is find_gpu("h100-sxm")
+    assert find_gpu("H100_SXM") is find_gpu("h100") is find_gpu("h100-sxm")
     with pytest.raises(UnknownGpuError, match=r"unknown GPU 'v100'; known are .*h100-sxm"):
         find_gpu("v100")
 
