@@ -124,22 +124,22 @@ class _Board:
         self._reserved: set[str] = set()
         """Decode workers for whose room earlier prompts wait."""
         self._paces: dict[str, LocalPace] = {}
-        """Of the workers that can take one more whole prompt now."""
-        for worker in fleet.decode:
-            self._note_pace(worker)
+        """Of the workers that can take one more whole prompt now, as far as they aren't stale."""
+        self._stale_paces = set(self._decode)
+        """Workers whose pace nobody has asked for since they changed: most prompts need none."""
 
     def open(self) -> bool:
         """Whether any worker can take one more prompt now. An empty fleet is open: there is a reason to give."""
-        if self._paces or not self._decode:
+        if any(worker.ahead_seconds <= self._window_seconds for worker in self._prefill.values()):
             return True
-        return any(worker.ahead_seconds <= self._window_seconds for worker in self._prefill.values())
+        return bool(self._open_paces()) or not self._decode
 
     def place(self, prompt: Prompt) -> tuple[Route, bool]:
         """A route, and whether the pass ends with it."""
         pair = self._best_pair(prompt)
         pair_ttft_seconds = pair.ttft_seconds if pair else None
         if pair_ttft_seconds is None or in_danger(prompt, self._rule, prefill_ttft_seconds=pair_ttft_seconds):
-            open_workers = ((self._decode[key], pace) for key, pace in self._paces.items())
+            open_workers = ((self._decode[key], pace) for key, pace in self._open_paces().items())
             local = best_local_path(prompt, open_workers, self._rule)
             if local is not None and deflects(
                 prompt, self._rule, prefill_ttft_seconds=pair_ttft_seconds, local_ttft_seconds=local.ttft_seconds
@@ -149,12 +149,15 @@ class _Board:
             return self._hold_without_path(prompt)
         return self._take_pair(prompt, pair), False
 
-    def _note_pace(self, worker: DecodeWorker) -> None:
-        pace = local_pace(worker, self._rule)
-        if pace is not None and pace.ahead_seconds <= self._window_seconds:
-            self._paces[worker.key] = pace
-        else:
-            self._paces.pop(worker.key, None)
+    def _open_paces(self) -> dict[str, LocalPace]:
+        for key in self._stale_paces:
+            pace = local_pace(self._decode[key], self._rule)
+            if pace is not None and pace.ahead_seconds <= self._window_seconds:
+                self._paces[key] = pace
+            else:
+                self._paces.pop(key, None)
+        self._stale_paces.clear()
+        return self._paces
 
     def _best_pair(self, prompt: Prompt) -> Pair | None:
         """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
@@ -231,7 +234,7 @@ class _Board:
             dispatches=worker.dispatches + 1,
         )
         self._decode[worker.key] = occupied
-        self._note_pace(occupied)
+        self._stale_paces.add(worker.key)
 
     def _hold_without_path(self, prompt: Prompt) -> tuple[Hold, bool]:
         decode = self._decode.values()
@@ -265,6 +268,7 @@ class _Board:
             self._reserved.add(nearest.key)
             self._decode[nearest.key] = replace(nearest, free_slots=0)
             self._paces.pop(nearest.key, None)
+            self._stale_paces.discard(nearest.key)
 
     def _reason_without_candidates(self, prompt: Prompt) -> HoldReason:
         if not self._decode:

@@ -13,6 +13,7 @@ Invariant: a gate only names a class in which someone waits, and names one while
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -34,13 +35,17 @@ class Gate(Protocol):
 class PlanGate:
     """Gate-and-Route's: keeps every class's prefills at its planned number."""
 
-    __slots__ = ("_planned", "_queue_targets", "_shares", "_unplanned", "_workers")
+    __slots__ = ("_most", "_planned", "_queue_targets", "_shares", "_unplanned", "_workers")
 
-    def __init__(self, plan: FluidPlan, *, workers: int, serve_unplanned: bool = True) -> None:
+    def __init__(self, plan: FluidPlan, *, workers: int, serve_unplanned: bool = True, hold_shed: bool = False) -> None:
         """`serve_unplanned`: whether a slot that would stay idle takes classes that the plan gives nothing.
 
         The paper's theorem covers a gate that doesn't. But a plan is made for expected traffic, and such a class would
         starve for as long as the plan lasts.
+
+        `hold_shed`: whether a class that the plan sheds in part (q_p* > 0) waits at its target even when a slot would
+        stay idle. The printed gate never idles. With few workers a spare slot then doubles the prefills of a class
+        with short prompts, and its decodes queue until their clients give up.
         """
         shares = plan.prefilling
         self._planned = tuple(index for index, share in enumerate(shares) if share > 0.0)
@@ -49,6 +54,10 @@ class PlanGate:
         self._shares = shares
         self._queue_targets = tuple(workers * queue for queue in plan.prefill_queue)
         self._workers = workers
+        self._most = tuple(
+            workers * share if hold_shed and queue > 0.0 else math.inf
+            for share, queue in zip(shares, plan.prefill_queue, strict=True)
+        )
 
     def admit(
         self,
@@ -58,7 +67,7 @@ class PlanGate:
     ) -> int | None:
         chosen, least, most_excess = None, 0.0, 0.0
         for index in self._planned:
-            if waiting[index] <= 0:
+            if waiting[index] <= 0 or prefilling[index] >= self._most[index]:
                 continue
             deviation = prefilling[index] / self._shares[index] - self._workers
             excess = waiting[index] - self._queue_targets[index]

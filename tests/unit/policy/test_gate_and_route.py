@@ -232,3 +232,12 @@ def test_every_free_worker_is_equally_likely() -> None:
     free = ["a", "b", "c"]
     taken = Counter(uniform_choice(free, (step + 0.5) / 900) for step in range(900))
     assert taken == {"a": 300, "b": 300, "c": 300}
+
+
+def test_a_shed_class_can_be_held_at_its_target_and_one_served_whole_is_not() -> None:
+    plan = with_shares(0.1, 0.1, queues=(0.5, 0.0))
+    printed, held = PlanGate(plan, workers=WORKERS), PlanGate(plan, workers=WORKERS, hold_shed=True)
+    assert printed.admit((10, 0), (1, 0), (0.0, 0.0)) == 0
+    assert held.admit((10, 0), (1, 0), (0.0, 0.0)) is None
+    assert held.admit((9, 0), (1, 0), (0.0, 0.0)) == 0
+    assert held.admit((10, 30), (1, 1), (0.0, 0.0)) == 1
