@@ -38,7 +38,7 @@ MAXIMUM_RETRY_AFTER_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A namespaced kind of object and where the API serves it."""
+    """A kind of object and where the API serves it."""
 
     api_version: str
     name: str
@@ -62,6 +62,7 @@ class Kind:
 DUET = Kind(API_VERSION, DUET_KIND, PLURAL)
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 POD = Kind("v1", "Pod", "pods")
+NODE = Kind("v1", "Node", "nodes")
 SERVICE = Kind("v1", "Service", "services")
 SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
@@ -21,10 +21,11 @@ from duet_operator.planner.guards import surging_roles
 from duet_operator.planner.mode import apply_mode
 from duet_operator.planner.spec import plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
+from duet_operator.relocation import relocate
 from duet_operator.resources import names
 from duet_operator.resources.config_maps import history_config_map
 from duet_operator.resources.pins import read_pin
-from duet_operator.resources.pools import surging
+from duet_operator.resources.pools import relocating, surging
 from duet_operator.resources.rendering import Defaults, render
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.scaling import Order, PoolScaler
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from duet_operator.api.v1alpha1 import DuetDeployment
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
-    from duet_operator.planner.types import Counts, Decision, Planner
+    from duet_operator.nodes import Nodes
+    from duet_operator.planner.types import Counts, Decision, Planner, PlanSpec
+    from duet_operator.relocation import Relocation
     from duet_operator.reporting import Reporter
     from duet_operator.resources.pins import Pin
     from duet_operator.settings import Settings
@@ -63,6 +66,7 @@ class Services:
     """What every controller works with."""
 
     world: World
+    nodes: Nodes
     settings: Settings
     reader: GatewayReader
     plans: PlanPusher
@@ -111,9 +115,11 @@ class Controller:
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
         roles = surging_roles(sight.observation.present, spec)
         pools = {role: surging(pool.wanted) if role in roles else pool.wanted for role, pool in rendering.pools.items()}
+        moves = self._relocate(deployment, sight, targets, spec)
+        pools = {role: relocating(manifest, moves[role].note) for role, manifest in pools.items()}
         problems = await self._keep_children(deployment, rendering.plain, pools, first=targets)
         await self._tell_of_others(duet, sight, targets, mode=deployment.spec.scaling.mode)
-        scaled = await self._scale(deployment, sight, targets, problems=problems)
+        scaled = await self._scale(deployment, sight, moves, problems=problems)
         await self._advise(deployment, sight, decision)
         found = facts(
             deployment,
@@ -198,8 +204,17 @@ class Controller:
             logger.warning("%s: %s", self.key, problem)
         return problems
 
+    def _relocate(
+        self, deployment: DuetDeployment, sight: Sight, targets: Counts, spec: PlanSpec
+    ) -> dict[Role, Relocation]:
+        may_start = deployment.spec.scaling.mode != "Recommend" and not sight.observation.rollout_in_progress
+        nodes = self._services.nodes.leaving
+        return relocate(
+            sight.pools, targets, nodes=nodes, observation=sight.observation, spec=spec, may_start=may_start
+        )
+
     async def _scale(
-        self, deployment: DuetDeployment, sight: Sight, targets: Counts, *, problems: list[str]
+        self, deployment: DuetDeployment, sight: Sight, moves: Mapping[Role, Relocation], *, problems: list[str]
     ) -> dict[Role, Scaled]:
         """Both pools a step nearer to their targets. Decode workers start to leave when prefill has handed over."""
         settings, spec = self._services.settings, deployment.spec
@@ -214,7 +229,7 @@ class Controller:
                 namespace=self.key.namespace,
                 deployment=names.pool_name(self.key.name, role),
                 sight=pool,
-                target=targets.of(role),
+                target=moves[role].target,
                 rollout_in_progress=sight.observation.rollout_in_progress,
                 states=sight.signals.states,
                 rules=scaling.rules(
@@ -224,6 +239,8 @@ class Controller:
                 ),
                 lease_seconds=settings.drain_lease_seconds(spec.scaling.interval_seconds),
                 workers_on_node=workers_on_node,
+                nodes_leaving=self._services.nodes.leaving,
+                replaced=moves[role].leaving,
             )
             try:
                 outcome = await self._services.scaler.carry_out(order, start_allowed=not handing_over)
@@ -232,7 +249,7 @@ class Controller:
                 continue
             handing_over = outcome.handing_over
             if outcome.scaled is not None:
-                scaled[role] = outcome.scaled
+                scaled[role] = replace(outcome.scaled, why=moves[role].why(pool))
                 self._memory.see_count(role, outcome.scaled.after)
         return scaled
 

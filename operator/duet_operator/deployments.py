@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from duet_operator.resources.pools import RELOCATION_ANNOTATION
+
 Manifest = dict[str, Any]
 
 
@@ -26,3 +28,14 @@ def steady(deployment: Manifest, *, replicas: int, pods: int) -> bool:
     present = status.get("replicas", 0)
     unchanged = deployment["spec"].get("replicas", 1) == replicas and observed(deployment)
     return unchanged and status.get("updatedReplicas", 0) == present and (pods >= replicas or pods == present)
+
+
+def base_replicas(deployment: Manifest) -> int:
+    """Its count without successors that are only there until their predecessors have left their nodes."""
+    replicas = int(deployment["spec"].get("replicas", 1))
+    note = (deployment["metadata"].get("annotations") or {}).get(RELOCATION_ANNOTATION, "")
+    base, _, most = note.partition("/")
+    # A count outside of the note is somebody else's, or older than the note.
+    if base.isdigit() and most.isdigit() and int(base) < replicas <= int(most):
+        return int(base)
+    return replicas

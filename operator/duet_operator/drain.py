@@ -78,6 +78,10 @@ class Pool:
     """Its Deployment tells of as many pods as are seen here. Else some may run unseen."""
     workers_on_node: Mapping[str, int] = field(default_factory=dict)
     """Node -> workers of both pools on it."""
+    nodes_leaving: frozenset[str] = frozenset()
+    """Nodes that are about to go."""
+    replaced: frozenset[str] = frozenset()
+    """Uids of the workers on them that leave now, as their successors serve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,17 +171,20 @@ def decide(pool: Pool, rules: Rules) -> tuple[Action, ...]:
     released = _released(alive, pool)
     others = [worker for worker in alive if worker not in released]
     by_hand = [worker for worker in others if worker.pod.drain_requested]
-    rest = [worker for worker in others if not worker.pod.drain_requested]
+    moving = [worker for worker in others if worker.pod.uid in pool.replaced and worker not in by_hand]
+    rest = [worker for worker in others if worker not in by_hand and worker not in moving]
     leaving = 0 if pool.rollout_in_progress else max(min(len(alive), pool.replicas) - pool.target, 0)
 
     actions: list[Action] = [Renew(worker.pod) for worker in released]
     counted_out, replaced = _by_hand(by_hand, leaving, rules, actions)
     leaving -= len(counted_out)
+    moved, gone = _moving(moving, leaving, pool, rules, actions)
+    leaving = max(leaving - len(moving), 0)
     at_once = sorted((worker for worker in rest if _holds_nothing(worker)), key=_youngest_first)[:leaving]
     leaving -= len(at_once)
     drained, overdue = _ordinary([worker for worker in rest if worker not in at_once], leaving, pool, rules, actions)
 
-    drained = [*counted_out, *drained]
+    drained, at_once = [*counted_out, *moved, *drained], [*gone, *at_once]
     going = [*drained, *at_once, *overdue]
     cancelled = {action.pod.uid for action in actions if isinstance(action, Cancel)}
     stale = [worker for worker in others if worker.marked and worker not in going and worker.pod.uid not in cancelled]
@@ -230,6 +237,30 @@ def _by_hand(
         else:
             actions.append(Renew(worker.pod) if worker.draining else Start(pod=worker.pod, reason="ByHand"))
     return counted_out, replaced
+
+
+def _moving(
+    workers: Sequence[Worker], leaving: int, pool: Pool, rules: Rules, actions: list[Action]
+) -> tuple[list[Worker], list[Worker]]:
+    """Drains off nodes that are about to go, without a timeout, for the node's end is one. Returns who leaves drained,
+    and who leaves at once.
+
+    Nobody does while a pod is Pending: that one would be deleted in the drained worker's place, again and again.
+    """
+    pending = any(worker.pod.alive and worker.pod.phase == "Pending" for worker in pool.workers)
+    drained: list[Worker] = []
+    at_once: list[Worker] = []
+    for worker in workers:
+        may_leave = not pending and len(drained) + len(at_once) < leaving
+        if _holds_nothing(worker):
+            at_once += [worker] * may_leave
+        elif confirmed(worker.status, rules.settle_seconds) and worker.draining and not worker.pod.ready and may_leave:
+            drained.append(worker)
+        elif worker.draining and not _serves_again(worker):
+            actions.append(Renew(worker.pod))
+        elif pool.start_allowed:
+            actions.append(Start(pod=worker.pod, reason="NodeLeaving"))
+    return drained, at_once
 
 
 def _ordinary(
@@ -285,13 +316,14 @@ def _given_up_lately(worker: Worker, rules: Rules) -> bool:
 def choose(workers: Sequence[Worker], *, count: int, pool: Pool, spread: bool) -> list[Worker]:
     """The `count` workers that leave most cheaply.
 
-    Those that serve nothing now first, then old revisions, then by node (the emptiest, or the fullest with `spread`),
-    then by the work they hold, those that nobody has heard of last.
+    Those on nodes that are about to go first, then those that serve nothing now, then old revisions, then by node (the
+    emptiest, or the fullest with `spread`), then by the work they hold, those that nobody has heard of last.
     """
 
-    def cost(worker: Worker) -> tuple[bool, bool, int, float, str]:
+    def cost(worker: Worker) -> tuple[bool, bool, bool, int, float, str]:
         together = pool.workers_on_node.get(worker.pod.node, 1)
         return (
+            worker.pod.node not in pool.nodes_leaving,
             worker.pod.ready,
             worker.pod.revision == pool.revision,
             -together if spread else together,

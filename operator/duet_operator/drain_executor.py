@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from duet_operator.pods import Pod
     from duet_operator.world import World
 
+MEANT = frozenset({"ByHand", "NodeLeaving"})
+"""Reasons for which this very worker drains, and no other would do."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +47,8 @@ class Scaled:
 
     before: int
     after: int
+    why: str | None = None
+    """Where it wasn't for what the planner decided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +116,9 @@ class DrainExecutor:
         try:
             await self._engines.drain(pod, lease_seconds=place.lease_seconds, reason=reason)
         except EngineError as error:
+            if reason in MEANT:
+                logger.warning("it's asked to drain again in the next pass: %s", error)
+                return
             logger.warning("another worker is tried, as this one can't be drained: %s", error)
             await self._annotate(pod, {DRAIN_GIVEN_UP_ANNOTATION: self._timestamp()})
             return

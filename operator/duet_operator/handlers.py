@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any
 import kopf
 
 from duet_operator.api.v1alpha1 import GROUP
-from duet_operator.cluster import CHUNK_SIZE, DUET, IN_CLUSTER_VARIABLE, Kind
+from duet_operator.cluster import CHUNK_SIZE, DUET, IN_CLUSTER_VARIABLE, NODE, Kind
 from duet_operator.loop import CHILD_KINDS, selector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duet_operator.nodes import Nodes
     from duet_operator.world import World
 
 WATCHED = (DUET, *CHILD_KINDS)
 
 
-def registry(world: World, *, on_listing: Callable[[], None], kubeconfig: str | None = None) -> kopf.OperatorRegistry:
-    """Handlers that put every event into `world`.
+def registry(
+    world: World, *, on_listing: Callable[[], None], nodes: Nodes | None = None, kubeconfig: str | None = None
+) -> kopf.OperatorRegistry:
+    """Handlers that put every event into `world`, and those of nodes into `nodes` where they may be watched.
 
     `on_listing` is called for each object that a watch lists when it begins or begins anew: what was deleted in between
     is in no list and has no event.
@@ -43,6 +46,13 @@ def registry(world: World, *, on_listing: Callable[[], None], kubeconfig: str | 
 
     for kind in WATCHED:
         kopf.on.event(*_resource(kind), id=kind.plural, registry=handlers)(seen)
+
+    if nodes is not None:
+
+        async def node_seen(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - Kopf's keywords
+            (nodes.remove if event["type"] == "DELETED" else nodes.put)(event["object"])
+
+        kopf.on.event(*_resource(NODE), id=NODE.plural, registry=handlers)(node_seen)
 
     @kopf.on.login(registry=handlers)
     async def login(**keywords: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401 - Kopf's keywords

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
-from duet_operator.deployments import observed
+from duet_operator.deployments import base_replicas, observed
 from duet_operator.planner.types import Observation, Performance, PoolState, worker_performance
 from duet_operator.pods import read_time
 from duet_operator.resources.labels import REVISION
@@ -35,11 +35,18 @@ class PoolSight:
     pods: tuple[Pod, ...]
     first_replicas: int = 0
     """What it will be created with."""
+    may_move: bool = True
+    """False: whatever its count is, it's to stay."""
 
     @property
     def replicas(self) -> int:
         """What its Deployment asks for."""
         return self.first_replicas if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
+
+    @property
+    def base_replicas(self) -> int:
+        """`replicas` without successors that are only there until their predecessors have left their nodes."""
+        return base_replicas(self.deployment) if self.deployment is not None and self.may_move else self.replicas
 
     @property
     def revision(self) -> str:
@@ -147,7 +154,7 @@ def pool_state(
     others = len(sight.alive) - len(draining) - len(ready) - len([pod for pod in replacing if pod not in draining])
     held = load(states[pod.uid] for pod in sight.pods if pod.uid in states)
     return PoolState(
-        replicas=sight.replicas,
+        replicas=sight.base_replicas,
         ready=len(ready),
         starting=max(others - lost.pods, 0),
         draining=len(draining),

@@ -14,6 +14,7 @@ import signal
 import socket
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -21,16 +22,18 @@ import kopf
 
 from duet_operator import handlers, web
 from duet_operator.acting import Children
-from duet_operator.cluster import DUET, FIELD_MANAGER, LEASE, ClusterError, KubernetesCluster, connect
+from duet_operator.cluster import DUET, FIELD_MANAGER, LEASE, NODE, ClusterError, KubernetesCluster, connect
 from duet_operator.controller import Services
 from duet_operator.drain_executor import DrainExecutor
 from duet_operator.engines import EngineClient
 from duet_operator.lease import LeaseGate
 from duet_operator.loop import ControlLoop
 from duet_operator.metrics import Metrics
+from duet_operator.nodes import Nodes
 from duet_operator.planner.plan import plan
 from duet_operator.plans import PlanPusher
 from duet_operator.reporting import Reporter
+from duet_operator.resources.labels import OWNER
 from duet_operator.scaling import PoolScaler
 from duet_operator.signals.gateways import GatewayReader
 from duet_operator.world import World
@@ -73,6 +76,7 @@ def services(
     cluster: KubernetesCluster,
     session: aiohttp.ClientSession,
     world: World,
+    nodes: Nodes,
     metrics: Metrics,
     instance: str,
 ) -> Services:
@@ -87,6 +91,7 @@ def services(
     drains = DrainExecutor(cluster=cluster, world=world, engines=engines, metrics=metrics, now=now)
     return Services(
         world=world,
+        nodes=nodes,
         settings=settings,
         reader=GatewayReader(session, timeout_seconds=settings.scrape_timeout_seconds),
         plans=PlanPusher(session, timeout_seconds=settings.scrape_timeout_seconds),
@@ -130,7 +135,7 @@ async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
         ClusterError: where this process can't find its cluster.
     """
     instance = f"{settings.identity or socket.gethostname()}-{secrets.token_hex(4)}"
-    metrics, world = Metrics(), World(field_manager=FIELD_MANAGER)
+    metrics, world, nodes = Metrics(), World(field_manager=FIELD_MANAGER), Nodes()
     async with AsyncExitStack() as stack:
         direct = await stack.enter_async_context(
             await connect(
@@ -147,13 +152,21 @@ async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
         loop = ControlLoop(
             cluster=cluster,
             services=services(
-                settings, cluster=cluster, session=session, world=world, metrics=metrics, instance=instance
+                settings,
+                cluster=cluster,
+                session=session,
+                world=world,
+                nodes=nodes,
+                metrics=metrics,
+                instance=instance,
             ),
         )
         app = web.application(metrics=metrics, world=world, leading=loop.synchronised.is_set)
         port = await stack.enter_async_context(web.serving(app, host=settings.http_host, port=settings.http_port))
         logger.info("%s serves /healthz and /metrics on %s:%d", instance, settings.http_host, port)
-        process = Process(settings, gate=gate, loop=loop, world=world, cluster=cluster, kubeconfig=kubeconfig)
+        process = Process(
+            settings, gate=gate, loop=loop, world=world, nodes=nodes, cluster=cluster, kubeconfig=kubeconfig
+        )
         await process.run()
 
 
@@ -167,6 +180,7 @@ class Process:
         gate: LeaseGate,
         loop: ControlLoop,
         world: World,
+        nodes: Nodes,
         cluster: KubernetesCluster,
         kubeconfig: str | None,
     ) -> None:
@@ -174,6 +188,7 @@ class Process:
         self._gate = gate
         self._loop = loop
         self._world = world
+        self._nodes = nodes
         self._cluster = cluster
         self._kubeconfig = kubeconfig
         self._stop = asyncio.Event()
@@ -215,8 +230,11 @@ class Process:
 
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event) -> None:
         namespaces = self._settings.namespaces
+        nodes = self._nodes if await self._may_watch_nodes() else None
         await kopf.operator(
-            registry=handlers.registry(self._world, on_listing=self._loop.list_soon, kubeconfig=self._kubeconfig),
+            registry=handlers.registry(
+                self._world, nodes=nodes, on_listing=self._loop.list_soon, kubeconfig=self._kubeconfig
+            ),
             settings=handlers.settings(),
             standalone=True,
             clusterwide=not namespaces,
@@ -224,6 +242,21 @@ class Process:
             stop_flag=stop,
             ready_flag=ready,
         )
+
+    async def _may_watch_nodes(self) -> bool:
+        """Whether its rights are wide enough; a watch without them would fail again and again."""
+        while True:
+            try:
+                # What counts is whether it's allowed: no node has this label.
+                await self._cluster.list(NODE, label_selector=f"{OWNER}=none")
+            except ClusterError as error:
+                if error.status == HTTPStatus.FORBIDDEN:
+                    logger.info("nodes may not be watched: workers aren't moved off nodes that are about to go")
+                    return False
+                logger.warning("waiting until nodes can be read: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return True
 
     async def _wait_for_definition(self) -> None:
         """Until the API server serves DuetDeployments and lets us read them: watches that begin sooner stay blind."""

@@ -39,6 +39,9 @@ class Order:
     lease_seconds: float
     workers_on_node: Mapping[str, int] = field(default_factory=dict)
     """Node -> workers of both pools on it."""
+    nodes_leaving: frozenset[str] = frozenset()
+    replaced: frozenset[str] = frozenset()
+    """Uids of workers on these nodes whose successors serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class PoolScaler:
             start_allowed=start_allowed,
             counted=sight.counted,
             workers_on_node=order.workers_on_node,
+            nodes_leaving=order.nodes_leaving,
+            replaced=order.replaced,
         )
         actions = decide(pool, order.rules)
         place = Place(

@@ -105,6 +105,7 @@ class Observer:
                 deployment=self.own(DEPLOYMENT, names.pool_name(self._key.name, role), uid=deployment.metadata.uid),
                 pods=tuple(pod for pod in pods if pod.role == role.value),
                 first_replicas=first.of(role),
+                may_move=deployment.spec.scaling.mode != "Recommend",
             )
             for role in POOL_ROLES
         }

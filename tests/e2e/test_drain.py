@@ -12,8 +12,8 @@ from duet_operator.cluster import POD
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-LONG_ANSWER_TOKENS = 700
-"""Half a minute of decode, at 20 tokens/s: three such answers need two workers, so that one of three has to leave."""
+LONG_ANSWER_TOKENS = 500
+"""25 seconds of decode, at 20 tokens/s: three such answers need two workers, so that one of three has to leave."""
 RETURNING = 2.0
 """Requests per second of 20 tokens that need, beside these, the third worker again."""
 TOO_MANY = 429
@@ -21,7 +21,9 @@ TOO_MANY = 429
 
 
 async def test_returning_load_calls_a_drain_off_and_costs_no_cold_start(serving: Serving) -> None:
-    await serving.apply_and_wait({"spec.pools.decode.minReplicas": 3, "spec.pools.decode.maxReplicas": 3})
+    # One prefill worker whatever comes, for three prompts at once look like a rising load.
+    bounds = {"decode.minReplicas": 3, "decode.maxReplicas": 3, "prefill.maxReplicas": 1}
+    await serving.apply_and_wait({f"spec.pools.{path}": value for path, value in bounds.items()})
     long, short = serving.load((PROMPT_TOKENS, LONG_ANSWER_TOKENS)), serving.load((PROMPT_TOKENS, 20))
     async with Recorder(serving) as recorder, long, short:
         long.send(3)
@@ -57,6 +59,34 @@ async def test_an_evicted_worker_finishes_what_it_has(serving: Serving) -> None:
         load.requests_per_second = 0.0
 
     assert load.failures == []
+
+
+async def test_a_worker_leaves_a_cordoned_node_after_its_successor_serves(serving: Serving) -> None:
+    await serving.apply_and_wait({"spec.pools.decode.maxReplicas": 1, "spec.pools.prefill.maxReplicas": 1})
+    async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 20)) as load:
+        load.requests_per_second = 1.0
+        await load.ended(2, seconds=60)
+        (old,) = recorder.of("decode")
+        (pod,) = await serving.pods("decode")
+        node = pod["spec"]["nodeName"]
+        serving.cluster.kubectl("cordon", node)
+        try:
+
+            async def moved() -> bool:
+                return old.gone and [worker.leaving for worker in recorder.of("decode")].count(False) == 1
+
+            await until("the worker has moved", moved, seconds=CHANGE_SECONDS)
+            (successor,) = await serving.pods("decode")
+            assert successor["spec"]["nodeName"] != node
+        finally:
+            serving.cluster.kubectl("uncordon", node)
+        await serving.settled()
+        await load.ended(2, seconds=60)
+        load.requests_per_second = 0.0
+
+    assert load.failures == []
+    assert recorder.counts["decode"] == [1, 2, 1]
+    assert (old.drains, old.has_been_ready) == (1, True)
 
 
 async def _evict(serving: Serving, metadata: dict[str, str]) -> None:

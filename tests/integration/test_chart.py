@@ -68,6 +68,7 @@ def test_no_role_may_read_secrets_or_write_specs() -> None:
 def test_a_list_of_namespaces_gives_no_cluster_wide_right() -> None:
     documents = rendered("--set=watchNamespaces={a,b}")
     assert kinds(documents, "ClusterRoleBinding") == {}
+    assert not [name for name in kinds(documents, "ClusterRole") if name == "duet-operator-nodes"]
     bound = [each["metadata"]["namespace"] for each in documents if each["kind"] == "RoleBinding"]
     assert sorted(bound) == ["a", "b", NAMESPACE]
     assert from_environment(environment("--set=watchNamespaces={a,b}")).namespaces == ("a", "b")

@@ -29,6 +29,7 @@ CHILDREN = {
 CHILD_KINDS = "configmaps,deployments,rolebindings,services,serviceaccounts"
 OURS = "--selector=app.kubernetes.io/managed-by=duet-operator"
 CHANGE_SECONDS = 40.0
+PASSES_DONE = 'duet_operator_passes_total{result="done"}'
 QUIET_OBJECTS = 50
 QUIET_SECONDS = 10.0
 LARGEST_MIB = 150
@@ -86,9 +87,13 @@ class Served:
         return {f"{child['kind']}/{child['metadata']['name']}": child for child in found}
 
     def versions(self) -> dict[str, str]:
-        """Resource versions of the object and its children."""
+        """Resource versions of the object and its children but Deployments, whose controller writes them too."""
         everything = {**self.children(), "object": self.get("duet", self.name)}
-        return {name: each["metadata"]["resourceVersion"] for name, each in everything.items()}
+        return {
+            name: each["metadata"]["resourceVersion"]
+            for name, each in everything.items()
+            if each["kind"] != "Deployment"
+        }
 
     def conditions(self) -> dict[str, dict[str, Any]]:
         status = self.get("duet", self.name).get("status", {})
@@ -156,6 +161,35 @@ def test_changes_of_mode_change_no_count(operator: OperatorProcess, served: Serv
         assert served.replicas("decode") == 2, mode
 
 
+def test_an_autoscaler_of_somebody_else_owns_the_count_in_recommend_and_is_told_of_in_auto(
+    operator: OperatorProcess, served: Served
+) -> None:
+    served.apply({"scaling.mode": "Recommend"})
+    served.made()
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "served-decode"}
+    autoscaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "theirs"},
+        "spec": {"scaleTargetRef": target, "minReplicas": 3, "maxReplicas": 4},
+    }
+    served.kubectl("apply", "-f", "-", input=json.dumps(autoscaler))
+    until("it has raised the count to its minimum", lambda: served.replicas("decode") == 3)
+    served.apply({"scaling.mode": "Recommend", "engine.args": ["--log-level", "info"]})
+    generation = served.get("duet", "served")["metadata"]["generation"]
+    until("it's applied", lambda: served.get("duet", "served")["status"]["observedGeneration"] == generation)
+    assert served.replicas("decode") == 3
+    served.kubectl("delete", "hpa", "theirs")
+
+    served.apply({"scaling.mode": "Manual", "pools.decode.replicas": 2})
+    until("the spec's count is there", lambda: served.replicas("decode") == 2)
+    served.kubectl("scale", "deployment/served-decode", "--replicas=4")
+    until("it's set back", lambda: served.replicas("decode") == 2)
+    events = json.loads(served.kubectl("get", "events.events.k8s.io", "--output=json"))["items"]
+    (told,) = [event for event in events if event["reason"] == "ForeignScale"]
+    assert "decode 2→4 by somebody else; scaling.mode is Manual, so it becomes 2" in told["note"]
+
+
 def test_edits_of_our_fields_are_repaired_and_others_kept(operator: OperatorProcess, served: Served) -> None:
     served.apply()
     served.made()
@@ -186,16 +220,33 @@ def test_an_object_that_cannot_be_acted_on_says_why(operator: OperatorProcess, s
     until("it is accepted again", lambda: served.conditions()["Accepted"]["status"] == "True")
 
 
+def written(operator: OperatorProcess) -> float:
+    """Writes so far, those of the Lease apart."""
+    return sum(value for name, value in operator.writes().items() if 'kind="Lease"' not in name)
+
+
+def quiet_passes(operator: OperatorProcess) -> bool:
+    """Whether it wrote nothing in three passes."""
+
+    def passes() -> float:
+        return operator.metrics()[PASSES_DONE]
+
+    before, last = written(operator), passes() + 3
+    until("three passes later", lambda: passes() >= last)
+    return written(operator) == before
+
+
 def test_a_new_operator_writes_nothing(kubeconfig: Path, served: Served, tmp_path: Path) -> None:
     with running_operator(kubeconfig, tmp_path / "first.log") as first:
         first.wait_until_acting()
         served.apply()
         served.made()
+        until("it has told everything", lambda: quiet_passes(first), seconds=90)
         assert first.end() == 0
     before = served.versions()
     with running_operator(kubeconfig, tmp_path / "second.log") as second:
         second.wait_until_acting()
-        until("it has had several passes", lambda: second.metrics()['duet_operator_passes_total{result="done"}'] >= 3)
+        until("it has had several passes", lambda: second.metrics()[PASSES_DONE] >= 3)
         assert served.versions() == before
         assert set(second.writes()) <= {
             'duet_operator_writes_total{kind="Lease",verb="create"}',
@@ -219,19 +270,16 @@ def test_many_quiet_objects_cost_no_write_and_little_memory(
 
     until("every object tells of its pods", told, seconds=90)
 
-    def written() -> float:
-        return sum(value for name, value in operator.writes().items() if 'kind="Lease"' not in name)
-
     def calm() -> bool:
-        before = written()
+        before = written(operator)
         time.sleep(3)
-        return written() == before
+        return written(operator) == before
 
     until("writes have ended", calm, seconds=60)
-    before, passes = written(), operator.metrics()['duet_operator_passes_total{result="done"}']
+    before, passes = written(operator), operator.metrics()[PASSES_DONE]
     time.sleep(QUIET_SECONDS)
-    assert written() == before
-    assert operator.metrics()['duet_operator_passes_total{result="done"}'] >= passes + QUIET_OBJECTS
+    assert written(operator) == before
+    assert operator.metrics()[PASSES_DONE] >= passes + QUIET_OBJECTS
     memory = operator.memory_mib()
     control_plane.kubectl("delete", "duet", "--all", f"--namespace={namespace}")
     with capsys.disabled():
@@ -274,7 +322,7 @@ def test_a_namespaced_operator_needs_and_sees_no_other_namespace(
 ) -> None:
     elsewhere = Served(control_plane, f"{served.namespace}-else")
     control_plane.kubectl("create", "namespace", elsewhere.namespace)
-    control_plane.kubectl("delete", "clusterrolebinding", "duet-operator")
+    control_plane.kubectl("delete", "clusterrolebinding", "duet-operator", "duet-operator-nodes")
     try:
         narrow = install(control_plane, f"--set=watchNamespaces={{{served.namespace}}}")
         with running_operator(narrow, tmp_path / "log", namespaces=served.namespace) as process:
@@ -285,6 +333,7 @@ def test_a_namespaced_operator_needs_and_sees_no_other_namespace(
             assert elsewhere.children() == {}
             assert "status" not in elsewhere.get("duet", "served")
         assert "is forbidden: User" not in process.log, process.log
+        assert process.log.count("nodes may not be watched: workers aren't moved") == 1
     finally:
         install(control_plane)
         control_plane.kubectl("delete", "namespace", elsewhere.namespace, "--wait=false")

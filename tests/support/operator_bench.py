@@ -17,6 +17,7 @@ from duet_operator.cluster import DEPLOYMENT, DUET, FIELD_MANAGER, POD
 from duet_operator.controller import Controller, Services
 from duet_operator.drain_executor import DrainExecutor
 from duet_operator.metrics import Metrics
+from duet_operator.nodes import Nodes
 from duet_operator.planner.types import Decision, Observation, Performance, PlannerMemory, PlanSpec, PoolDecision
 from duet_operator.pods import Pod
 from duet_operator.reporting import Reporter
@@ -89,6 +90,7 @@ class Bench:
         self.cluster = FakeCluster(self.clock)
         self.cluster.subscribers.append(self._deliver)
         self.world = World(field_manager=FIELD_MANAGER)
+        self.nodes = Nodes()
         self.gateways = ScriptedGateways()
         self.answers = 0
         """Documents that the gateway has written."""
@@ -114,6 +116,7 @@ class Bench:
         )
         return Services(
             world=self.world,
+            nodes=self.nodes,
             settings=self.settings,
             reader=self.gateways,  # type: ignore[arg-type]
             plans=self.plans,  # type: ignore[arg-type]

@@ -168,6 +168,13 @@ class VirtualPool:
 
     # --- the operator ---
 
+    async def hear(self) -> None:
+        """The operator's watches begin anew, and a list makes up for what they missed."""
+        self.deaf = False
+        for kind in (DEPLOYMENT, POD):
+            listing = await self.cluster.list(kind)
+            self.world.relist(kind.name, listing.items, resource_version=listing.resource_version)
+
     async def operate(self, target: int, *, rollout: bool = False) -> Outcome:
         """One pass of the scaler."""
         order = Order(

@@ -84,7 +84,8 @@ class ScalingSpec(ApiModel):
     600. Live."""
     pending_deadline_seconds: int = Field(default=900, ge=10, le=86_400)
     """How long a pod may be unready (unschedulable, refused by a quota, crash-looping, still loading) before it counts
-    as lost, in seconds. Default 900. After it no more of the same are asked for, and CapacityPending says so. Live."""
+    as lost, in seconds. Default 900. After it CapacityPending says so, no more of the same are asked for, and those
+    that found no place are taken back and asked for again later. Live."""
     spare_replicas: int = Field(default=0, ge=0, le=100)
     """Ready workers that each pool keeps beyond what the load needs of it, against bursts and losses that a cold start
     is too slow for. Default 0. Workers of minReplicas that the load doesn't need count; maxReplicas and maxGPUs go

@@ -29,6 +29,8 @@ CONTAINER = "engine"
 GRACE_BEYOND_DRAIN_SECONDS = 45
 """SGLang needs up to 23 s to stop after SIGTERM; the rest is for the drain's own end."""
 KEPT_REVISIONS = 3
+RELOCATION_ANNOTATION = "duetserve.io/relocating"
+"""On a pool's Deployment while workers move off nodes that are about to go: `3/4` is three wanted, four for now."""
 LIVE_ITL_KEY = "itlMilliseconds"
 
 
@@ -66,6 +68,14 @@ def surging(manifest: Manifest) -> Manifest:
     """The Deployment of a pool whose only worker leaves in a roll-out after its successor serves, instead of before."""
     strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     return {**manifest, "spec": {**manifest["spec"], "strategy": strategy}}
+
+
+def relocating(manifest: Manifest, note: str | None) -> Manifest:
+    """The Deployment with a note of how many of its pods are wanted for good."""
+    if note is None:
+        return manifest
+    annotations = {**manifest["metadata"].get("annotations", {}), RELOCATION_ANNOTATION: note}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
 def pool_creation(deployment: DuetDeployment, role: Role, images: Images, *, replicas: int) -> Manifest:

@@ -5,7 +5,7 @@ from tests.support.virtual_pool import KEY, NAME, SETTLE_SECONDS, VirtualPool
 
 from duet_operator.cluster import DEPLOYMENT, POD, ClusterError, Kind
 from duet_operator.drain import VICTIM_COST
-from duet_operator.pods import DELETION_COST_ANNOTATION
+from duet_operator.pods import DELETION_COST_ANNOTATION, DRAIN_ANNOTATION
 
 
 async def with_drained_victim(replicas: int = 3) -> VirtualPool:
@@ -90,6 +90,21 @@ async def test_a_mark_of_an_operator_that_ended_before_it_lowered_the_count_goes
     await pool.operate(3)
     assert (marked(pool), pool.draining()) == ([], [])
     assert all(engine.serving(pool.engines.now) for engine in pool.engines.by_uid.values())
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+async def test_only_a_worker_that_any_other_can_stand_in_for_is_given_up_when_it_cannot_be_asked(by_hand: bool) -> None:
+    pool = VirtualPool(replicas=2)
+    pool.engines.unreachable = set(pool.engines.by_uid)
+    if by_hand:
+        wish = {"metadata": {"annotations": {DRAIN_ANNOTATION: "true"}}}
+        pool.cluster.edit(POD, KEY.namespace, pool.cluster.pods("decode")[0]["metadata"]["name"], wish)
+    pool.cluster.writes.clear()
+    await pool.operate(2 if by_hand else 1)
+    assert bool(pool.cluster.writes) is not by_hand, "who is asked again in each pass must not cost a write in each"
+    pool.engines.unreachable = set()
+    await pool.operate(2 if by_hand else 1)
+    assert len(pool.draining()) == 1
 
 
 async def test_a_stale_mark_of_whomever_is_cleared_in_the_next_pass() -> None:

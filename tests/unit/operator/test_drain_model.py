@@ -59,6 +59,14 @@ class Drains(RuleBasedStateMachine):
         uids = sorted(self.pool.engines.by_uid)
         self.pool.engines.unreachable ^= {uids[index % len(uids)]}
 
+    @rule()
+    def watches_fall_behind(self) -> None:
+        self.pool.deaf = True
+
+    @rule()
+    def watches_begin_anew(self) -> None:
+        asyncio.run(self.pool.hear())
+
     @rule(seconds=st.floats(0.1, INTERVAL_SECONDS))
     def wait(self, seconds: float) -> None:
         self.pool.pass_time(seconds)
@@ -88,7 +96,7 @@ class Drains(RuleBasedStateMachine):
         if engines.now > self.last_pass:
             return
         for pod in self.pool.draining():
-            if pod.uid not in self.unheard:
+            if pod.uid in engines.by_uid and pod.uid not in self.unheard:
                 remaining = engines.by_uid[pod.uid].drain.lease_remaining_seconds(engines.now)
                 assert remaining == LEASE_SECONDS, pod.name
 
@@ -96,6 +104,7 @@ class Drains(RuleBasedStateMachine):
         """Left alone, with no load, the pool becomes what it should be, and all its workers serve."""
         self.pool.engines.unreachable.clear()
         self.pool.finish_all()
+        asyncio.run(self.pool.hear())
         for _ in range(60):
             self.pool.control()
             self.pool.start_all()
