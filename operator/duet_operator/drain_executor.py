@@ -147,7 +147,7 @@ class DrainExecutor:
         candidates = (*removal.drained, *removal.at_once)
         sure = await asyncio.gather(
             *(self._confirmed(pod, place) for pod in removal.drained),
-            *(self._holds_nothing(pod) for pod in removal.at_once),
+            *(self._holds_nothing(pod, place) for pod in removal.at_once),
         )
         leaving = [*(pod for pod, yes in zip(candidates, sure, strict=True) if yes), *removal.overdue]
         replicas = removal.count_without(len(leaving))
@@ -189,11 +189,20 @@ class DrainExecutor:
             return False
         return confirmed(status, place.settle_seconds)
 
-    async def _holds_nothing(self, pod: Pod) -> bool:
-        """Asks the API server itself: the cache may be a moment behind."""
+    async def _holds_nothing(self, pod: Pod, place: Place) -> bool:
+        """Asks the API server itself, for the cache may be a moment behind, and keeps the engine from getting ready.
+
+        One that got ready right now would stay, and a worker that drains would go in its place.
+        """
         body = await self._cluster.get(POD, pod.namespace, pod.name)
         present = None if body is None else read_pod(body)
-        return present is not None and present.uid == pod.uid and not present.may_hold_requests
+        if present is None or present.uid != pod.uid or present.may_hold_requests:
+            return False
+        try:
+            status = await self._engines.drain(present, lease_seconds=place.lease_seconds, reason="leaving")
+        except EngineError:
+            return True  # It isn't up.
+        return status.remaining.total == 0
 
     async def _annotate(self, pod: Pod, annotations: dict[str, str | None]) -> None:
         changes = {"metadata": {"uid": pod.uid, "annotations": annotations}}

@@ -46,6 +46,8 @@ class EngineClient:
         return await self._ask("DELETE", pod)
 
     async def _ask(self, method: str, pod: Pod, body: bytes | None = None) -> DrainStatus:
+        if not pod.address:
+            raise EngineError(f"{pod.name}: it has no address yet")
         url = f"http://{pod.endpoint('http', ENGINE_PORT)}{DRAIN_PATH}"
         try:
             async with self._session.request(

@@ -75,6 +75,19 @@ async def test_a_count_that_was_lowered_is_known_before_the_watch_tells() -> Non
     assert not pool.engines.by_uid[victim.uid].serving(pool.engines.now), "it's on its way out, and was called back"
 
 
+async def test_a_new_worker_that_leaves_does_not_get_ready_while_it_is_on_its_way_out() -> None:
+    pool = VirtualPool(replicas=2)
+    pool.arrive(2)
+    await pool.operate(3)
+    pool.control()
+    await pool.operate(1)
+    pool.kubelet()
+    assert (pool.replicas, len(pool.draining())) == (2, 1)
+    pool.start_all()
+    pool.control()
+    assert [requests for _, requests, _ in pool.killed] == [0], "the one that drains went in its place"
+
+
 async def test_a_mark_of_an_operator_that_ended_before_it_lowered_the_count_goes() -> None:
     pool = await with_drained_victim()
     broken = ClusterError("scale", status=0, reason="Unreachable", message="")
