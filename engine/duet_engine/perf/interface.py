@@ -64,13 +64,22 @@ class StepBatch:
         return cls(decode_requests=requests, decode_context_tokens=context_tokens)
 
     @classmethod
-    def prefill(cls, chunk_tokens: float, context_tokens: float = 0.0, *, requests: float = 1.0) -> Self:
+    def prefill(
+        cls, chunk_tokens: float, context_tokens: float = 0.0, *, requests: float = 1.0, printed: bool = False
+    ) -> Self:
         """Equal chunks of `requests` prompts: `chunk_tokens` new tokens behind `context_tokens` each."""
-        return cls().with_chunks(chunk_tokens, context_tokens, requests=requests)
+        return cls().with_chunks(chunk_tokens, context_tokens, requests=requests, printed=printed)
 
-    def with_chunks(self, chunk_tokens: float, context_tokens: float = 0.0, *, requests: float = 1.0) -> Self:
-        """This batch and equal chunks of more prompts beside it."""
-        pairs = chunk_tokens * context_tokens + chunk_tokens * (chunk_tokens + 1.0) / 2.0
+    def with_chunks(
+        self, chunk_tokens: float, context_tokens: float = 0.0, *, requests: float = 1.0, printed: bool = False
+    ) -> Self:
+        """This batch and equal chunks of more prompts beside it.
+
+        `printed` counts pairs as the DuetServe paper prints it, q(q+c): without the causal half, so a prompt's chunks
+        cost less than the prompt. For reproducing the paper only.
+        """
+        new_pairs = chunk_tokens * (chunk_tokens if printed else (chunk_tokens + 1.0) / 2.0)
+        pairs = chunk_tokens * context_tokens + new_pairs
         return type(self)(
             decode_requests=self.decode_requests,
             decode_context_tokens=self.decode_context_tokens,

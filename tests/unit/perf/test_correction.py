@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from duet_engine.perf.correction import BOUND, CorrectedSteps, Correction
@@ -23,7 +23,6 @@ def _after(ratio: float, steps: int) -> Correction:
     return correction
 
 
-@settings(deadline=None)
 @given(predicted=seconds, observed=seconds)
 def test_one_step_hardly_moves_it(predicted: float, observed: float) -> None:
     moved = Correction().observed(StepKind.MIXED, predicted_seconds=predicted, observed_seconds=observed)
@@ -43,7 +42,6 @@ def test_drift_is_visible_and_bounded() -> None:
     assert _after(0.1, 5000).drifted == {StepKind.DECODE: 1 / BOUND}
 
 
-@settings(deadline=None)
 @given(ratios=st.lists(st.floats(0.01, 100.0), max_size=300))
 def test_it_never_leaves_its_bounds(ratios: list[float]) -> None:
     correction = Correction()

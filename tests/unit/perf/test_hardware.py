@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from duet_engine.perf import memory
@@ -65,7 +65,6 @@ def test_a_curve_that_falls_is_refused() -> None:
         SmCurve.measured([(0.25, 0.2, 0.9), (0.5, 0.5, 0.6)])
 
 
-@settings(deadline=None)
 @given(first=st.integers(0, 10**6), second=st.integers(0, 10**6), ranks=st.sampled_from([1, 2, 4, 8]))
 def test_kv_is_additive(first: int, second: int, ranks: int) -> None:
     shape = find_shape("Qwen/Qwen3-32B")

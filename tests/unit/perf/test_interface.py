@@ -19,6 +19,14 @@ def test_a_prompt_attends_to_as_many_pairs_as_its_chunks(first: int, second: int
     assert chunked.tokens == whole.tokens
 
 
+@given(chunk=tokens, context=st.integers(0, 50_000))
+def test_the_papers_count_has_no_causal_half(chunk: int, context: int) -> None:
+    printed = StepBatch.prefill(chunk, context, printed=True)
+    assert printed.prefill_pairs == chunk * (chunk + context)
+    exact = StepBatch.prefill(chunk, context).prefill_pairs
+    assert printed.prefill_pairs - exact == chunk * (chunk - 1) / 2
+
+
 @given(requests=st.integers(1, 500), context=st.integers(0, 100_000), chunk=tokens)
 def test_a_mixed_batch_is_its_two_parts(requests: int, context: int, chunk: int) -> None:
     decode, prefill = StepBatch.decode(requests, context), StepBatch.prefill(chunk, 7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from duet_engine.perf.hardware import find_gpu
@@ -28,14 +28,12 @@ ROOFLINES = {
     for ranks in (1, 4)
 }
 rooflines = st.sampled_from(sorted(ROOFLINES)).map(ROOFLINES.__getitem__)
-unhurried = settings(deadline=None)
 requests = st.integers(1, 512)
 tokens = st.integers(1, 16_384)
 contexts = st.integers(0, 65_536)
 shares = st.integers(1, 100).map(lambda percent: percent / 100)
 
 
-@unhurried
 @given(roofline=rooflines, chunk=tokens, context=contexts, more=tokens, share=shares)
 def test_more_prompt_tokens_take_longer(roofline: Roofline, chunk: int, context: int, more: int, share: float) -> None:
     shorter = roofline.step_seconds(StepBatch.prefill(chunk, context), sm_share=share)
@@ -43,7 +41,6 @@ def test_more_prompt_tokens_take_longer(roofline: Roofline, chunk: int, context:
     assert shorter <= roofline.step_seconds(StepBatch.prefill(chunk, context + more), sm_share=share)
 
 
-@unhurried
 @given(roofline=rooflines, count=requests, context=tokens, more=requests, share=shares)
 def test_more_decoding_takes_longer(roofline: Roofline, count: int, context: int, more: int, share: float) -> None:
     shorter = roofline.step_seconds(StepBatch.decode(count, count * context), sm_share=share)
@@ -53,7 +50,6 @@ def test_more_decoding_takes_longer(roofline: Roofline, count: int, context: int
     assert shorter < more_requests * (1 + 1e-12)
 
 
-@unhurried
 @given(roofline=rooflines, count=requests, context=tokens, chunk=tokens, done=contexts, share=shares, less=shares)
 def test_fewer_sms_take_longer(
     roofline: Roofline, count: int, context: int, chunk: int, done: int, share: float, less: float
@@ -64,7 +60,6 @@ def test_fewer_sms_take_longer(
     )
 
 
-@unhurried
 @given(roofline=rooflines, count=requests, context=tokens, chunk=tokens, done=contexts, share=shares)
 def test_a_mixed_step_is_no_shorter_than_either_part_and_no_longer_than_both(
     roofline: Roofline, count: int, context: int, chunk: int, done: int, share: float
@@ -76,7 +71,6 @@ def test_a_mixed_step_is_no_shorter_than_either_part_and_no_longer_than_both(
     assert mixed <= sum(apart) * roofline.calibrated.efficiencies.sustained_slowdown * (1 + 1e-9)
 
 
-@unhurried
 @given(roofline=rooflines, prompt=st.integers(2, 32_768), chunk=st.integers(1, 32_768))
 def test_chunks_cost_their_prompts_attention(roofline: Roofline, prompt: int, chunk: int) -> None:
     """Attention is counted exactly, so cutting a prompt wins nothing but what short products gain in clock rate."""
@@ -89,7 +83,6 @@ def test_chunks_cost_their_prompts_attention(roofline: Roofline, prompt: int, ch
     assert sum(map(roofline.step_seconds, pieces)) >= at_once / slowdown
 
 
-@unhurried
 @given(roofline=rooflines, count=requests, context=tokens, chunk=st.integers(0, 8192))
 def test_many_shares_at_once_are_each_alone(roofline: Roofline, count: int, context: int, chunk: int) -> None:
     batch = StepBatch.decode(count, count * context)
@@ -99,7 +92,6 @@ def test_many_shares_at_once_are_each_alone(roofline: Roofline, count: int, cont
     assert roofline.step_seconds_over(batch, percents) == pytest.approx(alone, rel=1e-12)
 
 
-@unhurried
 @given(roofline=rooflines, count=requests, context=tokens, chunk=tokens)
 def test_terms_add_up_to_the_step(roofline: Roofline, count: int, context: int, chunk: int) -> None:
     batch = StepBatch.decode(count, count * context).with_chunks(chunk)
@@ -107,7 +99,6 @@ def test_terms_add_up_to_the_step(roofline: Roofline, count: int, context: int, 
 
 
 @pytest.mark.parametrize("name", list(CurveName))
-@unhurried
 @given(share=shares, batch_size=requests)
 def test_the_whole_gpu_is_the_same_on_every_curve(name: CurveName, share: float, batch_size: int) -> None:
     gpu, shape = find_gpu("h100-sxm"), find_shape("Qwen/Qwen3-8B")
