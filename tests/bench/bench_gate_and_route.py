@@ -49,19 +49,28 @@ QWEN_8B = WorkerPace(
     mixed_step_seconds=0.0174 + 6.2e-5 * CHUNK_TOKENS,
     solo_step_seconds=1 / 45.45,
 )
-GATE_AND_ROUTE = Scheme("GG-SP", lambda plan, n: PlanGate(plan, workers=n), lambda _: GreedyRouter(), static_plan=True)
-HELD = Scheme(
-    "GG-SP, shed classes held",
-    lambda plan, n: PlanGate(plan, workers=n, hold_shed=True),
+GATE_AND_ROUTE = Scheme(
+    "GG-SP",
+    lambda plan, n: PlanGate(plan, workers=n, back_pressure=False),
     lambda _: GreedyRouter(),
     static_plan=True,
 )
-SLI_AWARE = Scheme("SLI-aware", lambda plan, n: PlanGate(plan, workers=n), ShareRouter, static_plan=True)
+BACK_PRESSURE = Scheme(
+    "GG-SP, back pressure", lambda plan, n: PlanGate(plan, workers=n), lambda _: GreedyRouter(), static_plan=True
+)
+SLI_AWARE = Scheme(
+    "SLI-aware", lambda plan, n: PlanGate(plan, workers=n, back_pressure=False), ShareRouter, static_plan=True
+)
 SCHEMES = (
     GATE_AND_ROUTE,
-    HELD,
-    Scheme("GF-WSP", lambda plan, n: PlanGate(plan, workers=n), lambda _: GreedyRouter(), static_plan=False),
-    Scheme("GI-WSP", lambda plan, n: PlanGate(plan, workers=n), None, static_plan=False),
+    BACK_PRESSURE,
+    Scheme(
+        "GF-WSP",
+        lambda plan, n: PlanGate(plan, workers=n, back_pressure=False),
+        lambda _: GreedyRouter(),
+        static_plan=False,
+    ),
+    Scheme("GI-WSP", lambda plan, n: PlanGate(plan, workers=n, back_pressure=False), None, static_plan=False),
     Scheme("FG-SP", lambda _, __: FirstComeGate(), lambda _: GreedyRouter(), static_plan=True),
     Scheme("FI-WSP", lambda _, __: FirstComeGate(), None, static_plan=False),
 )
@@ -113,12 +122,12 @@ def random_instance(chance: random.Random) -> Instance:
 
 
 def measure(instance: Instance, plan: FluidPlan, scheme: Scheme, *, workers: int, seed: int) -> Measured:
-    """One run of four slowest decodes, after five that aren't counted."""
+    """One run of three slowest decodes, after four that aren't counted."""
     prices = [PRICES.request(one) for one in instance.classes]
     cluster = ManyServers(plan, workers=workers, scheme=scheme, prices=prices, seed=seed)
-    cluster.run(5 * instance.slowest_seconds)
-    cluster.reset()
     cluster.run(4 * instance.slowest_seconds)
+    cluster.reset()
+    cluster.run(3 * instance.slowest_seconds)
     return cluster.measured
 
 
@@ -135,15 +144,17 @@ def distance(measured: Measured, plan: FluidPlan, workers: int) -> float:
     )
 
 
-def convergence(seeds: int) -> dict[int, list[float]]:
-    """Part 1: share of R* by n."""
+def convergence(seeds: int) -> dict[str, dict[int, list[float]]]:
+    """Part 1: share of R* by n, with the printed gate and ours."""
     instance = Instance(PAPER_CLASSES, QWEN_8B)
     plan = instance.plan()
-    found = {}
-    for workers in SIZES:
-        runs = [measure(instance, plan, GATE_AND_ROUTE, workers=workers, seed=seed) for seed in range(seeds)]
-        found[workers] = [share_of_bound(run, plan, workers) for run in runs]
-        print(f"n = {workers}: {statistics.mean(found[workers]):.4f} of R*", flush=True)
+    found: dict[str, dict[int, list[float]]] = {}
+    for scheme in (GATE_AND_ROUTE, BACK_PRESSURE):
+        found[scheme.name] = {}
+        for workers in SIZES:
+            runs = [measure(instance, plan, scheme, workers=workers, seed=seed) for seed in range(seeds)]
+            found[scheme.name][workers] = [share_of_bound(run, plan, workers) for run in runs]
+            print(f"{scheme.name}, n = {workers}: {statistics.mean(found[scheme.name][workers]):.4f} of R*", flush=True)
     return found
 
 
@@ -177,18 +188,24 @@ def occupancies(seeds: int) -> dict[str, dict[int, list[float]]]:
 
 
 def draw(
-    found: dict[int, list[float]], policies: dict[str, list[float]], distances: dict[str, dict[int, list[float]]]
+    found: dict[str, dict[int, list[float]]],
+    policies: dict[str, list[float]],
+    distances: dict[str, dict[int, list[float]]],
 ) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    left.errorbar(list(found), [statistics.mean(v) for v in found.values()], [spread(v) for v in found.values()])
+    for name, by_size in found.items():
+        means = [statistics.mean(v) for v in by_size.values()]
+        left.errorbar(list(by_size), means, [spread(v) for v in by_size.values()], label=name, capsize=3)
+    left.legend()
     left.axhline(1.0, linestyle="--", color="gray")
     left.set(xscale="log", xlabel="workers", ylabel="revenue / R*", title="Gate-and-Route approaches R*")
     middle.bar(
         list(policies), [statistics.mean(v) for v in policies.values()], yerr=[spread(v) for v in policies.values()]
     )
+    middle.tick_params("x", rotation=30)
     middle.set(ylabel="revenue / R*", title="Five policies, random instances")
     for name, by_size in distances.items():
         right.plot(list(by_size), [statistics.mean(v) for v in by_size.values()], marker="o", label=name)
@@ -217,7 +234,7 @@ def write(rows: list[dict[str, object]], seeds: int, notes: list[str]) -> None:
 NOTES = [
     "`tests/support/many_servers.py` plays section 3 of arXiv 2602.02987: Poisson arrivals, exponential services and",
     "patience, n workers with one prefill slot and 16 decode slots. `duet_engine.policy` decides. R* is the fluid",
-    "plan's revenue: what no policy passes as n grows. Runs start empty; five slowest mean decodes aren't counted. A",
+    "plan's revenue: what no policy passes as n grows. Runs start empty; four slowest mean decodes aren't counted. A",
     "policy's figure is the mean over random instances from the paper's ranges, then the standard deviation over them.",
     "Distances are those of the decodes of each class in each pool from the plan, summed, in slots per worker.",
 ]
@@ -247,10 +264,16 @@ def main() -> None:
             "seed": 0,
         }
 
-    rows = [row(f"revenue, n = {n}", statistics.mean(v), "of R*", "R*", 1.0) for n, v in found.items()]
+    rows = [
+        row(f"{name}, n = {n}", statistics.mean(v), "of R*", "R*", 1.0)
+        for name, by_size in found.items()
+        for n, v in by_size.items()
+    ]
     immediate = policies["FI-WSP"]
     for name, values in policies.items():
-        rows.append(row(f"{name}, mean", statistics.mean(values), "of R*", "FI-WSP", statistics.mean(immediate)))
+        rows.append(
+            row(f"{name}, mean over instances", statistics.mean(values), "of R*", "FI-WSP", statistics.mean(immediate))
+        )
     for name, values in policies.items():
         rows.append(row(f"{name}, standard deviation", spread(values), "of R*", "FI-WSP", spread(immediate)))
     greedy, aware = distances[GATE_AND_ROUTE.name], distances[SLI_AWARE.name]

@@ -190,7 +190,7 @@ def plan_figures() -> list[tuple[str, float, str, float]]:
         return next((index for index, taken in enumerate(occupied) if not taken), None)
 
     solve, enumerate_grid = microseconds(lambda: fluid_plan(two, pace), 5), microseconds(grid, 1)
-    admit = microseconds(lambda: gate.admit(prefilling, waiting, heads), 3000)
+    admit = microseconds(lambda: gate.admit(prefilling, waiting, heads_arrived=heads), 3000)
     place = microseconds(lambda: greedy.place(0, solo_free=3, mixed_free=1, draw=0.4), 3000)
     aware = microseconds(lambda: shares.place(0, solo_free=3, mixed_free=1, draw=0.4), 3000)
     everybody = microseconds(scan, 3000)

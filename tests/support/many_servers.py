@@ -199,6 +199,7 @@ class ManyServers:
         buffer.pop(self.random.choice([index for index, other in enumerate(buffer) if other == one]))
         self.buffered[one] -= 1
         self.measured.given_up += 1
+        self._admit()
 
     def _end_prefill(self, one: int) -> None:
         worker = self.random.choice(self.prefillers[one].items)
@@ -239,7 +240,12 @@ class ManyServers:
     def _admit(self) -> None:
         while self.idle and any(self.waiting_counts):
             heads = [queue[0] if queue else 0.0 for queue in self.waiting]
-            one = self.gate.admit(self.prefilling_counts, self.waiting_counts, heads)
+            one = self.gate.admit(
+                self.prefilling_counts,
+                self.waiting_counts,
+                heads_arrived=heads,
+                decodes_waiting=sum(self.buffered),
+            )
             if one is None:
                 return
             self.waiting[one].pop(0)

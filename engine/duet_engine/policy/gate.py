@@ -8,12 +8,12 @@ and of equal ones the one whose queue exceeds its plan most, Q_i - n q_p,i*. The
 that the plan gives nothing (x_i* = 0): such a class goes last, or never. Prioritize-and-Route (section 4, charged by
 phase) takes the class with the most output for its prompt, D_i / P_i.
 
-Invariant: a gate only names a class in which someone waits, and names one while anybody whom it serves does.
+Invariant: a gate only names a class in which someone waits. While no decode waits it names one whenever anybody whom it
+serves does.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -24,10 +24,18 @@ from duet_engine.policy.fluid_plan import FluidPlan
 class Gate(Protocol):
     """Decides by the numbers of each class: no clock, nothing kept."""
 
-    def admit(self, prefilling: Sequence[int], waiting: Sequence[int], heads_arrived: Sequence[float]) -> int | None:
+    def admit(
+        self,
+        prefilling: Sequence[int],
+        waiting: Sequence[int],
+        *,
+        heads_arrived: Sequence[float],
+        decodes_waiting: int = 0,
+    ) -> int | None:
         """The class whose head is prefilled next; None when nobody is to be.
 
-        `heads_arrived` says when each class's first in line came; of an empty class it says nothing.
+        `heads_arrived` says when each class's first in line came; of an empty class it says nothing. `decodes_waiting`
+        are prefilled and wait for a decode slot.
         """
         ...
 
@@ -35,17 +43,20 @@ class Gate(Protocol):
 class PlanGate:
     """Gate-and-Route's: keeps every class's prefills at its planned number."""
 
-    __slots__ = ("_most", "_planned", "_queue_targets", "_shares", "_unplanned", "_workers")
+    __slots__ = ("_back_pressure", "_held", "_planned", "_queue_targets", "_shares", "_unplanned", "_workers")
 
-    def __init__(self, plan: FluidPlan, *, workers: int, serve_unplanned: bool = True, hold_shed: bool = False) -> None:
+    def __init__(
+        self, plan: FluidPlan, *, workers: int, serve_unplanned: bool = True, back_pressure: bool = True
+    ) -> None:
         """`serve_unplanned`: whether a slot that would stay idle takes classes that the plan gives nothing.
 
         The paper's theorem covers a gate that doesn't. But a plan is made for expected traffic, and such a class would
         starve for as long as the plan lasts.
 
-        `hold_shed`: whether a class that the plan sheds in part (q_p* > 0) waits at its target even when a slot would
-        stay idle. The printed gate never idles. With few workers a spare slot then doubles the prefills of a class
-        with short prompts, and its decodes queue until their clients give up.
+        `back_pressure`: whether classes that the plan sheds in part (q_p* > 0) wait while decodes do, even when a slot
+        would stay idle. The printed gate never idles: a spare slot then goes to them, and short prompts can fill it
+        with several times their planned prefills, whose decodes queue until clients give up. Asymptotically it makes
+        no difference; with a hundred workers it is up to a sixth of the revenue. No theorem covers it.
         """
         shares = plan.prefilling
         self._planned = tuple(index for index, share in enumerate(shares) if share > 0.0)
@@ -54,20 +65,20 @@ class PlanGate:
         self._shares = shares
         self._queue_targets = tuple(workers * queue for queue in plan.prefill_queue)
         self._workers = workers
-        self._most = tuple(
-            workers * share if hold_shed and queue > 0.0 else math.inf
-            for share, queue in zip(shares, plan.prefill_queue, strict=True)
-        )
+        self._back_pressure = back_pressure
+        self._held = tuple(back_pressure and queue > 0.0 for queue in plan.prefill_queue)
 
     def admit(
         self,
         prefilling: Sequence[int],
         waiting: Sequence[int],
+        *,
         heads_arrived: Sequence[float],  # noqa: ARG002 - order within a class is the queue's
+        decodes_waiting: int = 0,
     ) -> int | None:
         chosen, least, most_excess = None, 0.0, 0.0
         for index in self._planned:
-            if waiting[index] <= 0 or prefilling[index] >= self._most[index]:
+            if waiting[index] <= 0 or (decodes_waiting and self._held[index]):
                 continue
             deviation = prefilling[index] / self._shares[index] - self._workers
             excess = waiting[index] - self._queue_targets[index]
@@ -75,7 +86,8 @@ class PlanGate:
                 chosen, least, most_excess = index, deviation, excess
         if chosen is not None:
             return chosen
-        return max((index for index in self._unplanned if waiting[index] > 0), key=waiting.__getitem__, default=None)
+        served = () if decodes_waiting and self._back_pressure else self._unplanned
+        return max((index for index in served if waiting[index] > 0), key=waiting.__getitem__, default=None)
 
 
 class PriorityGate:
@@ -92,7 +104,9 @@ class PriorityGate:
         self,
         prefilling: Sequence[int],  # noqa: ARG002 - occupancy doesn't matter to it
         waiting: Sequence[int],
+        *,
         heads_arrived: Sequence[float],  # noqa: ARG002
+        decodes_waiting: int = 0,  # noqa: ARG002
     ) -> int | None:
         return next((index for index in self._order if waiting[index] > 0), None)
 
@@ -106,7 +120,9 @@ class FirstComeGate:
         self,
         prefilling: Sequence[int],  # noqa: ARG002 - occupancy doesn't matter to it
         waiting: Sequence[int],
+        *,
         heads_arrived: Sequence[float],
+        decodes_waiting: int = 0,  # noqa: ARG002
     ) -> int | None:
         served = (index for index, count in enumerate(waiting) if count > 0)
         return min(served, key=heads_arrived.__getitem__, default=None)

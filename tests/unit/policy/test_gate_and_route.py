@@ -82,7 +82,7 @@ def gates(moment: Moment) -> list[Gate]:
 @given(moments())
 def test_a_gate_admits_someone_who_waits_while_anybody_does(moment: Moment) -> None:
     for gate in gates(moment):
-        chosen = gate.admit(moment.prefilling, moment.waiting, moment.heads)
+        chosen = gate.admit(moment.prefilling, moment.waiting, heads_arrived=moment.heads)
         assert (chosen is None) == (sum(moment.waiting) == 0)
         assert chosen is None or moment.waiting[chosen] > 0
 
@@ -91,7 +91,7 @@ def test_a_gate_admits_someone_who_waits_while_anybody_does(moment: Moment) -> N
 @given(moments())
 def test_a_class_below_its_target_goes_before_one_above(moment: Moment) -> None:
     chosen = PlanGate(with_shares(*moment.shares), workers=WORKERS).admit(
-        moment.prefilling, moment.waiting, moment.heads
+        moment.prefilling, moment.waiting, heads_arrived=moment.heads
     )
 
     def below(index: int) -> bool:
@@ -107,7 +107,7 @@ def test_a_class_below_its_target_goes_before_one_above(moment: Moment) -> None:
 @given(moments())
 def test_the_printed_argmin_is_what_is_taken(moment: Moment) -> None:
     chosen = PlanGate(with_shares(*moment.shares), workers=WORKERS).admit(
-        moment.prefilling, moment.waiting, moment.heads
+        moment.prefilling, moment.waiting, heads_arrived=moment.heads
     )
     printed = {
         index: (moment.prefilling[index] - WORKERS * share) / share
@@ -122,21 +122,21 @@ def test_the_printed_argmin_is_what_is_taken(moment: Moment) -> None:
 def test_a_class_without_a_plan_waits_for_those_with_one_and_may_be_left_out() -> None:
     plan = with_shares(0.1, 0.0)
     lenient, strict = PlanGate(plan, workers=WORKERS), PlanGate(plan, workers=WORKERS, serve_unplanned=False)
-    assert lenient.admit((50, 0), (1, 9), (5.0, 0.0)) == 0
-    assert lenient.admit((50, 0), (0, 9), (5.0, 0.0)) == 1
-    assert strict.admit((50, 0), (0, 9), (5.0, 0.0)) is None
+    assert lenient.admit((50, 0), (1, 9), heads_arrived=(5.0, 0.0)) == 0
+    assert lenient.admit((50, 0), (0, 9), heads_arrived=(5.0, 0.0)) == 1
+    assert strict.admit((50, 0), (0, 9), heads_arrived=(5.0, 0.0)) is None
 
 
 def test_equal_deviations_go_to_the_queue_that_exceeds_its_plan_most() -> None:
     gate = PlanGate(with_shares(0.1, 0.1, queues=(0.5, 0.0)), workers=WORKERS)
-    assert gate.admit((3, 3), (52, 3), (0.0, 0.0)) == 1
-    assert gate.admit((3, 3), (54, 3), (0.0, 0.0)) == 0
+    assert gate.admit((3, 3), (52, 3), heads_arrived=(0.0, 0.0)) == 1
+    assert gate.admit((3, 3), (54, 3), heads_arrived=(0.0, 0.0)) == 0
 
 
 def test_priority_is_output_over_prompt_and_first_come_is_age() -> None:
-    assert PriorityGate([PREFILL_HEAVY, DECODE_HEAVY]).admit((0, 0), (5, 1), (0.0, 9.0)) == 1
-    assert FirstComeGate().admit((0, 0), (5, 1), (0.0, 9.0)) == 0
-    assert FirstComeGate().admit((0, 0), (0, 1), (0.0, 9.0)) == 1
+    assert PriorityGate([PREFILL_HEAVY, DECODE_HEAVY]).admit((0, 0), (5, 1), heads_arrived=(0.0, 9.0)) == 1
+    assert FirstComeGate().admit((0, 0), (5, 1), heads_arrived=(0.0, 9.0)) == 0
+    assert FirstComeGate().admit((0, 0), (0, 1), heads_arrived=(0.0, 9.0)) == 1
 
 
 @settings(deadline=None, max_examples=40)
@@ -164,7 +164,7 @@ def test_saturated_classes_hold_their_planned_shares(shares: list[float], draws:
 
 
 def admit(gate: Gate, prefilling: list[int], waiting: list[int]) -> None:
-    chosen = gate.admit(prefilling, waiting, [0.0] * len(waiting))
+    chosen = gate.admit(prefilling, waiting, heads_arrived=[0.0] * len(waiting))
     assert chosen is not None
     prefilling[chosen] += 1
     waiting[chosen] -= 1
@@ -234,10 +234,20 @@ def test_every_free_worker_is_equally_likely() -> None:
     assert taken == {"a": 300, "b": 300, "c": 300}
 
 
-def test_a_shed_class_can_be_held_at_its_target_and_one_served_whole_is_not() -> None:
-    plan = with_shares(0.1, 0.1, queues=(0.5, 0.0))
-    printed, held = PlanGate(plan, workers=WORKERS), PlanGate(plan, workers=WORKERS, hold_shed=True)
-    assert printed.admit((10, 0), (1, 0), (0.0, 0.0)) == 0
-    assert held.admit((10, 0), (1, 0), (0.0, 0.0)) is None
-    assert held.admit((9, 0), (1, 0), (0.0, 0.0)) == 0
-    assert held.admit((10, 30), (1, 1), (0.0, 0.0)) == 1
+@settings(deadline=None, max_examples=60)
+@given(moments(), st.integers(1, 9))
+def test_back_pressure_holds_shed_classes_only(moment: Moment, decodes: int) -> None:
+    queues = [1.0 if index % 2 else 0.0 for index in range(len(moment.shares))]
+    plan = with_shares(*moment.shares, queues=queues)
+    pressed = PlanGate(plan, workers=WORKERS)
+    chosen = pressed.admit(moment.prefilling, moment.waiting, heads_arrived=moment.heads, decodes_waiting=decodes)
+    whole = [
+        index
+        for index, share in enumerate(moment.shares)
+        if share > 0.0 and not queues[index] and moment.waiting[index] > 0
+    ]
+    assert (chosen is None) == (not whole)
+    assert chosen is None or chosen in whole
+    printed = PlanGate(plan, workers=WORKERS, back_pressure=False)
+    free = pressed.admit(moment.prefilling, moment.waiting, heads_arrived=moment.heads)
+    assert free == printed.admit(moment.prefilling, moment.waiting, heads_arrived=moment.heads, decodes_waiting=decodes)
