@@ -137,7 +137,8 @@ def calibrate(
     best = least_squares(residuals, origin, bounds=(lowest, highest), loss="soft_l1", f_scale=OUTLIER)
     if missing := _unidentified(deviations, best.x, names):
         raise UnidentifiedError(missing)
-    found = replace(at(best.x), bases=_bases(rows, start.bases, basis), source=source)
+    values = {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(best.x), strict=True)}
+    found = Calibrated(start.efficiencies.with_values(values), _bases(rows, start.bases, basis), source)
     return Calibration(
         calibrated=found,
         fitted=tuple(names),

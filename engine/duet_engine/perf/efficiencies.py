@@ -120,7 +120,7 @@ def to_document(calibrated: Calibrated) -> dict[str, object]:
     return {
         "source": calibrated.source,
         "bases": {field.name: str(getattr(calibrated.bases, field.name)) for field in fields(Bases)},
-        "efficiencies": {name: float(f"{getattr(calibrated.efficiencies, name):.4g}") for name in NAMES},
+        "efficiencies": {name: getattr(calibrated.efficiencies, name) for name in NAMES},
     }
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.floating[Any]]
@@ -88,6 +90,12 @@ class StepBatch:
             prefill_context_tokens=self.prefill_context_tokens + requests * context_tokens,
             prefill_pairs=self.prefill_pairs + requests * pairs,
         )
+
+    @classmethod
+    def of(cls, parts: Iterable[Self]) -> Self:
+        """All parts in one step: moments add up."""
+        parts = list(parts)
+        return cls(**{name: sum(getattr(part, name) for part in parts) for name in cls.__slots__})
 
     @property
     def tokens(self) -> float:

@@ -21,7 +21,7 @@ from duet_engine.perf.shape import BYTES_PER_VALUE, ModelShape
 from duet_engine.perf.sm_curves import SmCurve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from duet_engine.perf.hardware import Gpu
     from duet_engine.perf.interface import FloatArray
@@ -163,6 +163,20 @@ class Roofline:
         compute, bandwidth = self.curve.at_each(shares)
         terms = self._terms(batch, compute, bandwidth, shares * self.gpu.whole_sms, np.maximum, np.ceil)
         return np.asarray(sum(terms) + np.zeros_like(shares))
+
+    def step_seconds_by_request(self, requests: Sequence[StepBatch], *, sm_share: float = 1.0) -> float:
+        """The step that `requests` make together, with each one's own maximum in attention, as the paper sums it.
+
+        It is never shorter than by the moments of all, and the same where requests are alike.
+        """
+        whole = StepBatch.of(requests)
+        share = sm_share * self.gpu.sm_share
+        compute, bandwidth = self.curve.at(share)
+        prefilling = [request for request in requests if request.prefill_tokens > 0]
+        apart = sum(self._prefill_attention(request, compute, bandwidth) for request in prefilling)
+        launched_once = apart - (len(prefilling) - 1) * self._attention_launch_seconds if prefilling else 0.0
+        together = self.terms(whole, sm_share=sm_share).prefill_attention
+        return float(self.step_seconds(whole, sm_share=sm_share) - together + launched_once)
 
     def step(self, batch: StepBatch, *, sm_share: float = 1.0) -> StepTime:
         """The step with what it rests on."""

@@ -83,6 +83,16 @@ def test_chunks_cost_their_prompts_attention(roofline: Roofline, prompt: int, ch
     assert sum(map(roofline.step_seconds, pieces)) >= at_once / slowdown
 
 
+@given(roofline=rooflines, chunks=st.lists(st.tuples(tokens, contexts), min_size=1, max_size=5), count=requests)
+def test_each_requests_own_maximum_is_no_less_than_that_of_the_moments(
+    roofline: Roofline, chunks: list[tuple[int, int]], count: int
+) -> None:
+    parts = [StepBatch.decode(count, 500 * count), *(StepBatch.prefill(*chunk) for chunk in chunks)]
+    assert roofline.step_seconds_by_request(parts) >= roofline.step_seconds(StepBatch.of(parts)) * (1 - 1e-9)
+    alike = [StepBatch.prefill(*chunks[0])] * len(chunks)
+    assert roofline.step_seconds_by_request(alike) == pytest.approx(roofline.step_seconds(StepBatch.of(alike)))
+
+
 @given(roofline=rooflines, count=requests, context=tokens, chunk=st.integers(0, 8192))
 def test_many_shares_at_once_are_each_alone(roofline: Roofline, count: int, context: int, chunk: int) -> None:
     batch = StepBatch.decode(count, count * context)
