@@ -117,7 +117,8 @@ def largest_safe_schedule(
     """The largest safe candidate at each step; None when at some step none is.
 
     `prompt_tokens` are those to compute, behind `cached_tokens` that needn't be. Steps only get longer as the prompt's
-    own context grows, so a size that was unsafe once isn't tried again.
+    own context grows, so a size that was unsafe once isn't tried again. The printed algorithm would, for a last chunk
+    that is shorter: at most one step less, for chunks that grow again.
     """
     sizes = bearable_sizes(steps, batch, candidates_tokens=candidates_tokens, step_budget_seconds=step_budget_seconds)
     decoding = batch.moments()

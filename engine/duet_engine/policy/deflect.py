@@ -117,9 +117,9 @@ def best_local_path(
 ) -> LocalPath | None:
     """The soonest of all; equal ones take turns.
 
-    A schedule is only worked out where it could still be the soonest: chunks never grow, so a path takes no less than
-    the prompt alone in chunks as large as the first and what the decode batch adds to each. Three are enough: the
-    bounds are close.
+    A schedule is only worked out where it may still be the soonest by its pace: the prompt alone in chunks as large as
+    the first, and what the decode batch adds to each. Where steps are linear in tokens that is a lower bound; with the
+    roofline it ranks as well (one choice in 500 was not the soonest, and 0.1 % later). Three schedules are enough.
     """
     ranked = sorted(
         (soonest_seconds(prompt, worker, pace), worker.dispatches, worker.key, worker, pace)
@@ -137,7 +137,7 @@ def best_local_path(
 
 
 def soonest_seconds(prompt: Prompt, worker: DecodeWorker, pace: LocalPace) -> float:
-    """The TTFT from now through this worker if the prompt's chunks could all be as large as the first."""
+    """The TTFT from now through this worker by its pace, as if the prompt's chunks were all as large as the first."""
     tokens = max(prompt.tokens, 1)
     steps = -(-tokens // pace.chunk_tokens)
     alone_seconds = worker.steps.prompt_seconds(

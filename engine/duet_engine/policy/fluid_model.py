@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
+from duet_engine.perf.interface import StepBatch, StepTimes
+
 
 class Charging(StrEnum):
     """When a request earns: all of it with its last token, or each phase as it ends."""
@@ -61,6 +63,18 @@ class WorkerPace:
             raise ValueError(f"batch_slots: at least 2 are needed to decode beside a prefill, got {self.batch_slots}")
         if not (self.chunk_tokens > 0 and self.mixed_step_seconds > 0 and self.solo_step_seconds > 0):
             raise ValueError("chunk_tokens, mixed_step_seconds and solo_step_seconds must be positive")
+
+    @classmethod
+    def from_steps(cls, steps: StepTimes, *, chunk_tokens: int, batch_slots: int, mean_context_tokens: float) -> Self:
+        """The pace of a worker with full batches whose requests are `mean_context_tokens` long at their middle."""
+        beside = StepBatch.decode(batch_slots - 1, (batch_slots - 1) * mean_context_tokens)
+        alone = StepBatch.decode(batch_slots, batch_slots * mean_context_tokens)
+        return cls(
+            chunk_tokens=chunk_tokens,
+            batch_slots=batch_slots,
+            mixed_step_seconds=steps.step_seconds(beside.with_chunks(chunk_tokens)),
+            solo_step_seconds=steps.step_seconds(alone),
+        )
 
     @property
     def solo_is_more_efficient(self) -> bool:

@@ -4,8 +4,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from duet_engine.perf.hardware import find_gpu
+from duet_engine.perf.interface import StepBatch
 from duet_engine.perf.linear import LinearStepModel
-from duet_engine.policy.chunks import DecodeBatch, largest_safe_schedule
+from duet_engine.perf.models import find_shape
+from duet_engine.perf.roofline import Roofline
+from duet_engine.policy.chunks import (
+    DecodeBatch,
+    bearable_sizes,
+    beta_from_errors,
+    headroom_tokens_per_second,
+    largest_safe_schedule,
+    step_budget_seconds,
+)
 
 CANDIDATES = (2048, 1024, 512, 256, 128)
 
@@ -135,3 +146,92 @@ def test_candidates_must_descend(candidates: tuple[int, ...]) -> None:
         largest_safe_schedule(
             MODEL, DecodeBatch(0, 0), prompt_tokens=1, candidates_tokens=candidates, step_budget_seconds=1.0
         )
+
+
+H100_8B = Roofline(find_shape("Qwen/Qwen3-8B"), find_gpu("h100-sxm"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.builds(DecodeBatch, requests=st.integers(1, 200), context_tokens=st.integers(1, 200_000)),
+    st.integers(1, 20_000),
+    st.integers(0, 30_000),
+    candidate_lists,
+    st.floats(0.01, 0.2),
+)
+def test_the_same_holds_with_the_roofline_and_a_cached_prefix(
+    batch: DecodeBatch, prompt: int, cached: int, candidates: tuple[int, ...], budget: float
+) -> None:
+    """Against brute force: at every step the largest safe size of those not given up, and None only where none is."""
+    schedule = largest_safe_schedule(
+        H100_8B,
+        batch,
+        prompt_tokens=prompt,
+        candidates_tokens=candidates,
+        step_budget_seconds=budget,
+        cached_tokens=cached,
+    )
+    sizes = bearable_sizes(H100_8B, batch, candidates_tokens=candidates, step_budget_seconds=budget)
+    decoding = StepBatch.decode(batch.requests, batch.context_tokens)
+    left, done, expected = set(sizes.tokens), 0, []
+    while done < prompt and left:
+        chunks = {size: min(size, prompt - done) for size in left}
+        left = {
+            size
+            for size, chunk in chunks.items()
+            if H100_8B.step_seconds(decoding.with_chunks(chunk, cached + done)) <= sizes.step_budget_seconds
+        }
+        if left:
+            expected.append(chunks[max(left)])
+            done += expected[-1]
+    assert (schedule is None) == (done < prompt)
+    if schedule is not None:
+        assert list(schedule.chunks_tokens) == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.builds(DecodeBatch, requests=st.integers(0, 200), context_tokens=st.integers(0, 200_000)),
+    candidate_lists,
+    st.floats(0.005, 0.2),
+)
+def test_headroom_is_what_the_largest_safe_chunk_gives(
+    batch: DecodeBatch, candidates: tuple[int, ...], budget: float
+) -> None:
+    headroom = headroom_tokens_per_second(
+        H100_8B, batch, candidates_tokens=candidates, step_budget_seconds=budget, full_chunk_tokens=8192
+    )
+    if batch.requests == 0:
+        assert headroom == pytest.approx(8192 / H100_8B.step_seconds(StepBatch.prefill(8192)))
+        return
+    first = largest_safe_schedule(
+        H100_8B, batch, prompt_tokens=candidates[0], candidates_tokens=candidates, step_budget_seconds=budget
+    )
+    chunk = first.chunks_tokens[0] if first else None
+    decoding = StepBatch.decode(batch.requests, batch.context_tokens)
+    expected = chunk / H100_8B.step_seconds(decoding.with_chunks(chunk)) if chunk else headroom
+    assert headroom == pytest.approx(expected)
+
+
+def test_a_full_batch_leaves_no_headroom() -> None:
+    crowded = DecodeBatch(64, 60_000)
+    assert (
+        headroom_tokens_per_second(
+            MODEL, crowded, candidates_tokens=CANDIDATES, step_budget_seconds=0.009, full_chunk_tokens=8192
+        )
+        == 0.0
+    )
+
+
+def test_the_budget_is_the_clients_objective_less_the_way_there() -> None:
+    assert step_budget_seconds(itl_seconds=0.05, beta=0.85, engine_gap_seconds=0.002) == pytest.approx(0.0405)
+
+
+@pytest.mark.parametrize(("ratio", "beta"), [(1.25, 0.8), (1.0, 1.0), (0.7, 1.0)])
+def test_beta_follows_the_errors_and_never_passes_one(ratio: float, beta: float) -> None:
+    assert beta_from_errors(ratio) == pytest.approx(beta)
+
+
+def test_beta_needs_a_ratio() -> None:
+    with pytest.raises(ValueError, match="observed_over_predicted_p95"):
+        beta_from_errors(0.0)

@@ -18,7 +18,9 @@ from duet_engine.policy.deflect import (
     deflects,
     has_room,
     local_pace,
+    printed_rule,
 )
+from duet_engine.policy.estimates import PRINTED_TERMS
 from duet_engine.policy.fleet import DecodeWorker, Prompt
 
 STEPS = LinearStepModel(
@@ -156,3 +158,22 @@ def test_the_best_path_is_the_soonest_of_those_that_can(fleet: list[DecodeWorker
     assert best.worker.prefills and best.worker.free_slots > 0
     assert best.worker.kv_free_tokens >= tokens
     assert sum(best.schedule.chunks_tokens) == tokens
+
+
+def test_a_cached_prefix_is_neither_computed_nor_given_room() -> None:
+    warm = replace(PROMPT, tokens=500, cached_tokens=1500)
+    cold, short = local_path(PROMPT, decode_worker(), RULE), local_path(warm, decode_worker(), RULE)
+    assert cold is not None and short is not None
+    assert sum(short.schedule.chunks_tokens) == 500
+    assert short.ttft_seconds < cold.ttft_seconds
+    assert local_path(warm, decode_worker(kv_free_tokens=500), RULE) is not None
+
+
+def test_the_way_to_the_client_counts_against_the_budget() -> None:
+    assert replace(RULE, engine_gap_seconds=0.01).step_budget_seconds == pytest.approx(RULE.step_budget_seconds - 0.01)
+
+
+def test_kairos_as_printed() -> None:
+    rule = printed_rule(0.05)
+    assert (rule.alpha, rule.step_budget_seconds, rule.terms) == (1.3, 0.05, PRINTED_TERMS)
+    assert local_path(PROMPT, decode_worker(local_prefill_tokens=1), rule) is None

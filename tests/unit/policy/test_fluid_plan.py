@@ -8,6 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from duet_engine.perf.hardware import find_gpu
+from duet_engine.perf.interface import StepBatch
+from duet_engine.perf.models import find_shape
+from duet_engine.perf.roofline import Roofline
 from duet_engine.policy.fluid_model import Charging, Limit, Prices, ServiceLimits, TrafficClass, WorkerPace
 from duet_engine.policy.fluid_plan import FluidPlan, InfeasiblePlan, fluid_plan
 
@@ -245,6 +249,14 @@ def test_patient_classes_are_served_whole_or_the_plan_says_that_it_cannot() -> N
     assert QWEN_8B.prefills_per_second(patient) * plan.prefilling[0] == pytest.approx(0.2)
     with pytest.raises(InfeasiblePlan, match="impatience_per_second"):
         fluid_plan([replace(patient, arrivals_per_second=50.0)], QWEN_8B)
+
+
+def test_a_pace_comes_from_step_times() -> None:
+    steps = Roofline(find_shape("Qwen/Qwen3-8B"), find_gpu("h100-sxm"))
+    pace = WorkerPace.from_steps(steps, chunk_tokens=512, batch_slots=32, mean_context_tokens=1000)
+    assert pace.solo_step_seconds == steps.step_seconds(StepBatch.decode(32, 32_000))
+    assert pace.mixed_step_seconds == steps.step_seconds(StepBatch.decode(31, 31_000).with_chunks(512))
+    assert pace.solo_is_more_efficient
 
 
 def test_a_limit_below_the_solo_step_is_infeasible() -> None:
