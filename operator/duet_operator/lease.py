@@ -91,7 +91,7 @@ class LeaseGate:
 
     async def release(self) -> None:
         """Let another operator in at once; called when nothing will be written any more."""
-        held, self._deadline = self._deadline is not None, None
+        held, self._deadline = self._deadline is not None and self._clock() < self._deadline, None
         try:
             lease = await self._store.read() if held else None
             if lease is not None and lease["spec"].get("holderIdentity") == self._identity:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-KOPF_EXIT_SECONDS = 10.0
+KOPF_EXIT_SECONDS = 5.0
 
 
 class ClusterLeaseStore:

@@ -1,16 +1,17 @@
 """The operator's process on the real API server with its controllers, by the chart's rights; nothing runs pods here."""
 
 import json
-import signal
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.duet_objects import minimal, patched
-from tests.support.operator_process import NAMESPACE, OperatorProcess, install, running_operator
+from tests.support.operator_process import NAMESPACE, OperatorProcess, install, running_operator, until
+from tests.support.relay import relayed
 
 from duet_dev import build
 from duet_dev.cluster import Cluster
@@ -28,9 +29,9 @@ CHILDREN = {
 }
 CHILD_KINDS = "configmaps,deployments,rolebindings,services,serviceaccounts"
 OURS = "--selector=app.kubernetes.io/managed-by=duet-operator"
-CHANGE_SECONDS = 40.0
 PASSES_DONE = 'duet_operator_passes_total{result="done"}'
 QUIET_OBJECTS = 50
+FOREIGN_PODS = 200
 QUIET_SECONDS = 10.0
 LARGEST_MIB = 150
 
@@ -52,15 +53,6 @@ def operator(kubeconfig: Path, tmp_path: Path) -> Iterator[OperatorProcess]:
         assert process.process.poll() is None, process.log
     assert "is forbidden: User" not in process.log, process.log
     assert "Traceback" not in process.log, process.log
-
-
-def until(what: str, holds: Callable[[], Any], *, seconds: float = CHANGE_SECONDS) -> Any:
-    """What `holds` returns once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"within {seconds:g} s not so: {what}"
-        time.sleep(0.2)
-    return found
 
 
 class Served:
@@ -287,56 +279,114 @@ def test_many_quiet_objects_cost_no_write_and_little_memory(
     assert memory < LARGEST_MIB
 
 
-def test_one_of_two_operators_acts_and_the_other_follows_it(kubeconfig: Path, served: Served, tmp_path: Path) -> None:
-    with (
-        running_operator(kubeconfig, tmp_path / "one.log", lease_seconds=9) as one,
-        running_operator(kubeconfig, tmp_path / "two.log", lease_seconds=9) as two,
-    ):
-        leader, other = until(
-            "one of them leads",
-            lambda: next(
-                (pair for pair in ((one, two), (two, one)) if "serves" in pair[0].log and pair[0].health()["leading"]),
-                None,
-            ),
-        )
-        served.apply()
-        served.made()
-        until("the other one serves its health", lambda: "serves" in other.log)
-        assert other.health() | {"leading": False} == other.health()
-        assert sum(other.writes().values()) == 0
-        leader.process.send_signal(signal.SIGSTOP)
-        other.wait_until_acting()
-        leader.process.send_signal(signal.SIGCONT)
-        assert leader.process.wait(20) == 1
-        assert "ends, so that another operator may act" in leader.log
-
-
 def test_settings_that_cannot_be_used_end_it_with_their_name(kubeconfig: Path, tmp_path: Path) -> None:
     with running_operator(kubeconfig, tmp_path / "log", lease_seconds="soon") as process:
         assert process.process.wait(30) == 2
         assert "DUET_OPERATOR_LEASE_SECONDS is 'soon': it must be a number" in process.log
 
 
-def test_a_namespaced_operator_needs_and_sees_no_other_namespace(
-    control_plane: Cluster, kubeconfig: Path, served: Served, tmp_path: Path
+LONG_NAME = "a" + "-long" * 12 + "-x"
+"""As long as a name may be."""
+MODEL_IDS = ("Org.Name/Model_8B-v0.1@main", "/models/Größe:2")
+
+
+DISCOVERY = re.compile(r"/version|/api(/v1)?|/apis(/[^/?]+){0,2}")
+"""What an API server has to offer, which is nobody's object."""
+
+
+def test_an_operator_of_two_namespaces_needs_and_sees_no_other(
+    control_plane: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path
 ) -> None:
-    elsewhere = Served(control_plane, f"{served.namespace}-else")
-    control_plane.kubectl("create", "namespace", elsewhere.namespace)
+    """One with rights there only, whose every request is noted."""
+    other, outside = f"{namespace}-b", f"{namespace}-else"
+    for each in (other, outside):
+        control_plane.kubectl("create", "namespace", each)
     control_plane.kubectl("delete", "clusterrolebinding", "duet-operator", "duet-operator-nodes")
     try:
-        narrow = install(control_plane, f"--set=watchNamespaces={{{served.namespace}}}")
-        with running_operator(narrow, tmp_path / "log", namespaces=served.namespace) as process:
+        narrow = install(control_plane, f"--set=watchNamespaces={{{namespace},{other}}}")
+        with (
+            relayed(narrow, tmp_path, ca=control_plane.ca) as (relay, through),
+            running_operator(through, tmp_path / "log", namespaces=f"{namespace},{other}") as process,
+        ):
             process.wait_until_acting()
-            elsewhere.apply()
-            served.apply()
-            served.made()
-            assert elsewhere.children() == {}
-            assert "status" not in elsewhere.get("duet", "served")
+            unseen = Served(control_plane, outside)
+            unseen.apply()
+            for place, model in zip((namespace, other), MODEL_IDS, strict=True):
+                same_name = Served(control_plane, place)
+                same_name.apply({"model.id": model})
+                same_name.made()
+                container = same_name.get("deployment", "served-decode")["spec"]["template"]["spec"]["containers"][0]
+                assert {"name": "DUET_MODEL_ID", "value": model} in container["env"]
+            assert unseen.children() == {}
+            assert "status" not in unseen.get("duet", "served")
         assert "is forbidden: User" not in process.log, process.log
+        allowed = tuple(f"/namespaces/{place}/" for place in (namespace, other, NAMESPACE))
+        assert relay.writes()
+        # That it asks for nodes once and does without them where it may not is the only look outside.
         assert process.log.count("nodes may not be watched: workers aren't moved") == 1
+        asked = [each for each in relay.requests if not each.path.startswith("/api/v1/nodes?")]
+        assert len(relay.requests) - len(asked) <= 1
+        of_objects = [each for each in asked if not DISCOVERY.fullmatch(each.path)]
+        assert [each for each in of_objects if not any(place in each.path for place in allowed)] == []
+        pods = [each.path for each in relay.requests if "/pods?" in each.path]
+        assert pods and all("labelSelector=app.kubernetes.io" in path for path in pods), pods
     finally:
         install(control_plane)
-        control_plane.kubectl("delete", "namespace", elsewhere.namespace, "--wait=false")
+        for each in (other, outside):
+            control_plane.kubectl("delete", "namespace", each, "--wait=false")
+
+
+def test_names_of_any_length_have_all_their_children(
+    operator: OperatorProcess, control_plane: Cluster, namespace: str
+) -> None:
+    assert len(LONG_NAME) == 63
+    served = Served(control_plane, namespace, LONG_NAME)
+    twin = Served(control_plane, namespace, LONG_NAME[:-1] + "y")
+    for each in (served, twin):
+        each.apply()
+    for each in (served, twin):
+        until(
+            "its pods are told",
+            lambda each=each: each.get("duet", each.name).get("status", {}).get("decode", {}).get("starting") == 1,
+        )
+    names = [name for name in served.children() if name.startswith("Deployment/")]
+    assert len(names) == 6
+    owners = {child["metadata"]["ownerReferences"][0]["name"] for child in served.children().values()}
+    assert owners == {served.name, twin.name}
+
+
+def test_foreign_pods_are_neither_delivered_nor_kept(
+    control_plane: Cluster, kubeconfig: Path, namespace: str, tmp_path: Path
+) -> None:
+    served = Served(control_plane, namespace)
+    foreign = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"foreign-{number}", "namespace": namespace},
+            "spec": {"containers": [{"name": "c", "image": "x"}]},
+        }
+        for number in range(FOREIGN_PODS)
+    ]
+    until("the namespace has its account", lambda: "default" in served.kubectl("get", "serviceaccounts"))
+    control_plane.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": foreign}))
+    with (
+        relayed(kubeconfig, tmp_path, ca=control_plane.ca) as (relay, through),
+        running_operator(through, tmp_path / "log", relist_seconds=1) as process,
+    ):
+        process.wait_until_acting()
+        served.apply()
+        served.made()
+
+        def cached() -> float:
+            return process.metrics()['duet_operator_cached_objects{kind="pods"}']
+
+        until("its own pods are cached", cached)
+        everything = control_plane.kubectl("get", "pods", "--all-namespaces", OURS, "--output=name").stdout.split()
+        assert cached() <= len(everything) < FOREIGN_PODS
+    asked = [each.path for each in relay.requests if "/pods?" in each.path]
+    assert any("watch=true" in path for path in asked) and any("limit=500" in path for path in asked)
+    assert [path for path in asked if "labelSelector=app.kubernetes.io" not in path] == []
 
 
 def test_the_lease_lies_in_the_operator_s_namespace(operator: OperatorProcess, control_plane: Cluster) -> None:

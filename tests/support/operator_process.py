@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ NAMESPACE = "duet-system"
 ACCOUNT = "duet-operator"
 START_SECONDS = 60.0
 END_SECONDS = 30.0
+CHANGE_SECONDS = 40.0
 
 
 def rendered(*options: str) -> list[dict[str, Any]]:
@@ -106,6 +107,15 @@ class OperatorProcess:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
         return self.process.wait(END_SECONDS)
+
+
+def until(what: str, holds: Callable[[], Any], *, seconds: float = CHANGE_SECONDS) -> Any:
+    """What `holds` returns once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"within {seconds:g} s not so: {what}"
+        time.sleep(0.2)
+    return found
 
 
 @contextmanager

@@ -30,7 +30,6 @@ class ConditionReason(StrEnum):
     NO_GATEWAY = "NoGateway"
     NO_DECODE_WORKER = "NoDecodeWorker"
     NO_PREFILL_WORKER = "NoPrefillWorker"
-    PLUGIN_INACTIVE = "PluginInactive"
     IDLE = "Idle"
 
     SETTLED = "Settled"

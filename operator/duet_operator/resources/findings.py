@@ -37,8 +37,6 @@ class Facts:
     """The present operator would make other pod templates than those that are kept."""
     refused: str | None = None
     """Why a child couldn't be brought about."""
-    plugin_inactive: str | None = None
-    """Why a decode or prefill worker isn't ready though its engine runs."""
     burn_rate_5m: float | None = None
     burn_rate_1h: float | None = None
     applied: bool = False
@@ -95,8 +93,6 @@ def _ready(facts: Facts) -> Finding:
         return Finding("Ready", "True", ConditionReason.IDLE, "scaled to zero; the next request wakes it")
     if facts.deployment.spec.gateway.enabled and facts.gateways_ready == 0:
         return Finding("Ready", "False", ConditionReason.NO_GATEWAY, "no gateway pod is ready")
-    if facts.plugin_inactive is not None and (decode.ready == 0 or prefill.ready == 0):
-        return Finding("Ready", "False", ConditionReason.PLUGIN_INACTIVE, facts.plugin_inactive)
     if decode.ready == 0:
         return Finding("Ready", "False", ConditionReason.NO_DECODE_WORKER, _starting("decode", decode.starting))
     if prefill.ready == 0 and not observation.deflection_active:

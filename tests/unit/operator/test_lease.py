@@ -147,3 +147,13 @@ async def test_who_never_held_it_releases_nothing(store: Store, clock: Clock) ->
     await one.renew()
     await two.release()
     assert store.lease is not None and store.lease["spec"]["holderIdentity"] == "one"
+
+
+async def test_who_lost_it_asks_nobody_and_ends(store: Store, clock: Clock) -> None:
+    """The API server may not answer, and another operator may hold it already."""
+    one = gate(store, clock, "one")
+    await one.renew()
+    clock.now += LEASE_SECONDS
+    before = store.version
+    await one.release()
+    assert store.version == before

@@ -41,7 +41,6 @@ def facts(duet: DuetDeployment | None = None, **changes: Any) -> Facts:
             "pending",
             "rollout_stuck",
             "refused",
-            "plugin_inactive",
             "burn_rate_5m",
             "applied",
             "first_look",
@@ -122,12 +121,6 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
         pytest.param({"prefill": 0}, "Ready", ("True", "Serving"), id="decode workers take the prompts"),
         pytest.param(
             {"prefill": 0, "deflection_active": False}, "Ready", ("False", "NoPrefillWorker"), id="no place for prompts"
-        ),
-        pytest.param(
-            {"decode": PoolState(replicas=2), "plugin_inactive": "hook x not found"},
-            "Ready",
-            ("False", "PluginInactive"),
-            id="plugin inactive",
         ),
         pytest.param(
             {"prefill": 0, "decode": 0, "targets": Counts(0, 0)}, "Ready", ("True", "Idle"), id="scaled to zero"
