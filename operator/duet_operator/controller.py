@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 from duet_engine.protocol import Role
 from duet_operator import observing, scaling
 from duet_operator.acting import Children, ForeignObjectError
-from duet_operator.api.v1alpha1 import InvalidObjectError, parse
+from duet_operator.api.v1alpha1 import InvalidObjectError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.memory import Memory
 from duet_operator.planner.guards import surging_roles
 from duet_operator.planner.mode import apply_mode
 from duet_operator.planner.spec import plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
+from duet_operator.reading import Reading
 from duet_operator.relocation import relocate
 from duet_operator.resources import names
 from duet_operator.resources.config_maps import history_config_map
 from duet_operator.resources.pins import read_pin
 from duet_operator.resources.pools import relocating, surging
-from duet_operator.resources.rendering import Defaults, render
+from duet_operator.resources.rendering import Defaults
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.scaling import Order, PoolScaler
 from duet_operator.settings import package_version
@@ -84,6 +85,7 @@ class Controller:
     def __init__(self, key: Key, services: Services) -> None:
         self.key = key
         self._services = services
+        self._reading = Reading()
         self._memory = Memory(attainment_window_seconds=services.settings.attainment_window_seconds)
         self._observer = Observer(
             key,
@@ -101,8 +103,8 @@ class Controller:
         if duet is None or "deletionTimestamp" in duet["metadata"]:
             return UNREADABLE_INTERVAL_SECONDS
         try:
-            deployment = parse(duet)
-            rendering = render(deployment, self._pins(deployment), self._defaults())
+            deployment = self._reading.parse(duet)
+            rendering = self._reading.render(deployment, self._pins(deployment), self._defaults())
         except (InvalidObjectError, InvalidTemplateError) as error:
             await self._services.reporter.reject(duet, str(error))
             return UNREADABLE_INTERVAL_SECONDS
@@ -140,7 +142,7 @@ class Controller:
         if duet is None or document is None or "deletionTimestamp" in duet["metadata"]:
             return
         try:
-            deployment = parse(duet)
+            deployment = self._reading.parse(duet)
         except InvalidObjectError:
             return
         manifest = history_config_map(deployment, document)

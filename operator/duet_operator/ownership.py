@@ -24,9 +24,9 @@ def stamped(manifest: Manifest) -> Manifest:
     """The manifest with its own hash among its annotations."""
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    result = copy.deepcopy(manifest)
-    result["metadata"].setdefault("annotations", {})[HASH_ANNOTATION] = digest
-    return result
+    metadata = manifest["metadata"]
+    annotations = {**metadata.get("annotations", {}), HASH_ANNOTATION: digest}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 
 def differs(manifest: Manifest, observed: Manifest, *, manager: str) -> bool:

@@ -30,6 +30,7 @@ class SettingsError(ValueError):
 
 
 @cache
+@cache
 def package_version() -> str:
     """Version of the running package."""
     try:
