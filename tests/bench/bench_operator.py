@@ -1,11 +1,13 @@
 """What the operator costs at rest, and how soon it acts on a load step.
 
-Run: `python tests/bench/bench_operator.py [--objects 50] [--seconds 60] [--steps 5]`. Writes docs/results/operator.json
-and operator.md. At rest: the operator as a process with the chart's rights on a real API server with its controllers;
-every object has Ready pods and a gateway that answers and has no traffic; writes come from the operator's own counters
-(its Lease apart), CPU and memory from /proc. Steps: the chart's release with default settings on the local cluster,
-an object with default interval and simulated engines, a fresh one for each step; the time runs from the first request
-of the step to the patched count, at a random moment of the interval.
+Run: `python tests/bench/bench_operator.py [--objects 50] [--seconds 60] [--steps 5] [--name operator]`. Writes
+docs/results/NAME.json and NAME.md. At rest: the operator as a process with the chart's rights on a real API server; this
+program plays the Deployments' controllers and the nodes, so that a thousand objects are there within minutes. Every
+object has Ready pods and a gateway that answers, first without traffic, then with light traffic whose numbers swing by
+more than a tenth. Writes come from the operator's own counters, its Lease apart; CPU and memory from /proc. Steps: the
+chart's release with default settings on the local cluster, an object with default interval and simulated engines, a
+fresh one for each step; the time runs from the first request of the step to the patched count, at a random moment of
+the interval.
 """
 
 from __future__ import annotations
@@ -20,16 +22,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.support.documents import served  # noqa: E402
 from tests.support.duet_objects import minimal, patched  # noqa: E402
 from tests.support.operator_process import OperatorProcess, install, running_operator  # noqa: E402
 from tests.support.operator_release import OperatorRelease  # noqa: E402
@@ -38,23 +39,27 @@ from tests.support.serving import PROMPT_TOKENS, Serving  # noqa: E402
 from tests.support.waiting import until  # noqa: E402
 
 from duet_dev.cluster import Cluster  # noqa: E402
-from duet_dev.config import WHOLE_CLUSTER, WITH_CONTROLLERS, ClusterConfig  # noqa: E402
+from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, ClusterConfig  # noqa: E402
 from duet_dev.kubeapi import STRATEGIC_MERGE, Api, JsonObject, timestamp  # noqa: E402
 from duet_engine.perf import catalog  # noqa: E402
-from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, GatewayDemand, Role  # noqa: E402
+from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, PLAN_PATH, GatewayDemand, Role  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 NAMESPACE = "bench"
 GATEWAY_ADDRESS = "127.77.0.1"
 """Of this machine's loopback network, where nothing else listens on a gateway's admin port."""
 SETTLE_SECONDS = 60.0
+MAKE_SECONDS = 420.0
+TRAFFIC_SETTLE_SECONDS = 90.0
+"""Until the windows over which the status averages are full: states change once then."""
 SHOWN_LOG_CHARACTERS = 6000
 MODEL, GPU = "Qwen/Qwen3-8B", "h100-sxm"
 INTERVAL_SECONDS = 5
 BEFORE, AFTER = 1.0, 8.0
 """Requests per second; the second needs two prefill and four decode workers."""
 BASELINE_SECONDS = 40.0
-LIMIT_INTERVALS, LIMIT_MIB = 2.0, 150.0
+LIMIT_INTERVALS, LIMIT_MIB, LIMIT_WRITES_PER_SECOND = 2.0, 150.0, 20.0
+LIMIT_MIB_OBJECTS = 50
 
 Row = dict[str, object]
 
@@ -67,45 +72,78 @@ def row(figure: str, value: float, unit: str, peer: str, peer_value: float | Non
 # --- at rest ---
 
 
-def quiet_gateway() -> Callable[[web.Request], Any]:
-    """A gateway's demand document without traffic."""
-    sequence = 0
-    profiles = tuple(catalog.profile(GPU, MODEL, role=role) for role in (Role.PREFILL, Role.DECODE))
+class Gateway:
+    """The demand documents of all objects' gateways: no traffic, or about a request a second each."""
 
-    async def answer(_request: web.Request) -> web.Response:
-        nonlocal sequence
-        sequence += 1
+    def __init__(self) -> None:
+        self.busy = False
+        self._sequence = 0
+        self._began = time.time()
+        self._source = random.Random(1)
+        self._served = 0.0
+        self._told_at = time.monotonic()
+        self._profiles = tuple(catalog.profile(GPU, MODEL, role=role) for role in (Role.PREFILL, Role.DECODE))
+
+    async def answer(self, _request: web.Request) -> web.Response:
+        self._sequence += 1
+        now = time.monotonic()
+        if self.busy:
+            self._served += (now - self._told_at) * self._source.uniform(0.0, 2.0)
+        self._told_at = now
         document = GatewayDemand(
-            gateway="quiet",
-            instance_id="quiet",
-            sequence=sequence,
+            gateway="stand-in",
+            instance_id="stand-in",
+            sequence=self._sequence,
             written_at_seconds=time.time(),
-            started_at_seconds=time.time() - 3600,
-            profiles=profiles,
+            started_at_seconds=self._began - 3600,
+            profiles=self._profiles,
+            classes=(served(round(self._served)),),
         )
         return web.Response(body=document.write(), content_type="application/json")
 
-    return answer
 
-
-async def make_pods_ready(api: Api, pods: int) -> None:
-    """What nodes would do: every pod runs, all gateways at one address."""
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+async def play_controllers(api: Api, objects: int) -> None:
+    """Each Deployment gets its pods, and each pod a node that runs it; all gateways are at one address."""
+    pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
     async def all_made() -> list[JsonObject] | None:
-        found: list[JsonObject] = (await api.get(path))["items"]
-        return found if len(found) >= pods else None
+        found: list[JsonObject] = (await api.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"))["items"]
+        return found if len(found) >= 3 * objects else None
 
-    for pod in await until(f"{pods} pods exist", all_made, seconds=SETTLE_SECONDS):
-        ready = {"type": "Ready", "status": "True", "lastTransitionTime": timestamp()}
-        address = {"podIP": GATEWAY_ADDRESS, "podIPs": [{"ip": GATEWAY_ADDRESS}]}
-        status = {"phase": "Running", "startTime": timestamp(), "conditions": [ready], **address}
-        name = pod["metadata"]["name"]
-        await api.patch(f"{path}/{name}/status", {"status": status}, kind=STRATEGIC_MERGE)
+    room = asyncio.Semaphore(16)
+
+    async def play(deployment: JsonObject) -> None:
+        async with room:
+            for number in range(deployment["spec"]["replicas"]):
+                name = f"{deployment['metadata']['name']}-{number}"
+                template = deployment["spec"]["template"]
+                metadata = {**template["metadata"], "name": name, "namespace": NAMESPACE}
+                await api.post(
+                    pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+                )
+                ready = {"type": "Ready", "status": "True", "lastTransitionTime": timestamp()}
+                address = {"podIP": GATEWAY_ADDRESS, "podIPs": [{"ip": GATEWAY_ADDRESS}]}
+                status = {"phase": "Running", "startTime": timestamp(), "conditions": [ready], **address}
+                await api.patch(f"{pods}/{name}/status", {"status": status}, kind=STRATEGIC_MERGE)
+            told = {"observedGeneration": deployment["metadata"]["generation"]}
+            path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{deployment['metadata']['name']}/status"
+            await api.patch(path, {"status": told})
+
+    deployments = await until(f"{3 * objects} Deployments exist", all_made, seconds=MAKE_SECONDS)
+    await asyncio.gather(*(play(each) for each in deployments))
 
 
 def writes(operator: OperatorProcess) -> float:
     return sum(value for name, value in operator.writes().items() if 'kind="Lease"' not in name)
+
+
+def saves(operator: OperatorProcess) -> float:
+    """Writes of memories, which have their own pace."""
+    return sum(value for name, value in operator.writes().items() if 'kind="ConfigMap"' in name)
+
+
+def told(operator: OperatorProcess) -> float:
+    return writes(operator) - saves(operator)
 
 
 def passes(operator: OperatorProcess) -> float:
@@ -117,7 +155,8 @@ def cpu_seconds(operator: OperatorProcess) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def at_rest(cluster: Cluster, operator: OperatorProcess, *, objects: int, seconds: float) -> list[Row]:
+async def make_objects(cluster: Cluster, operator: OperatorProcess, *, objects: int) -> None:
+    """All there, Ready, and nothing more to write about them."""
     documents = [
         patched(
             minimal(name=f"quiet-{number}"),
@@ -126,9 +165,11 @@ async def at_rest(cluster: Cluster, operator: OperatorProcess, *, objects: int, 
         for number in range(objects)
     ]
     cluster.kubectl("create", "namespace", NAMESPACE)
-    cluster.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
+    everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})
+    cluster.kubectl("create", "-f", "-", input=everything)
     async with Api(cluster.kubeconfig) as api:
-        await make_pods_ready(api, 3 * objects)
+        await play_controllers(api, objects)
+        print(f"{objects} objects have their pods")
 
         async def all_quiet() -> bool:
             found = (await api.get(f"/apis/duetserve.io/v1alpha1/namespaces/{NAMESPACE}/duetdeployments"))["items"]
@@ -137,50 +178,94 @@ async def at_rest(cluster: Cluster, operator: OperatorProcess, *, objects: int, 
                 2 * objects
             ):
                 return False
-            before = await asyncio.to_thread(writes, operator)
-            await asyncio.sleep(2 * INTERVAL_SECONDS)
-            return await asyncio.to_thread(writes, operator) == before
+            before = await asyncio.to_thread(told, operator)
+            await asyncio.sleep(3 * INTERVAL_SECONDS)
+            return await asyncio.to_thread(told, operator) == before
 
-        await until("all objects are Ready and nothing is written", all_quiet, seconds=SETTLE_SECONDS)
-    return await measured(operator, objects=objects, seconds=seconds)
+        await until("all objects are Ready and nothing is written", all_quiet, seconds=MAKE_SECONDS)
 
 
-async def measured(operator: OperatorProcess, *, objects: int, seconds: float) -> list[Row]:
-    """Over so many seconds in which nothing happens."""
-    before = await asyncio.to_thread(lambda: (writes(operator), passes(operator), cpu_seconds(operator)))
-    began = time.monotonic()
-    await asyncio.sleep(seconds)
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the operator did over a while."""
+
+    wall: float
+    writes: float
+    saves: float
+    most_writes_in_a_second: float
+    passes: float
+    cpu: float
+
+
+async def measured(operator: OperatorProcess, *, seconds: float) -> Measured:
+    def state() -> tuple[float, ...]:
+        return writes(operator), saves(operator), passes(operator), cpu_seconds(operator)
+
+    before = await asyncio.to_thread(state)
+    began = last_at = time.monotonic()
+    last, most = before[0], 0.0
+    while time.monotonic() - began < seconds:
+        await asyncio.sleep(1.0)
+        now, written = time.monotonic(), await asyncio.to_thread(writes, operator)
+        most, last, last_at = max(most, (written - last) / (now - last_at)), written, now
     wall = time.monotonic() - began
-    after = await asyncio.to_thread(lambda: (writes(operator), passes(operator), cpu_seconds(operator)))
-    written, passed, cpu = (late - early for late, early in zip(after, before, strict=True))
-    print(f"{written:.0f} writes in {passed:.0f} passes over {wall:.0f} s")
+    after = await asyncio.to_thread(state)
+    written, saved, passed, cpu = (late - early for late, early in zip(after, before, strict=True))
+    print(f"{written:.0f} writes in {passed:.0f} passes over {wall:.0f} s, {operator.writes()}")
+    return Measured(wall, written, saved, most, passed, cpu)
+
+
+async def at_rest(operator: OperatorProcess, gateway: Gateway, *, objects: int, seconds: float) -> list[Row]:
+    quiet = await measured(operator, seconds=seconds)
+    gateway.busy = True
+    await asyncio.sleep(TRAFFIC_SETTLE_SECONDS)
+    busy = await measured(operator, seconds=seconds)
+    swings = f"over {objects} objects whose numbers swing"
+    per_pass = f"a pass each {quiet.wall * objects / quiet.passes:.1f} s"
+    limit = LIMIT_MIB if objects <= LIMIT_MIB_OBJECTS else None
+    memory = round(operator.memory_mib(), 1)
     return [
-        row(f"writes per pass over {objects} quiet objects", round(written / passed * objects, 3), "writes", "goal", 0),
-        row(f"resident memory at {objects} objects", round(operator.memory_mib(), 1), "MiB", "limit", LIMIT_MIB),
-        row(f"CPU at {objects} quiet objects, a pass each 5 s", round(cpu / wall, 3), "cores", "-", None),
-        row("CPU of one pass of one object", round(1e3 * cpu / passed, 2), "ms", "-", None),
+        row(
+            f"writes per pass over {objects} quiet objects",
+            round(quiet.writes / quiet.passes * objects, 3),
+            "writes",
+            "goal",
+            0,
+        ),
+        row(f"writes per second {swings}", round(busy.writes / busy.wall, 2), "1/s", "limit", LIMIT_WRITES_PER_SECOND),
+        row(f"most writes in one second {swings}", round(busy.most_writes_in_a_second, 1), "1/s", "-", None),
+        row(f"resident memory at {objects} objects", memory, "MiB", "limit" if limit else "-", limit),
+        row(f"CPU at {objects} quiet objects, {per_pass}", round(quiet.cpu / quiet.wall, 3), "cores", "-", None),
+        row("CPU of one pass of one object", round(1e3 * quiet.cpu / quiet.passes, 2), "ms", "-", None),
     ]
 
 
 async def rest(folder: Path, *, objects: int, seconds: float) -> list[Row]:
+    gateway = Gateway()
     app = web.Application()
-    app.add_routes([web.get(DEMAND_PATH, quiet_gateway())])
+    app.add_routes([web.get(DEMAND_PATH, gateway.answer), web.put(PLAN_PATH, taken)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, GATEWAY_ADDRESS, GATEWAY_ADMIN_PORT).start()
     try:
-        config = ClusterConfig("bench-operator", components=WITH_CONTROLLERS, isolation="host")
+        config = ClusterConfig("bench-operator", components=API_SERVER_ONLY, isolation="host")
         with Cluster(config, folder / "rest") as cluster:
             kubeconfig = await asyncio.to_thread(install, cluster)
             with running_operator(kubeconfig, folder / "operator.log") as operator:
                 await asyncio.to_thread(operator.wait_until_acting)
                 try:
-                    return await at_rest(cluster, operator, objects=objects, seconds=seconds)
+                    await make_objects(cluster, operator, objects=objects)
+                    return await at_rest(operator, gateway, objects=objects, seconds=seconds)
                 except AssertionError as error:
                     error.add_note(operator.log[-SHOWN_LOG_CHARACTERS:])
                     raise
     finally:
         await runner.cleanup()
+
+
+async def taken(_request: web.Request) -> web.Response:
+    """A gateway's answer to a routing plan."""
+    return web.Response()
 
 
 # --- load steps ---
@@ -240,19 +325,19 @@ async def steps(folder: Path, *, count: int, seed: int) -> list[Row]:
 # --- results ---
 
 
-def write_results(rows: list[Row], *, command: str, seed: int) -> None:
+def write_results(rows: list[Row], *, name: str, command: str, seed: int) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     shown = [each | {"command": command, "seed": seed} for each in rows]
-    (RESULTS / "operator.json").write_text(json.dumps(shown, indent=2) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(shown, indent=2) + "\n")
     lines = ["# Operator", "", "| figure | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
     lines += [f"| {' | '.join('-' if v is None else str(v) for v in each.values())} |" for each in rows]
     lines += ["", f"`{command}`, seed {seed}, Python {platform.python_version()}, {os.cpu_count()} cores."]
-    (RESULTS / "operator.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 async def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
     resting = await rest(folder, objects=options.objects, seconds=options.seconds)
-    return [*resting, *await steps(folder, count=options.steps, seed=options.seed)]
+    return [*resting, *(await steps(folder, count=options.steps, seed=options.seed) if options.steps else ())]
 
 
 def main() -> None:
@@ -261,6 +346,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--name", default="operator", help="of the files in docs/results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = asyncio.run(measure(Path(folder), options))
@@ -268,7 +354,9 @@ def main() -> None:
         f"python tests/bench/bench_operator.py --objects {options.objects} --seconds {options.seconds:g}"
         f" --steps {options.steps}"
     )
-    write_results(rows, command=command, seed=options.seed)
+    if options.name != "operator":
+        command += f" --name {options.name}"
+    write_results(rows, name=options.name, command=command, seed=options.seed)
     for each in rows:
         print(*each.values())
 
