@@ -135,6 +135,10 @@ class Cluster(Protocol):
         """All objects of a namespace, or of the cluster, that carry the labels; read in chunks."""
         ...
 
+    def pages(self, kind: Kind, *, namespace: str | None = None, label_selector: str = "") -> AsyncIterator[Listing]:
+        """The same, chunk by chunk, all at one resource version: who keeps little of an object needs no more room."""
+        ...
+
     async def create(self, manifest: Manifest) -> Manifest:
         """A new object; ConflictError where there is one of the name."""
         ...
@@ -207,19 +211,20 @@ class KubernetesCluster:
             return None
 
     async def list(self, kind: Kind, *, namespace: str | None = None, label_selector: str = "") -> Listing:
-        items: list[Manifest] = []
-        async for page in self._pages(kind, namespace=namespace, label_selector=label_selector):
-            for item in page.get("items") or ():
-                # Items of a list leave out what the list says once.
-                items.append({"apiVersion": kind.api_version, "kind": kind.name, **item})
-        return Listing(tuple(items), page["metadata"]["resourceVersion"])
+        pages = [page async for page in self.pages(kind, namespace=namespace, label_selector=label_selector)]
+        return Listing(tuple(item for page in pages for item in page.items), pages[-1].resource_version)
 
-    async def _pages(self, kind: Kind, *, namespace: str | None, label_selector: str) -> AsyncIterator[Manifest]:
+    async def pages(
+        self, kind: Kind, *, namespace: str | None = None, label_selector: str = ""
+    ) -> AsyncIterator[Listing]:
         token = ""
         while True:
             query = {"limit": str(CHUNK_SIZE), "labelSelector": label_selector, "continue": token}
             page = await self._request("GET", kind.path(namespace), query=query)
-            yield page
+            # Items of a list leave out what the list says once.
+            said = {"apiVersion": kind.api_version, "kind": kind.name}
+            items = tuple({**said, **item} for item in page.get("items") or ())
+            yield Listing(items, page["metadata"]["resourceVersion"])
             token = page["metadata"].get("continue", "")
             if not token:
                 return

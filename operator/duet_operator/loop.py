@@ -139,11 +139,18 @@ class ControlLoop:
     async def _relist(self) -> None:
         for kind in (*CHILD_KINDS, DUET):
             for namespace in self._settings.namespaces or (None,):
-                listing = await self._cluster.list(kind, namespace=namespace, label_selector=selector(kind))
-                self._world.relist(
-                    kind.name, listing.items, resource_version=listing.resource_version, namespace=namespace
-                )
+                await self._relist_kind(kind, namespace)
         self._metrics.cached(self._world.counts())
+
+    async def _relist_kind(self, kind: Kind, namespace: str | None) -> None:
+        listed: set[tuple[str, str]] = set()
+        version = ""
+        async for page in self._cluster.pages(kind, namespace=namespace, label_selector=selector(kind)):
+            for body in page.items:
+                self._world.put(body)
+                listed.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+            version = page.resource_version
+        self._world.forget_unlisted(kind.name, listed, resource_version=version, namespace=namespace)
 
     # --- passes ---
 

@@ -14,7 +14,7 @@ from duet_operator.pods import Pod, read_pod
 from duet_operator.resources.labels import OWNER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 Manifest = dict[str, Any]
 
@@ -114,25 +114,17 @@ class World:
             self._forget(identity)
             self._on_change(known[0])
 
-    def relist(
-        self,
-        kind: str,
-        bodies: Iterable[Mapping[str, Any]],
-        *,
-        resource_version: str,
-        namespace: str | None = None,
+    def forget_unlisted(
+        self, kind: str, listed: Collection[tuple[str, str]], *, resource_version: str, namespace: str | None = None
     ) -> None:
-        """All objects of a kind (in one namespace) as one list shows them: what it lacks and isn't newer is gone."""
+        """One list of a kind (in one namespace) held these, each put here: what it lacks and isn't newer is gone."""
 
         def listable(identity: _Id) -> bool:
             return identity.kind == kind and namespace in (None, identity.namespace)
 
-        listed = set()
-        for body in bodies:
-            listed.add(self._identify(body)[0])
-            self.put(body)
         for identity, (owner, version) in tuple(self._owners.items()):
-            if listable(identity) and identity not in listed and not _older(resource_version, version):
+            known = (identity.namespace, identity.name) in listed
+            if listable(identity) and not known and not _older(resource_version, version):
                 self._forget(identity)
                 self._on_change(owner)
         self._gone = {

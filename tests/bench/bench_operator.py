@@ -1,8 +1,8 @@
 """What the operator costs at rest, and how soon it acts on a load step.
 
 Run: `python tests/bench/bench_operator.py [--objects 50] [--seconds 60] [--steps 5] [--name operator]`. Writes
-docs/results/NAME.json and NAME.md. At rest: the operator as a process with the chart's rights on a real API server; this
-program plays the Deployments' controllers and the nodes, so that a thousand objects are there within minutes. Every
+docs/results/NAME.json and NAME.md. At rest: the operator as a process with the chart's rights on a real API server,
+while this program plays the Deployments' controllers and the nodes: a thousand objects are there within minutes. Every
 object has Ready pods and a gateway that answers, first without traffic, then with light traffic whose numbers swing by
 more than a tenth. Writes come from the operator's own counters, its Lease apart; CPU and memory from /proc. Steps: the
 chart's release with default settings on the local cluster, an object with default interval and simulated engines, a

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +48,16 @@ class FakeCluster:
             if name == kind.name and namespace in (None, place) and wanted.items() <= labels(manifest).items()
         ]
         return Listing(tuple(items), str(next(self._versions)))
+
+    async def pages(
+        self, kind: Kind, *, namespace: str | None = None, label_selector: str = ""
+    ) -> AsyncIterator[Listing]:
+        """One object on each page."""
+        listing = await self.list(kind, namespace=namespace, label_selector=label_selector)
+        for item in listing.items:
+            yield Listing((item,), listing.resource_version)
+        if not listing.items:
+            yield listing
 
     async def create(self, manifest: Manifest) -> Manifest:
         self._note("create", manifest)
