@@ -36,10 +36,11 @@ lint: setup  ## style, types and import contracts
 format: setup  ## rewrite to the project's style
 	@ruff check --fix . ; ruff format .
 
-crds: setup  ## regenerate crds/, the chart's copy and the API reference from the models
+crds: setup  ## regenerate crds/, the chart's copy and the reference pages from the models
 	@$(python) -m duet_operator.api.crd > crds/duetserve.io_duetdeployments.yaml
 	@cp crds/duetserve.io_duetdeployments.yaml charts/duet/crds/
 	@$(python) -m duet_operator.api.reference > docs/api-reference.md
+	@$(python) -m duet_operator.settings_reference > docs/operator-settings.md
 
 bench-perf: setup  ## predicted against measured step times -> docs/results/perf.md (needs ../shared/perfdata)
 	@$(python) tests/bench/bench_perf.py

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import sys
 from datetime import UTC, datetime
 
@@ -45,6 +46,12 @@ def set_up_log(form: LogFormat, level: str) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
+def allow_many_connections() -> None:
+    """As many as the system allows: each gateway that doesn't answer holds one until its time is over."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> None:
     """Run until told to stop."""
     try:
@@ -53,6 +60,7 @@ def main() -> None:
         print(f"duet-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         sys.exit(2)
     set_up_log(settings.log_format, settings.log_level)
+    allow_many_connections()
     logger.info("duet-operator %s starts", package_version())
     try:
         asyncio.run(run(settings, kubeconfig=os.environ.get("KUBECONFIG") or None))

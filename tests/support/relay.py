@@ -61,7 +61,10 @@ class Relay:
 
     def run(self, started: threading.Event) -> None:
         """In a thread of its own, until `end`."""
-        self._loop.run_until_complete(self._serve(started))
+        try:
+            self._loop.run_until_complete(self._serve(started))
+        finally:
+            self._loop.close()
 
     def end(self) -> None:
         """Cut all connections and return from `run`."""
@@ -74,9 +77,10 @@ class Relay:
         started.set()
         await self._stop.wait()
         server.close()
-        for task in self._connections:
+        connections = tuple(self._connections)
+        for task in connections:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*connections, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

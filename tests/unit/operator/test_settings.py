@@ -1,7 +1,10 @@
 """The operator's settings: from the environment, or a clear error."""
 
+from pathlib import Path
+
 import pytest
 
+from duet_operator import settings_reference
 from duet_operator.settings import Settings, SettingsError, from_environment
 
 
@@ -65,3 +68,9 @@ def test_leases_and_windows_grow_with_the_interval() -> None:
     assert [settings.drain_lease_seconds(interval) for interval in (1, 5, 60)] == [30, 30, 360]
     assert [settings.demand_window_for(interval) for interval in (1, 5, 60)] == [10, 15, 180]
     assert [settings.document_stale_seconds(interval) for interval in (1, 5, 60)] == [15, 15, 180]
+
+
+def test_the_page_of_settings_is_the_generated_one() -> None:
+    """`make crds` makes it anew."""
+    path = Path(__file__).parents[3] / "docs" / "operator-settings.md"
+    assert path.read_text(encoding="utf-8") == settings_reference.page()

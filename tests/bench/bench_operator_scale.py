@@ -1,0 +1,198 @@
+"""What others' pods and many own pods cost the operator, and how soon it acts after a restart among them.
+
+Run: `python tests/bench/bench_operator_scale.py [--foreign 5000] [--own 10000] [--objects 100]`. Writes
+docs/results/operator_scale.json and operator_scale.md. The operator is a process with the chart's rights on a real API
+server; this program plays controllers and nodes. Memory is the process's resident memory from /proc, once its lists are
+in and again at its highest; the operator acts when every object has had a pass and the object that was changed while it
+was down has its new status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.duet_objects import minimal, patched  # noqa: E402
+from tests.support.operator_process import OperatorProcess, install, running_operator  # noqa: E402
+from tests.support.waiting import until  # noqa: E402
+
+from duet_dev.cluster import Cluster  # noqa: E402
+from duet_dev.config import API_SERVER_ONLY, ClusterConfig  # noqa: E402
+from duet_dev.kubeapi import STRATEGIC_MERGE, Api, JsonObject, timestamp  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+NAMESPACE = "bench"
+LIMIT_FOREIGN_MIB, LIMIT_SECONDS, LIMIT_MIB = 10.0, 30.0, 512.0
+WAIT_SECONDS = 300.0
+SETTLE_SECONDS = 10.0
+CONCURRENT_REQUESTS = 24
+PASSES = 'duet_operator_passes_total{result="done"}'
+
+Row = dict[str, object]
+
+
+def row(figure: str, value: float, unit: str, limit: float | None) -> Row:
+    peer = "-" if limit is None else "limit"
+    ratio = None if limit is None else round(value / limit, 3)
+    return {"figure": figure, "value": value, "unit": unit, "peer": peer, "peer_value": limit, "ratio": ratio}
+
+
+def foreign_pod(number: int) -> JsonObject:
+    """About as large as pods are."""
+    environment = [{"name": f"VARIABLE_{index}", "value": "some value " * 4} for index in range(20)]
+    container = {"name": "app", "image": "registry.example/app:1", "env": environment}
+    metadata = {"name": f"foreign-{number}", "namespace": "foreign", "labels": {"app.kubernetes.io/name": "other"}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
+
+
+async def make_pods(api: Api, pods: list[JsonObject], *, run: bool) -> None:
+    room = asyncio.Semaphore(CONCURRENT_REQUESTS)
+
+    async def make(pod: JsonObject) -> None:
+        async with room:
+            path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods"
+            await api.post(path, pod)
+            if run:
+                ready = {"type": "Ready", "status": "True", "lastTransitionTime": timestamp()}
+                status = {"phase": "Running", "startTime": timestamp(), "conditions": [ready], "podIP": "127.77.0.2"}
+                await api.patch(f"{path}/{pod['metadata']['name']}/status", {"status": status}, kind=STRATEGIC_MERGE)
+
+    await asyncio.gather(*(make(pod) for pod in pods))
+
+
+def highest_mib(operator: OperatorProcess) -> float:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{operator.process.pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+async def settled_mib(kubeconfig: Path, folder: Path) -> float:
+    """Memory of an operator that has listed everything and rested."""
+    with running_operator(kubeconfig, folder / "settled.log") as operator:
+        await asyncio.to_thread(operator.wait_until_acting)
+        await asyncio.sleep(SETTLE_SECONDS)
+        return operator.memory_mib()
+
+
+async def foreign(api: Api, kubeconfig: Path, folder: Path, *, count: int) -> list[Row]:
+    before = min([await settled_mib(kubeconfig, folder) for _ in range(2)])
+    await make_pods(api, [foreign_pod(number) for number in range(count)], run=False)
+    print(f"{count} foreign pods are there")
+    after = min([await settled_mib(kubeconfig, folder) for _ in range(2)])
+    return [row(f"memory added by {count} foreign pods", round(after - before, 1), "MiB", LIMIT_FOREIGN_MIB)]
+
+
+def document(number: int, *, recommend: bool = False) -> JsonObject:
+    patch = {"metadata.namespace": NAMESPACE, "spec.gateway.replicas": 1, "spec.scaling.mode": "Manual"}
+    return patched(minimal(name=f"own-{number}"), patch | ({"spec.scaling.mode": "Recommend"} if recommend else {}))
+
+
+async def own(api: Api, cluster: Cluster, kubeconfig: Path, folder: Path, *, objects: int, count: int) -> list[Row]:
+    everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": [document(n) for n in range(objects)]})
+    cluster.kubectl("create", "-f", "-", input=everything)
+    with running_operator(kubeconfig, folder / "first.log") as operator:
+        await asyncio.to_thread(operator.wait_until_acting)
+
+        async def made() -> list[JsonObject] | None:
+            found: list[JsonObject] = (await api.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"))["items"]
+            return found if len(found) >= 3 * objects else None
+
+        deployments = await until("all Deployments exist", made, seconds=WAIT_SECONDS)
+    decode = [each for each in deployments if each["metadata"]["name"].endswith("-decode")]
+    await make_pods(api, [own_pod(decode[n % len(decode)], n) for n in range(count)], run=True)
+    print(f"{count} own pods are there")
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(document(0, recommend=True)))
+    return await restart(api, kubeconfig, folder, objects=objects, count=count)
+
+
+def own_pod(deployment: JsonObject, number: int) -> JsonObject:
+    template = deployment["spec"]["template"]
+    name = f"{deployment['metadata']['name']}-{number}"
+    metadata = {**template["metadata"], "name": name, "namespace": NAMESPACE}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+async def restart(api: Api, kubeconfig: Path, folder: Path, *, objects: int, count: int) -> list[Row]:
+    path = f"/apis/duetserve.io/v1alpha1/namespaces/{NAMESPACE}/duetdeployments/own-0"
+    began = time.monotonic()
+    with running_operator(kubeconfig, folder / "second.log") as operator:
+        try:
+            await asyncio.to_thread(operator.wait_until_acting)
+            listed = time.monotonic() - began
+
+            async def acted() -> bool:
+                changed = await api.get(path)
+                seen = changed.get("status", {}).get("observedGeneration") == changed["metadata"]["generation"]
+                return seen and (await asyncio.to_thread(operator.metrics))[PASSES] >= objects
+
+            await until("it acts", acted, seconds=WAIT_SECONDS)
+        except AssertionError as error:
+            error.add_note(operator.log[-6000:])
+            raise
+        seconds = time.monotonic() - began
+        await asyncio.sleep(SETTLE_SECONDS)
+        rest_mib, most_mib = operator.memory_mib(), highest_mib(operator)
+    return [
+        row(f"start of the process to all lists read, {count} own pods", round(listed, 1), "s", None),
+        row(f"start of the process to every object acted on, {count} own pods", round(seconds, 1), "s", LIMIT_SECONDS),
+        row(f"resident memory after it, {count} own pods of {objects} objects", round(rest_mib, 1), "MiB", None),
+        row(f"highest memory since its start, {count} own pods", round(most_mib, 1), "MiB", LIMIT_MIB),
+    ]
+
+
+def write_results(rows: list[Row], *, command: str) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shown = [each | {"command": command, "seed": None} for each in rows]
+    (RESULTS / "operator_scale.json").write_text(json.dumps(shown, indent=2) + "\n")
+    lines = [
+        "# Operator at scale",
+        "",
+        "| figure | value | unit | peer | peer value | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join('-' if v is None else str(v) for v in each.values())} |" for each in rows]
+    lines += ["", f"`{command}`, Python {platform.python_version()}, {os.cpu_count()} cores."]
+    (RESULTS / "operator_scale.md").write_text("\n".join(lines) + "\n")
+
+
+async def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
+    config = ClusterConfig("bench-scale", components=API_SERVER_ONLY, isolation="host")
+    with Cluster(config, folder / "scale") as cluster:
+        kubeconfig = await asyncio.to_thread(install, cluster)
+        for namespace in (NAMESPACE, "foreign"):
+            cluster.kubectl("create", "namespace", namespace)
+        async with Api(cluster.kubeconfig) as api:
+            rows = await foreign(api, kubeconfig, folder, count=options.foreign)
+            return rows + await own(api, cluster, kubeconfig, folder, objects=options.objects, count=options.own)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--foreign", type=int, default=5000)
+    parser.add_argument("--own", type=int, default=10_000)
+    parser.add_argument("--objects", type=int, default=100)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run(measure(Path(folder), options))
+    command = (
+        f"python tests/bench/bench_operator_scale.py --foreign {options.foreign} --own {options.own}"
+        f" --objects {options.objects}"
+    )
+    write_results(rows, command=command)
+    for each in rows:
+        print(*each.values())
+
+
+if __name__ == "__main__":
+    main()
