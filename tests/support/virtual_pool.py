@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.support.fake_cluster import FakeCluster
+from tests.support.listing import relist
 from tests.support.workers import NOW
 
 from duet_engine.protocol import DrainStatus, Role, Work
@@ -173,7 +174,7 @@ class VirtualPool:
         self.deaf = False
         for kind in (DEPLOYMENT, POD):
             listing = await self.cluster.list(kind)
-            self.world.relist(kind.name, listing.items, resource_version=listing.resource_version)
+            relist(self.world, kind.name, listing.items, resource_version=listing.resource_version)
 
     async def operate(self, target: int, *, rollout: bool = False) -> Outcome:
         """One pass of the scaler."""

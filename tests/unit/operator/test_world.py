@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tests.support.listing import relist
 
 from duet_operator.cluster import FIELD_MANAGER
 from duet_operator.world import Key, World
@@ -23,14 +24,6 @@ def duet(version: int, **parts: Any) -> dict[str, Any]:
 def pod(name: str, version: int, *, ready: bool) -> dict[str, Any]:
     conditions = [{"type": "Ready", "status": str(ready)}]
     return body("Pod", name, version, spec={}, status={"conditions": conditions})
-
-
-def relist(world: World, kind: str, bodies: list[dict[str, Any]], **options: Any) -> None:
-    """As the loop lists: each is put, then what was in no page is forgotten."""
-    for body in bodies:
-        world.put(body)
-    listed = {(body["metadata"]["namespace"], body["metadata"]["name"]) for body in bodies}
-    world.forget_unlisted(kind, listed, **options)
 
 
 @pytest.fixture
