@@ -34,6 +34,8 @@ AT_MOST_ONE = frozenset(name for name in NAMES if name.endswith(("_compute", "_b
 """Nothing is faster than its data sheet."""
 OUTLIER = 0.05
 """Relative error from which on a row pulls with its size, not with its square."""
+FEWEST_ROWS, LARGEST_MEAN_ERROR = 8, 0.10
+"""Of a use of the model (mixed steps, say) before it counts as measured."""
 
 
 class UnidentifiedError(ValueError):
@@ -138,12 +140,14 @@ def calibrate(
     if missing := _unidentified(deviations, best.x, names):
         raise UnidentifiedError(missing)
     values = {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(best.x), strict=True)}
-    found = Calibrated(start.efficiencies.with_values(values), _bases(rows, start.bases, basis), source)
+    fitted = start.efficiencies.with_values(values)
+    errors = relative_errors(rows, gpu, replace(start, efficiencies=fitted))
+    found = Calibrated(fitted, _bases(rows, errors, start.bases, basis), source)
     return Calibration(
         calibrated=found,
         fitted=tuple(names),
         before=Errors.of(relative_errors(rows, gpu, start)),
-        after=Errors.of(relative_errors(rows, gpu, found)),
+        after=Errors.of(errors),
     )
 
 
@@ -179,13 +183,26 @@ def _unidentified(deviations: object, at: FloatArray, names: Sequence[str]) -> l
     return [name for name, value in zip(names, np.sqrt(variance), strict=True) if value > LARGEST_STANDARD_ERROR]
 
 
-def _bases(rows: Sequence[CalibrationRow], start: Bases, basis: Basis) -> Bases:
-    """The uses that the rows cover rest on them now; the others on what they rested on."""
-    covered: set[str] = set()
-    for row in rows:
-        covered.add("prefill" if row.prefill else "decode")
-        covered |= {"prefix"} if row.batch.prefill_context_tokens > 0 else set()
-        covered |= {"mixed"} if row.prefill and row.batch.decode_requests > 0 else set()
-        covered |= {"experts"} if row.shape.experts else set()
-        covered |= {"latent"} if row.shape.latent else set()
-    return replace(start, **dict.fromkeys(covered, basis))
+def _uses(row: CalibrationRow) -> set[str]:
+    """Uses of the model, as in `Bases`, that a row shows."""
+    prefill, decode = row.prefill, row.batch.decode_requests > 0
+    shown = {
+        "prefill": prefill and not decode,
+        "decode": decode and not prefill,
+        "mixed": prefill and decode,
+        "prefix": row.batch.prefill_context_tokens > 0,
+        "experts": row.shape.experts is not None,
+        "latent": row.shape.latent is not None,
+        "communication": row.ranks > 1,
+    }
+    return {use for use, shows in shown.items() if shows}
+
+
+def _bases(rows: Sequence[CalibrationRow], errors: FloatArray, start: Bases, basis: Basis) -> Bases:
+    """Uses that enough rows show, and that the fit predicts well, rest on them now; others on what they did."""
+    found: dict[str, Basis] = {}
+    for use in {use for row in rows for use in _uses(row)}:
+        shown = np.abs([error for row, error in zip(rows, errors, strict=True) if use in _uses(row)])
+        if len(shown) >= FEWEST_ROWS and shown.mean() <= LARGEST_MEAN_ERROR:
+            found[use] = basis
+    return replace(start, **found)

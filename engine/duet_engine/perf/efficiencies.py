@@ -111,7 +111,7 @@ def from_document(document: Mapping[str, object]) -> Calibrated:
     return Calibrated(
         Efficiencies(**values),
         Bases(**{use: Basis(basis) for use, basis in bases.items()}),
-        str(document.get("source")),
+        str(document.get("source", "")),
     )
 
 

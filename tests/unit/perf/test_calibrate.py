@@ -75,10 +75,21 @@ def test_steps_without_experts_cannot_tell_theirs() -> None:
     assert refused.value.names == ("expert_bandwidth", "link_bandwidth")
 
 
-def test_mixed_and_prefix_steps_are_measured_once_rows_hold_them() -> None:
-    mixed = [StepBatch.decode(32, 32_000).with_chunks(512, 1024)]
-    found = calibrate(_rows(PROMPTS + DECODES + mixed), GPU, START)
-    assert (found.calibrated.bases.mixed, found.calibrated.bases.prefix) == (Basis.MEASURED, Basis.MEASURED)
+MIXED = [StepBatch.decode(32, 32_000).with_chunks(chunk, 1024) for chunk in (64, 128, 256, 384, 512, 768, 1024, 2048)]
+
+
+def test_mixed_and_prefix_steps_are_measured_once_enough_rows_show_them() -> None:
+    few = calibrate(_rows(PROMPTS + DECODES + MIXED[:7]), GPU, START).calibrated.bases
+    enough = calibrate(_rows(PROMPTS + DECODES + MIXED), GPU, START).calibrated.bases
+    assert (few.mixed, few.prefix) == (Basis.ASSUMED, Basis.ASSUMED)
+    assert (enough.mixed, enough.prefix) == (Basis.MEASURED, Basis.MEASURED)
+
+
+def test_steps_that_the_model_cannot_reproduce_are_not_measured() -> None:
+    mixed = [replace(row, seconds=1.6 * row.seconds) for row in _rows(MIXED)]
+    bases = calibrate(_rows(PROMPTS + DECODES) + mixed, GPU, START).calibrated.bases
+    assert bases.mixed is Basis.ASSUMED
+    assert bases.decode is Basis.MEASURED
 
 
 def test_rows_that_nothing_can_be_learnt_from_are_refused() -> None:
