@@ -17,6 +17,7 @@ fewest decode SMs.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -115,6 +116,26 @@ class Partitioner:
         if one_part or mixed_seconds <= rule.step_budget_seconds * (1 + ROUNDING):
             return Mixed(mixed_seconds)
         return self.split(batch, rule)
+
+    def largest(
+        self,
+        decoding: StepBatch,
+        rule: SplitRule,
+        *,
+        candidates_tokens: Iterable[int],
+        prompt_tokens: int,
+        context_tokens: int = 0,
+    ) -> tuple[int, Mixed | Split] | None:
+        """The first of the chunk sizes, largest first, that is safe mixed or split, and how it runs; None if none is.
+
+        `prompt_tokens` are left to compute behind `context_tokens`; a chunk is no longer than that.
+        """
+        for size in candidates_tokens:
+            chunk_tokens = min(size, prompt_tokens)
+            choice = self.choose(decoding.with_chunks(chunk_tokens, context_tokens), rule)
+            if choice is not None:
+                return chunk_tokens, choice
+        return None
 
     def split(self, batch: StepBatch, rule: SplitRule) -> Split | None:
         """The best split of a batch with both parts."""

@@ -135,6 +135,22 @@ UNSAFE_MIXED = StepBatch.decode(64, 64_000).with_chunks(4096)
 RULE = SplitRule(step_budget_seconds=0.03, longest_window_seconds=0.2, most_look_ahead=16)
 
 
+@settings(deadline=None, max_examples=40)
+@given(workers, st.integers(1, 200), st.integers(1, 200_000), st.integers(1, 9000), rules)
+def test_the_largest_chunk_that_runs_safely_in_any_way_is_taken(
+    steps: TwoCeilings, requests: int, context: int, prompt: int, rule: SplitRule
+) -> None:
+    decoding, sizes = StepBatch.decode(requests, context), (4096, 1024, 256)
+    found = Partitioner(steps).largest(decoding, rule, candidates_tokens=sizes, prompt_tokens=prompt)
+    for size in sizes:
+        batch = decoding.with_chunks(min(size, prompt))
+        safe = steps.step_seconds(batch) <= rule.step_budget_seconds or every_split(steps, batch, rule)
+        if found is not None and found[0] == min(size, prompt):
+            return
+        assert not safe
+    assert found is None
+
+
 def test_without_a_gap_to_hold_there_is_nothing_to_split() -> None:
     tight = replace(RULE, step_budget_seconds=1e-6)
     assert isinstance(Partitioner(H100).choose(StepBatch.prefill(8192), tight), Mixed)
