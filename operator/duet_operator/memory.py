@@ -70,7 +70,8 @@ class Memory:
         for role, trouble in lost.items():
             known = learn(
                 self.rooms.pop(role, None),
-                replicas=pools[role].replicas,
+                # Not of the count: a pod beyond it, surging or not deleted yet, is among the unplaced ones too.
+                placed=max(pools[role].replicas, len(pools[role].alive)) - trouble.unplaced,
                 unplaced=trouble.unplaced,
                 why=f"{trouble.reason}: {trouble.example}",
                 now_seconds=now_seconds,

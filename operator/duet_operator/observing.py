@@ -98,6 +98,8 @@ class Trouble:
     """Pods of a pool that are no capacity, and why."""
 
     pods: int = 0
+    replacing: int = 0
+    """Not among these: pods that wait for a place that a leaving pod will make."""
     unplaced: int = 0
     """Of these, how many no node has taken, or that were refused before they were created."""
     reason: str = ""
@@ -108,8 +110,8 @@ class Trouble:
 
 def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> Trouble:
     """Pods that have not been ready, or were refused, for longer than the deadline."""
-    stuck = [pod for pod in sight.alive if _stuck_seconds(pod, now_seconds) > deadline_seconds]
-    stuck = stuck[: max(len(stuck) - len(_replacing(sight)), 0)]
+    replacing = _replacing(sight, now_seconds=now_seconds, deadline_seconds=deadline_seconds)
+    stuck = [pod for pod in sight.alive if pod not in replacing and _stuck_seconds(pod, now_seconds) > deadline_seconds]
     unplaced = sum(not pod.node for pod in stuck)
     failure = sight.failed_creation
     if failure is not None:
@@ -119,13 +121,20 @@ def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) ->
             reason = failure.get("reason", "FailedCreate")
             return Trouble(
                 pods=missing + len(stuck),
+                replacing=len(replacing),
                 unplaced=missing + unplaced,
                 reason=reason,
                 example=failure.get("message", ""),
             )
     if not stuck:
-        return Trouble()
-    return Trouble(pods=len(stuck), unplaced=unplaced, reason=stuck[0].trouble or "NotReady", example=stuck[0].name)
+        return Trouble(replacing=len(replacing))
+    return Trouble(
+        pods=len(stuck),
+        replacing=len(replacing),
+        unplaced=unplaced,
+        reason=stuck[0].trouble or "NotReady",
+        example=stuck[0].name,
+    )
 
 
 def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
@@ -136,11 +145,22 @@ def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
     return now_seconds - (since or pod.created_seconds)
 
 
-def _replacing(sight: PoolSight) -> tuple[Pod, ...]:
-    """Unscheduled pods for which a pod that is still leaving will make room: one each."""
-    status = (sight.deployment or {}).get("status") or {}
-    leaving = max(sum(pod.terminating for pod in sight.pods), status.get("terminatingReplicas", 0))
-    unscheduled = [pod for pod in sight.alive if not pod.node and not pod.ready]
+def _replacing(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> tuple[Pod, ...]:
+    """Unscheduled pods for which a pod that is still leaving will make room: one each.
+
+    A pod that has been leaving for longer than its grace period never does by itself: its node is gone.
+    """
+    deployment = sight.deployment or {}
+    leaving = max(
+        sum(pod.terminating for pod in sight.pods), (deployment.get("status") or {}).get("terminatingReplicas", 0)
+    )
+    template = (deployment.get("spec") or {}).get("template") or {}
+    patience_seconds = deadline_seconds + (template.get("spec") or {}).get("terminationGracePeriodSeconds", 0)
+    unscheduled = [
+        pod
+        for pod in sight.alive
+        if not pod.node and not pod.ready and now_seconds - pod.created_seconds <= patience_seconds
+    ]
     return tuple(unscheduled[:leaving])
 
 
@@ -148,17 +168,16 @@ def pool_state(
     sight: PoolSight, states: Mapping[str, WorkerState], *, lost: Trouble, room: int | None = None
 ) -> PoolState:
     """How many pods are in each state, and the work that they hold."""
-    replacing = _replacing(sight)
     draining = [pod for pod in sight.alive if pod.draining_since_seconds is not None]
     ready = [pod for pod in sight.alive if pod.ready and pod not in draining]
-    others = len(sight.alive) - len(draining) - len(ready) - len([pod for pod in replacing if pod not in draining])
+    others = len(sight.alive) - len(draining) - len(ready) - lost.replacing
     held = load(states[pod.uid] for pod in sight.pods if pod.uid in states)
     return PoolState(
         replicas=sight.base_replicas,
         ready=len(ready),
         starting=max(others - lost.pods, 0),
         draining=len(draining),
-        replacing=len(replacing),
+        replacing=lost.replacing,
         terminating=sum(pod.holds_gpu for pod in sight.pods if pod.terminating),
         pending_too_long=lost.pods,
         room=room,

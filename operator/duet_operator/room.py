@@ -31,16 +31,16 @@ class Room:
 
 
 def learn(
-    room: Room | None, *, replicas: int, unplaced: int, why: str, now_seconds: float, deadline_seconds: float
+    room: Room | None, *, placed: int, unplaced: int, why: str, now_seconds: float, deadline_seconds: float
 ) -> Room | None:
-    """What is known after a pass in which `unplaced` pods of `replicas` had found no place past the deadline."""
+    """What is known after a pass in which `unplaced` pods, beside `placed`, had found no place past the deadline."""
     if unplaced:
         if room is not None and room.holds(now_seconds):
-            return Room(count=replicas - unplaced, until_seconds=room.until_seconds, refusals=room.refusals, why=why)
+            return Room(count=placed, until_seconds=room.until_seconds, refusals=room.refusals, why=why)
         refusals = 1 if room is None else room.refusals + 1
         wait = deadline_seconds * 2.0 ** (refusals - 1)
         until = now_seconds + min(wait, max(LONGEST_WAIT_SECONDS, deadline_seconds))
-        return Room(count=replicas - unplaced, until_seconds=until, refusals=refusals, why=why)
+        return Room(count=placed, until_seconds=until, refusals=refusals, why=why)
     if room is not None and now_seconds < room.until_seconds + FORGIVING_DEADLINES * deadline_seconds:
         return room
     return None

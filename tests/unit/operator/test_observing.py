@@ -8,12 +8,14 @@ from tests.support.documents import document, report
 from tests.support.workers import NOW, time_text
 
 from duet_engine.protocol import Role
+from duet_operator.memory import Memory
 from duet_operator.observing import PoolSight, Trouble, observe, performance, pool_state, trouble
 from duet_operator.pods import DRAIN_STARTED_ANNOTATION, Pod, read_pod
 from duet_operator.signals.picture import Signals
 from duet_operator.signals.workers import freshest, states
 
 DEADLINE_SECONDS = 60.0
+GRACE_SECONDS = 600
 CRASHED = {"restartCount": 2, "lastState": {"terminated": {"exitCode": 1}}}
 
 
@@ -31,9 +33,13 @@ def unscheduled(name: str, **fields: Any) -> Pod:
 
 
 def sight(*pods: Pod, replicas: int = 3, **status: Any) -> PoolSight:
+    template = {
+        "metadata": {"labels": {"duetserve.io/revision": "r1"}},
+        "spec": {"terminationGracePeriodSeconds": GRACE_SECONDS},
+    }
     deployment = {
         "metadata": {"generation": 2},
-        "spec": {"replicas": replicas, "template": {"metadata": {"labels": {"duetserve.io/revision": "r1"}}}},
+        "spec": {"replicas": replicas, "template": template},
         "status": {"observedGeneration": 2, "replicas": replicas, "updatedReplicas": replicas, **status},
     }
     return PoolSight(deployment=deployment, pods=pods)
@@ -65,14 +71,19 @@ def state(of: PoolSight) -> tuple[int, int, int, int, int]:
         pytest.param([pod("a", age=59)], (0, 1, 0, 0, 0), id="a start without trouble"),
         pytest.param([pod("a", age=61)], (0, 0, 0, 0, 1), id="a start that hangs"),
         pytest.param(
-            [unscheduled("a", age=9999), ready("old", terminating=True)],
+            [unscheduled("a", age=GRACE_SECONDS), ready("old", terminating=True)],
             (0, 0, 0, 1, 0),
             id="waits for its own predecessor",
         ),
         pytest.param(
-            [unscheduled("a", age=9999), unscheduled("b", age=9999), ready("old", terminating=True)],
+            [unscheduled("a", age=GRACE_SECONDS), unscheduled("b", age=GRACE_SECONDS), ready("old", terminating=True)],
             (0, 0, 0, 1, 1),
             id="two wait, one predecessor",
+        ),
+        pytest.param(
+            [unscheduled("a", age=GRACE_SECONDS + DEADLINE_SECONDS + 1), ready("old", terminating=True)],
+            (0, 0, 0, 0, 1),
+            id="its predecessor's node is gone for good",
         ),
         pytest.param(
             [pod("a", age=9999, has_been_ready=True, annotations={DRAIN_STARTED_ANNOTATION: time_text(NOW)})],
@@ -93,7 +104,29 @@ def test_only_pods_that_no_node_took_are_unplaced() -> None:
 
 
 def test_a_predecessor_that_only_the_deployment_tells_of_still_makes_room() -> None:
-    assert state(sight(unscheduled("a", age=9999), terminatingReplicas=1)) == (0, 0, 0, 1, 0)
+    assert state(sight(unscheduled("a", age=GRACE_SECONDS), terminatingReplicas=1)) == (0, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("pods", "replicas", "room"),
+    [
+        pytest.param(["placed"] * 3 + ["unplaced"], 4, 3, id="a surplus"),
+        pytest.param(["placed"] * 3 + ["unplaced"], 3, 3, id="a surplus that is counted out, but not deleted yet"),
+        pytest.param(["placed"] * 4 + ["unplaced"], 4, 4, id="a successor beyond the count"),
+        pytest.param(["placed"] * 4, 4, None, id="all have a place"),
+    ],
+)
+def test_the_room_of_a_pool_is_what_has_a_place(pods: list[str], replicas: int, room: int | None) -> None:
+    present = [
+        ready(f"{number}") if kind == "placed" else unscheduled(f"{number}", age=61) for number, kind in enumerate(pods)
+    ]
+    of = sight(*present, replicas=replicas)
+    lost = trouble(of, now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)
+    memory = Memory(attainment_window_seconds=60.0)
+    rooms = memory.learn_room(
+        {Role.DECODE: of}, {Role.DECODE: lost}, now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS
+    )
+    assert ({role: found.count for role, found in rooms.items()}) == ({} if room is None else {Role.DECODE: room})
 
 
 def test_leaving_pods_hold_their_gpus_until_they_are_gone() -> None:

@@ -10,7 +10,9 @@ WHY = "Unschedulable: decode-x"
 
 
 def seen(room: Room | None, *, at: float, replicas: int = 5, unplaced: int = 0) -> Room | None:
-    return learn(room, replicas=replicas, unplaced=unplaced, why=WHY, now_seconds=at, deadline_seconds=DEADLINE_SECONDS)
+    return learn(
+        room, placed=replicas - unplaced, unplaced=unplaced, why=WHY, now_seconds=at, deadline_seconds=DEADLINE_SECONDS
+    )
 
 
 def test_nothing_is_known_while_every_pod_finds_a_place() -> None:
@@ -55,7 +57,9 @@ def test_no_wait_is_longer_than_an_hour_or_the_deadline(
     room, now = None, 0.0
     for seconds, unplaced in steps:
         now += seconds
-        room = learn(room, replicas=4, unplaced=unplaced, why=WHY, now_seconds=now, deadline_seconds=deadline_seconds)
+        room = learn(
+            room, placed=4 - unplaced, unplaced=unplaced, why=WHY, now_seconds=now, deadline_seconds=deadline_seconds
+        )
         if unplaced:
             assert room is not None and room.count == 4 - unplaced
         if room is not None:
