@@ -7,11 +7,13 @@ compile() {
     out=$1; shift
     .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-emit-find-links --no-annotate --custom-compile-command "requirements/compile.sh" "$@" \
-        --output-file "requirements/$out.txt" pyproject.toml
+        --output-file "requirements/$out.txt"
 }
-compile operator --extra operator
-compile gateway --extra gateway
-compile dev --extra operator --extra gateway --group dev
+compile operator --extra operator pyproject.toml
+compile gateway --extra gateway pyproject.toml
+compile dev --extra operator --extra gateway --group dev pyproject.toml
+# What makes the wheel that goes into images.
+sed -n 's/^requires = \["\(.*\)"\]$/\1/p' pyproject.toml | compile build --constraint requirements/dev.txt -
 # The installer of dev.txt, alone: the first thing that an empty environment gets.
 {
     echo "# What installs requirements/dev.txt; made by requirements/compile.sh"

@@ -5,18 +5,20 @@ Exit status: 0 after SIGTERM or SIGINT, 1 when the Lease was lost or something f
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
 import os
 import resource
 import sys
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from duet_operator.cluster import ClusterError
 from duet_operator.lease import LeaseLostError
 from duet_operator.process import run
-from duet_operator.settings import LogFormat, SettingsError, from_environment, package_version
+from duet_operator.settings import PREFIX, LogFormat, Settings, SettingsError, from_environment, package_version
 
 logger = logging.getLogger("duet_operator")
 
@@ -52,8 +54,22 @@ def allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _parse_arguments() -> None:
+    """There is nothing to parse but a question: an operator that starts when it's asked for help would act."""
+    settings = "\n".join(f"  {PREFIX}{field.name.upper()}" for field in fields(Settings))
+    parser = argparse.ArgumentParser(
+        prog="duet-operator",
+        description="Run the operator against the cluster that it is in, or that KUBECONFIG names.",
+        epilog=f"Settings are environment variables:\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=package_version())
+    parser.parse_args()
+
+
 def main() -> None:
     """Run until told to stop."""
+    _parse_arguments()
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:
