@@ -1,4 +1,4 @@
-"""Step times of any known model on any known GPU: DuetServe's attention-aware roofline (arXiv 2511.04791, section 4.1).
+"""Step times of any known model on any known GPU: DuetServe's attention-aware roofline (arXiv 2511.04791).
 
 Invariant: every term rises with tokens, requests at equal context and context, and falls with SMs, so a mixed step is
 never shorter than either of its parts. The equations, and what of them is measured, are in docs/performance-model.md.
