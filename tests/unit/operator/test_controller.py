@@ -436,6 +436,26 @@ async def test_the_pass_that_sees_a_new_spec_says_that_it_is_rolled_out() -> Non
     assert kstatus(bench.duet) == "InProgress"
 
 
+async def test_decode_workers_begin_to_leave_when_prefill_workers_have_handed_over() -> None:
+    bench = Bench()
+    bench.planner.prefill = bench.planner.decode = 2
+    await settled(bench)
+    for pod in (*bench.pods("prefill"), *bench.pods("decode")):
+        bench.engines.by_uid[pod.uid] = VirtualEngine(Drain(worker=pod.name), started=True, requests=1)
+    bench.planner.prefill = bench.planner.decode = 1
+
+    def draining(role: str) -> list[str]:
+        return [pod.uid for pod in bench.pods(role) if pod.draining_since_seconds is not None]
+
+    for _ in range(3):
+        await bench.run_pass()
+        bench.engines.now += 5
+        assert (len(draining("prefill")), draining("decode")) == (1, [])
+    bench.engines.by_uid[draining("prefill")[0]].requests = 0
+    await bench.run_pass()
+    assert len(draining("decode")) == 1
+
+
 async def test_a_pod_may_be_drained_by_hand() -> None:
     bench = Bench()
     await settled(bench)
