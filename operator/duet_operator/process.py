@@ -33,7 +33,6 @@ from duet_operator.nodes import Nodes
 from duet_operator.planner.plan import plan
 from duet_operator.plans import PlanPusher
 from duet_operator.reporting import Reporter
-from duet_operator.resources.labels import OWNER
 from duet_operator.scaling import PoolScaler
 from duet_operator.signals.gateways import GatewayReader
 from duet_operator.world import World
@@ -244,11 +243,15 @@ class Process:
         )
 
     async def _may_watch_nodes(self) -> bool:
-        """Whether its rights are wide enough; a watch without them would fail again and again."""
+        """Whether its rights are wide enough: a watch without them would fail again and again.
+
+        Known before the first pass, which would take back successors whose predecessors' nodes it knows nothing of.
+        """
         while True:
             try:
-                # What counts is whether it's allowed: no node has this label.
-                await self._cluster.list(NODE, label_selector=f"{OWNER}=none")
+                async for page in self._cluster.pages(NODE):
+                    for node in page.items:
+                        self._nodes.put(node)
             except ClusterError as error:
                 if error.status == HTTPStatus.FORBIDDEN:
                     logger.info("nodes may not be watched: workers aren't moved off nodes that are about to go")

@@ -181,6 +181,10 @@ def test_contract_with_the_engine() -> None:
     assert container["lifecycle"]["preStop"]["exec"]["command"] == ["duet-engine", "drain"]
     assert container["readinessProbe"]["httpGet"]["path"] == "/duet/ready"
     assert container["livenessProbe"]["httpGet"]["path"] == "/duet/live"
+    assert container["startupProbe"]["httpGet"]["path"] == "/duet/live"
+    assert "/health" not in str(container), (
+        "SGLang's takes a second, and fails on decode workers when a prefill worker dies"
+    )
 
 
 def test_itl_comes_from_a_config_map_so_that_its_change_rolls_nothing() -> None:
