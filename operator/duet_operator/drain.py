@@ -140,7 +140,8 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Delete a pod that someone asked to be drained by hand; its Deployment makes a new one."""
+    """Delete a drained pod that the count still asks for, as somebody asked by hand or its node is about to go; its
+    Deployment makes a new one."""
 
     pod: Pod
 
@@ -243,19 +244,22 @@ def _moving(
     workers: Sequence[Worker], leaving: int, pool: Pool, rules: Rules, actions: list[Action]
 ) -> tuple[list[Worker], list[Worker]]:
     """Drains off nodes that are about to go, without a timeout, for the node's end is one. Returns who leaves drained,
-    and who leaves at once.
+    and who leaves at once; those that the count needs in another place are replaced.
 
-    Nobody does while a pod is Pending: that one would be deleted in the drained worker's place, again and again.
+    Nobody leaves while a pod is Pending: that one would be deleted in the drained worker's place, again and again.
     """
     pending = any(worker.pod.alive and worker.pod.phase == "Pending" for worker in pool.workers)
     drained: list[Worker] = []
     at_once: list[Worker] = []
     for worker in workers:
-        may_leave = not pending and len(drained) + len(at_once) < leaving
-        if _holds_nothing(worker):
-            at_once += [worker] * may_leave
-        elif confirmed(worker.status, rules.settle_seconds) and worker.draining and not worker.pod.ready and may_leave:
-            drained.append(worker)
+        empty = worker.draining and confirmed(worker.status, rules.settle_seconds) and not worker.pod.ready
+        if empty or _holds_nothing(worker):
+            if len(drained) + len(at_once) >= leaving:
+                actions.append(Replace(worker.pod))
+            elif not pending:
+                (drained if empty else at_once).append(worker)
+            elif empty:
+                actions.append(Renew(worker.pod))
         elif worker.draining and not _serves_again(worker):
             actions.append(Renew(worker.pod))
         elif pool.start_allowed:

@@ -135,6 +135,16 @@ async def test_another_operator_takes_successors_for_no_more_than_that() -> None
         assert cluster.bench.planner.seen[-1].decode.replicas == 2
 
 
+async def test_a_pool_that_shrinks_while_it_moves_ends_with_successors_only() -> None:
+    cluster = await Cluster.serving(3)
+    cluster.bench.planner.decode = 1
+    cluster.cordon()
+    await cluster.steps(12)
+    assert cluster.bench.pods("decode") == cluster.serving_on(NEW_NODE)
+    assert (cluster.bench.replicas("decode"), cluster.note) == (1, None)
+    assert cluster.least_serving == 1
+
+
 async def test_a_node_that_takes_pods_again_leaves_the_count_as_it_was() -> None:
     cluster = await Cluster.serving(2)
     cluster.cordon()
