@@ -17,7 +17,6 @@ from duet_operator.acting import Children, ForeignObjectError
 from duet_operator.api.v1alpha1 import InvalidObjectError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.memory import Memory
-from duet_operator.planner.guards import surging_roles
 from duet_operator.planner.mode import apply_mode
 from duet_operator.planner.spec import plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
@@ -26,9 +25,10 @@ from duet_operator.relocation import relocate
 from duet_operator.resources import names
 from duet_operator.resources.config_maps import history_config_map
 from duet_operator.resources.pins import read_pin
-from duet_operator.resources.pools import relocating, surging
+from duet_operator.resources.pools import relocating
 from duet_operator.resources.rendering import Defaults
 from duet_operator.resources.strategic_merge import InvalidTemplateError
+from duet_operator.rollouts import rollout
 from duet_operator.scaling import Order, PoolScaler
 from duet_operator.settings import package_version
 from duet_operator.sight import Observer, facts
@@ -115,13 +115,12 @@ class Controller:
         decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
         self._memory.planner = decision.memory
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
-        roles = surging_roles(sight.observation.present, spec)
-        pools = {role: surging(pool.wanted) if role in roles else pool.wanted for role, pool in rendering.pools.items()}
-        moves = self._relocate(deployment, sight, targets, spec)
-        pools = {role: relocating(manifest, moves[role].note) for role, manifest in pools.items()}
+        rolled = rollout(rendering.pools, sight.pools, observation=sight.observation, targets=targets, spec=spec)
+        moves = self._relocate(deployment, sight, targets, spec, rollout_begins=rolled.begins)
+        pools = {role: relocating(manifest, moves[role].note) for role, manifest in rolled.manifests.items()}
         problems = await self._keep_children(deployment, rendering.plain, pools, first=targets)
         await self._tell_of_others(duet, sight, targets, mode=deployment.spec.scaling.mode)
-        scaled = await self._scale(deployment, sight, moves, problems=problems)
+        scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
         await self._advise(deployment, sight, decision)
         found = facts(
             deployment,
@@ -131,6 +130,7 @@ class Controller:
             targets=targets,
             applied=self._observer.template_changed(sight.pools),
             newer_templates=rendering.newer,
+            rollout=rolled,
         )
         await self._services.reporter.report(duet, found, rendering=rendering, scaled=scaled)
         self._services.metrics.decided(decision.reason)
@@ -207,16 +207,23 @@ class Controller:
         return problems
 
     def _relocate(
-        self, deployment: DuetDeployment, sight: Sight, targets: Counts, spec: PlanSpec
+        self, deployment: DuetDeployment, sight: Sight, targets: Counts, spec: PlanSpec, *, rollout_begins: bool
     ) -> dict[Role, Relocation]:
-        may_start = deployment.spec.scaling.mode != "Recommend" and not sight.observation.rollout_in_progress
+        rolling = sight.observation.rollout_in_progress or rollout_begins
+        may_start = deployment.spec.scaling.mode != "Recommend" and not rolling
         nodes = self._services.nodes.leaving
         return relocate(
             sight.pools, targets, nodes=nodes, observation=sight.observation, spec=spec, may_start=may_start
         )
 
     async def _scale(
-        self, deployment: DuetDeployment, sight: Sight, moves: Mapping[Role, Relocation], *, problems: list[str]
+        self,
+        deployment: DuetDeployment,
+        sight: Sight,
+        moves: Mapping[Role, Relocation],
+        *,
+        rollout_begins: bool,
+        problems: list[str],
     ) -> dict[Role, Scaled]:
         """Both pools a step nearer to their targets. Decode workers start to leave when prefill has handed over."""
         settings, spec = self._services.settings, deployment.spec
@@ -232,7 +239,7 @@ class Controller:
                 deployment=names.pool_name(self.key.name, role),
                 sight=pool,
                 target=moves[role].target,
-                rollout_in_progress=sight.observation.rollout_in_progress,
+                rollout_in_progress=sight.observation.rollout_in_progress or rollout_begins,
                 states=sight.signals.states,
                 rules=scaling.rules(
                     spec,

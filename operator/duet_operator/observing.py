@@ -13,7 +13,7 @@ from duet_engine.protocol import Role
 from duet_operator.deployments import base_replicas, observed
 from duet_operator.planner.types import Observation, Performance, PoolState, worker_performance
 from duet_operator.pods import read_time
-from duet_operator.resources.labels import REVISION
+from duet_operator.resources.labels import REVISION, TEMPLATE
 from duet_operator.signals.workers import load
 
 if TYPE_CHECKING:
@@ -51,10 +51,17 @@ class PoolSight:
     @property
     def revision(self) -> str:
         """Revision of the present pod template."""
+        return self._template_label(REVISION)
+
+    @property
+    def template(self) -> str:
+        """Hash of the present pod template, empty where it has none."""
+        return self._template_label(TEMPLATE)
+
+    def _template_label(self, label: str) -> str:
         if self.deployment is None:
             return ""
-        labels = self.deployment["spec"]["template"]["metadata"].get("labels") or {}
-        return str(labels.get(REVISION, ""))
+        return str((self.deployment["spec"]["template"]["metadata"].get("labels") or {}).get(label, ""))
 
     @property
     def alive(self) -> tuple[Pod, ...]:
@@ -68,7 +75,24 @@ class PoolSight:
             return False
         status = self.deployment.get("status") or {}
         outdated = observed(self.deployment) and status.get("updatedReplicas", 0) < status.get("replicas", 0)
-        return outdated or any(pod.revision != self.revision for pod in self.alive)
+        return outdated or len(self.updated) < len(self.alive)
+
+    @property
+    def updated(self) -> tuple[Pod, ...]:
+        """Pods of the present template."""
+        revision, template = self.revision, self.template
+        return tuple(
+            pod for pod in self.alive if pod.revision == revision and (not template or pod.template == template)
+        )
+
+    @property
+    def surge(self) -> int:
+        """Pods that its Deployment may have beyond its count, as long as it rolls."""
+        if self.deployment is None or not self.rollout_in_progress:
+            return 0
+        update = (self.deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
+        surge = update.get("maxSurge", 0)
+        return surge if isinstance(surge, int) else 0
 
     @property
     def counted(self) -> bool:
@@ -83,10 +107,10 @@ class PoolSight:
         return self._condition("ReplicaFailure", "True")
 
     @property
-    def stuck(self) -> str | None:
-        """Why its rollout doesn't get on, None where it does."""
+    def deadline_exceeded(self) -> str | None:
+        """What its Deployment says where it hasn't got on for longer than its own deadline."""
         condition = self._condition("Progressing", "False")
-        return None if condition is None else str(condition.get("message", "its rollout is stuck"))
+        return None if condition is None else str(condition.get("message", ""))
 
     def _condition(self, kind: str, status: str) -> Mapping[str, str] | None:
         present = ((self.deployment or {}).get("status") or {}).get("conditions") or ()
@@ -137,6 +161,30 @@ def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) ->
     )
 
 
+def stuck(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> str | None:
+    """Why a rollout doesn't get on, in the words of one of its pods; None where it does.
+
+    Pods of the present template that aren't ready for longer than the deadline won't be by themselves.
+    """
+    exceeded = sight.deadline_exceeded
+    if sight.deployment is None or not (sight.rollout_in_progress or exceeded):
+        return None
+    waiting = [pod for pod in sight.updated if _stuck_seconds(pod, now_seconds) > deadline_seconds]
+    waiting = [pod for pod in waiting if pod not in _replacing(sight)]
+    failure = sight.failed_creation
+    since = read_time(failure.get("lastTransitionTime")) if failure else None
+    if waiting:
+        pod = waiting[0]
+        why = f"{pod.name} isn't ready: {': '.join(filter(None, (pod.trouble, pod.words))) or 'it says nothing'}"
+    elif failure and since is not None and now_seconds - since > deadline_seconds:
+        why = f"new pods are refused: {failure.get('message', '')}"
+    elif exceeded:
+        why = exceeded
+    else:
+        return None
+    return f"{len(sight.updated)} of {sight.replicas} pods have the new template, and {why}"
+
+
 def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
     """How long it has been no capacity, though it should be: a start that hangs shows no other trouble than that."""
     if pod.ready or pod.draining_since_seconds is not None:
@@ -180,6 +228,7 @@ def pool_state(
         replacing=lost.replacing,
         terminating=sum(pod.holds_gpu for pod in sight.pods if pod.terminating),
         pending_too_long=lost.pods,
+        surge=sight.surge,
         room=room,
         queued_prefill_tokens=held.queued_prefill_tokens,
         running_requests=held.running_requests,

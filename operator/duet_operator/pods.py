@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from duet_operator.resources.labels import REVISION, ROLE
+from duet_operator.resources.labels import REVISION, ROLE, TEMPLATE
 from duet_operator.resources.pools import CONTAINER
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Pod:
     resource_version: str = field(default="", compare=False)
     role: str = ""
     revision: str = ""
+    template: str = ""
+    """Hash of the pod template that it was made from."""
     node: str = ""
     address: str = ""
     created_seconds: float = 0.0
@@ -69,6 +71,8 @@ class Pod:
     phase: str = "Pending"
     trouble: str | None = None
     """Why it can't become ready by itself, such as Unschedulable or CrashLoopBackOff; None if nothing is wrong."""
+    words: str = field(default="", compare=False)
+    """What the scheduler or the kubelet says of its not being ready."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
 
@@ -137,6 +141,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         resource_version=metadata.get("resourceVersion", ""),
         role=labels.get(ROLE, ""),
         revision=labels.get(REVISION, ""),
+        template=labels.get(TEMPLATE, ""),
         node=spec.get("nodeName", ""),
         address=status.get("podIP", ""),
         created_seconds=read_time(metadata.get("creationTimestamp")) or 0.0,
@@ -147,6 +152,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         terminating="deletionTimestamp" in metadata,
         phase=status.get("phase", "Pending"),
         trouble=_trouble(conditions, status),
+        words="" if is_ready else _words(conditions, status),
         annotations={name: annotations[name] for name in _KEPT_ANNOTATIONS if name in annotations},
         ports={
             port["name"]: port["containerPort"]
@@ -171,6 +177,24 @@ def _trouble(conditions: Mapping[str, Mapping[str, Any]], status: Mapping[str, A
             # The next try of a crash loop runs for a while; it's the same loop.
             return "CrashLoopBackOff"
     return None
+
+
+def _words(conditions: Mapping[str, Mapping[str, Any]], status: Mapping[str, Any]) -> str:
+    """The message that goes with its trouble, else that of its readiness."""
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return str(scheduled.get("message", ""))
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in _FAILED_WAITS:
+            return str(waiting.get("message", ""))
+        if _ended_before(container) and not container.get("ready"):
+            ended = container["lastState"]["terminated"]
+            return f"{container.get('name')} ended with exit code {ended.get('exitCode')}: {ended.get('reason', '')}"
+        if "running" in (container.get("state") or {}) and not container.get("ready"):
+            probe = "readiness" if container.get("started") else "startup"
+            return f"{container.get('name')} runs but its {probe} probe doesn't pass"
+    return str(conditions.get("Ready", {}).get("message", ""))
 
 
 def _ended_before(container: Mapping[str, Any]) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from duet_operator.observing import Trouble
     from duet_operator.planner.types import Counts, Decision, Observation, PlanSpec
     from duet_operator.pods import Pod
+    from duet_operator.rollouts import Rollout
     from duet_operator.room import Room
     from duet_operator.settings import Settings
     from duet_operator.signals.gateways import GatewayReader
@@ -153,6 +154,7 @@ def facts(
     problems: Sequence[str],
     applied: bool,
     newer_templates: bool,
+    rollout: Rollout,
 ) -> Facts:
     """What the report needs of the pass."""
     signals = sight.signals
@@ -164,7 +166,9 @@ def facts(
         gateways_ready=signals.gateways,
         silent_gateways=signals.silent,
         pending={role.value: told for role in sight.pools if (told := _pending(sight, role))},
-        rollout_stuck=next((stuck for pool in sight.pools.values() if (stuck := pool.stuck)), None),
+        rollout_stuck=_stuck(deployment, sight),
+        rollout_held=rollout.held,
+        rollout_told=_rolling(sight),
         newer_templates=newer_templates,
         refused="; ".join(problems) or None,
         burn_rate_5m=signals.burn_rate_5m,
@@ -173,6 +177,28 @@ def facts(
         first_look=signals.first_look,
         attainment_unsettled=signals.attainment_unsettled,
     )
+
+
+def _stuck(deployment: DuetDeployment, sight: Sight) -> str | None:
+    """Which rollouts don't get on, why, and what to do."""
+    deadline = float(deployment.spec.scaling.pending_deadline_seconds)
+    found = {
+        role.value: observing.stuck(pool, now_seconds=sight.observation.now_seconds, deadline_seconds=deadline)
+        for role, pool in sight.pools.items()
+    }
+    told = [f"{role}: {why}" for role, why in found.items() if why]
+    return "; ".join(told) + "; mend the spec or set it back, and the old pods serve on until then" if told else None
+
+
+def _rolling(sight: Sight) -> str:
+    """How far each pool is, and the first word of what a new pod waits for."""
+    told = [
+        f"; {role.value}: {len(pool.updated)} of {pool.replicas} are new"
+        + next((f", {pod.name}: {pod.trouble}" for pod in pool.updated if pod.trouble), "")
+        for role, pool in sight.pools.items()
+        if pool.rollout_in_progress
+    ]
+    return "".join(told)
 
 
 def _pending(sight: Sight, role: Role) -> str:

@@ -161,7 +161,7 @@ class DuetSpec(ApiModel):
     """Choice of a worker for each request. Default: by least predicted TTFT, with a gate at saturation. Live."""
     scaling: ScalingSpec = ScalingSpec()
     """Control loop that sets the numbers of workers. Default: automatic, each 5 seconds. Live."""
-    rollout: NotSupportedYet[RolloutSpec] = RolloutSpec()
+    rollout: RolloutSpec = RolloutSpec()
     """Replacement of pods after a change that rolls them. Default: one by one, without surge. Live."""
     drain: DrainSpec = DrainSpec()
     """Departure of a worker without a lost request. Default: up to 600 seconds."""

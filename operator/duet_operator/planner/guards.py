@@ -61,18 +61,6 @@ def lowest_counts(observation: Observation, spec: PlanSpec, *, loaded: bool) -> 
     )
 
 
-def surging_roles(present: Counts, spec: PlanSpec) -> frozenset[Role]:
-    """Pools of one worker at most, which a roll-out would empty, as far as the budget has room for a second one."""
-    gpus = Counts(spec.prefill.gpus_per_replica, spec.decode.gpus_per_replica)
-    used = present.prefill * gpus.prefill + present.decode * gpus.decode
-    roles = set()
-    for role in (Role.DECODE, Role.PREFILL):
-        if present.of(role) <= 1 and (spec.max_gpus is None or used + gpus.of(role) <= spec.max_gpus):
-            used += gpus.of(role)
-            roles.add(role)
-    return frozenset(roles)
-
-
 def first_prefill(spec: PlanSpec) -> int:
     """Prefill workers for as long as no live decode worker takes prompts.
 
@@ -153,10 +141,13 @@ def _cost(spec: PlanSpec, gpus: Counts) -> Counts:
 
 
 def _surplus_gpus(observation: Observation, gpus: Counts) -> int:
-    """GPUs of pods that exist beyond the counts. A replacing pod holds none: it waits for its predecessor's."""
+    """GPUs of pods beyond the counts, those included that a rollout is about to add.
+
+    A replacing pod holds none: it waits for its predecessor's.
+    """
 
     def surplus(pool: PoolState) -> int:
         standing = pool.ready + pool.starting + pool.draining + pool.pending_too_long + pool.terminating
-        return max(standing - pool.replicas, 0)
+        return max(standing - pool.replicas, pool.surge)
 
     return surplus(observation.prefill) * gpus.prefill + surplus(observation.decode) * gpus.decode

@@ -29,6 +29,8 @@ def plan_spec(spec: DuetSpec) -> PlanSpec:
         cold_start_guess_seconds=float(scaling.cold_start_seconds),
         max_gpus=scaling.max_gpus,
         spare_replicas=scaling.spare_replicas,
+        max_surge=spec.rollout.max_surge,
+        max_unavailable=spec.rollout.max_unavailable,
     )
 
 

@@ -72,6 +72,8 @@ class PoolState:
     """Leaving for good but still on their nodes, where they hold their GPUs; not among `replicas` any more."""
     pending_too_long: int = 0
     """Unschedulable, refused by quota or crash-looping past the deadline: no capacity, and no more is asked for."""
+    surge: int = 0
+    """Pods beyond `replicas` that a rollout under way may add."""
     room: int | None = None
     """Most replicas that the cluster had a place for when more were asked for lately; None: no bound is known."""
     queued_prefill_tokens: int = 0
@@ -192,6 +194,10 @@ class PlanSpec:
     cold_start_guess_seconds: float
     max_gpus: int | None = None
     spare_replicas: int = 0
+    max_surge: int = 0
+    """Workers that may exist beyond a pool's count during a rollout."""
+    max_unavailable: int = 1
+    """Workers of a pool that may be missing during a rollout."""
 
     def pool(self, role: Role) -> PoolBounds:
         """The bounds of that role's pool."""

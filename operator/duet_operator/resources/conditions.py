@@ -36,6 +36,7 @@ class ConditionReason(StrEnum):
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     ROLLOUT_STUCK = "RolloutStuck"
+    ROLLOUT_HELD = "RolloutHeld"
     CHILD_REFUSED = "ChildRefused"
 
     NO_ROLLOUT = "NoRollout"

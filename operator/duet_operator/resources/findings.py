@@ -33,6 +33,11 @@ class Facts:
     pending: Mapping[str, str] = field(default_factory=dict)
     """Pool -> why its pods are past the pending deadline."""
     rollout_stuck: str | None = None
+    """Why a rollout doesn't get on, and what to do."""
+    rollout_held: str | None = None
+    """Why a new pod template isn't applied, and what to do."""
+    rollout_told: str = ""
+    """How far a rollout is."""
     newer_templates: bool = False
     """The present operator would make other pod templates than those that are kept."""
     refused: str | None = None
@@ -111,8 +116,11 @@ def _progressing(facts: Facts) -> Finding:
         return Finding("Progressing", "False", ConditionReason.CHILD_REFUSED, facts.refused)
     if facts.rollout_stuck is not None:
         return Finding("Progressing", "False", ConditionReason.ROLLOUT_STUCK, facts.rollout_stuck)
+    if facts.rollout_held is not None:
+        return Finding("Progressing", "False", ConditionReason.ROLLOUT_HELD, facts.rollout_held)
     if facts.observation.rollout_in_progress or facts.applied:
-        return Finding("Progressing", "True", ConditionReason.ROLLING_OUT, "pods of an older revision are replaced")
+        told = f"pods of an older template are replaced{facts.rollout_told}"
+        return Finding("Progressing", "True", ConditionReason.ROLLING_OUT, told)
     present, targets = facts.observation.present, facts.targets
     busy = [
         f"{role} {was}→{to}, {pool.starting} starting, {pool.draining} draining"
@@ -139,7 +147,7 @@ def _reconciling(progressing: Finding) -> Finding:
 
 def _stalled(progressing: Finding) -> Finding:
     """It can't get there by itself. A refusal of the API server may pass, so it's none."""
-    if progressing.reason == ConditionReason.ROLLOUT_STUCK:
+    if progressing.reason in (ConditionReason.ROLLOUT_STUCK, ConditionReason.ROLLOUT_HELD):
         return Finding("Stalled", "True", progressing.reason, progressing.message)
     return Finding("Stalled", "False", ConditionReason.NOT_STUCK, "nothing is stuck")
 

@@ -64,10 +64,14 @@ def pool_deployment(
     }
 
 
-def surging(manifest: Manifest) -> Manifest:
-    """The Deployment of a pool whose only worker leaves in a roll-out after its successor serves, instead of before."""
-    strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-    return {**manifest, "spec": {**manifest["spec"], "strategy": strategy}}
+def rolling(manifest: Manifest, *, max_surge: int, max_unavailable: int, paused: bool) -> Manifest:
+    """The Deployment with another way to roll. One that somebody else paused stays so: the field is named only here."""
+    strategy = {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": max_surge, "maxUnavailable": max_unavailable},
+    }
+    pause = {"paused": True} if paused else {}
+    return {**manifest, "spec": {**manifest["spec"], "strategy": strategy, **pause}}
 
 
 def relocating(manifest: Manifest, note: str | None) -> Manifest:

@@ -47,6 +47,8 @@ class PoolManifest:
     """None where there is no Deployment yet, or its template can't be read."""
     revision: str
     """The one of `wanted`."""
+    new_revision: bool
+    """It isn't the one that the Deployment has."""
 
     @property
     def rolls(self) -> bool:
@@ -125,6 +127,7 @@ class _Renderer:
             wanted=with_pin(manifest, pin),
             kept=None if before is None else with_pin(manifest, before),
             revision=pin.revision,
+            new_revision=before is not None and before.revision != pin.revision,
         )
 
     def _pin(self, manifest: Manifest, pods: Pods, *, image: str) -> Pin:

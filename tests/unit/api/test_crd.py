@@ -30,7 +30,6 @@ UNSUPPORTED = {
     "spec.routing",
     "spec.scaling.idleSeconds",
     "spec.scaling.schedule",
-    "spec.rollout",
     "spec.gateway.tls",
     "spec.gateway.apiKeys",
     "spec.gateway.hold",

@@ -130,6 +130,8 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
         pytest.param({"rollout_in_progress": True}, "Progressing", ("True", "RollingOut"), id="rollout"),
         pytest.param({"refused": "quota"}, "Progressing", ("False", "ChildRefused"), id="child refused"),
         pytest.param({"rollout_stuck": "pod x"}, "Progressing", ("False", "RolloutStuck"), id="stuck rollout"),
+        pytest.param({"rollout_held": "no GPU"}, "Progressing", ("False", "RolloutHeld"), id="held rollout"),
+        pytest.param({"rollout_held": "no GPU"}, "Stalled", ("True", "RolloutHeld"), id="stalled by the budget"),
         pytest.param({"targets": Counts(3, 5)}, "Reconciling", ("False", "NoRollout"), id="scaling is no rollout"),
         pytest.param({"rollout_in_progress": True}, "Reconciling", ("True", "RollingOut"), id="reconciling"),
         pytest.param({"applied": True}, "Reconciling", ("True", "RollingOut"), id="a rollout that begins"),
