@@ -9,7 +9,7 @@ from tests.support.workers import NOW, time_text
 
 from duet_engine.protocol import Role
 from duet_operator.memory import Memory
-from duet_operator.observing import PoolSight, Trouble, observe, performance, pool_state, trouble
+from duet_operator.observing import PoolSight, Trouble, observe, performance, pool_state, stuck, trouble
 from duet_operator.pods import DRAIN_STARTED_ANNOTATION, Pod, read_pod
 from duet_operator.signals.picture import Signals
 from duet_operator.signals.workers import freshest, states
@@ -179,8 +179,9 @@ def test_a_rollout_is_told_from_a_change_of_count(of: PoolSight, expected: bool)
 
 def test_a_stuck_rollout_says_why() -> None:
     condition = {"type": "Progressing", "status": "False", "message": "timed out progressing"}
-    assert sight(ready("a"), conditions=[condition]).stuck == "timed out progressing"
-    assert sight(ready("a")).stuck is None
+    told = stuck(sight(ready("a"), conditions=[condition]), now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)
+    assert told == "1 of 3 pods have the new template, and timed out progressing"
+    assert stuck(sight(ready("a")), now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS) is None
 
 
 # --- the observation ---

@@ -40,6 +40,7 @@ def facts(duet: DuetDeployment | None = None, **changes: Any) -> Facts:
             "silent_gateways",
             "pending",
             "rollout_stuck",
+            "rollout_held",
             "refused",
             "burn_rate_5m",
             "applied",
