@@ -16,6 +16,7 @@ from duet_operator import observing, scaling
 from duet_operator.acting import Children, ForeignObjectError
 from duet_operator.api.v1alpha1 import InvalidObjectError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
+from duet_operator.engine_knobs import KnobPusher, knobs_of
 from duet_operator.memory import Memory
 from duet_operator.planner.mode import apply_mode
 from duet_operator.planner.spec import plan_spec
@@ -71,6 +72,7 @@ class Services:
     settings: Settings
     reader: GatewayReader
     plans: PlanPusher
+    knobs: KnobPusher
     children: Children
     scaler: PoolScaler
     reporter: Reporter
@@ -122,6 +124,9 @@ class Controller:
         await self._tell_of_others(duet, sight, targets, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
         await self._advise(deployment, sight, decision)
+        if not deployment.spec.gateway.enabled:
+            decoding = [pod for pod in sight.pools[Role.DECODE].alive if pod.ready]
+            await self._services.knobs.push(decoding, knobs_of(duet), now_seconds=sight.observation.now_seconds)
         found = facts(
             deployment,
             sight,

@@ -1,4 +1,4 @@
-"""Speaks with engines: the drain of one worker over HTTP.
+"""Speaks with engines: drain and knobs of one worker over HTTP.
 
 Invariant: an answer is a whole document or an EngineError that says why there is none; nothing is retried here, because
 the next pass does.
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from duet_engine.protocol import DRAIN_PATH, ENGINE_PORT, DrainRequest, DrainStatus, ProtocolError
+from duet_engine.protocol import DRAIN_PATH, ENGINE_PORT, KNOBS_PATH, DrainRequest, DrainStatus, ProtocolError
 
 if TYPE_CHECKING:
+    from duet_engine.protocol import Knobs
     from duet_operator.pods import Pod
 
 
@@ -45,10 +46,24 @@ class EngineClient:
         """End its drain."""
         return await self._ask("DELETE", pod)
 
+    async def set_knobs(self, pod: Pod, knobs: Knobs) -> None:
+        """Put live settings in force."""
+        await self._send("PUT", pod, KNOBS_PATH, knobs.write())
+
     async def _ask(self, method: str, pod: Pod, body: bytes | None = None) -> DrainStatus:
+        try:
+            status = DrainStatus.read(await self._send(method, pod, DRAIN_PATH, body))
+        except ProtocolError as error:
+            raise EngineError(f"{pod.name}: {error}") from error
+        if status.worker != pod.name:
+            # Addresses are used again: this one is another pod's by now, whose word says nothing about ours.
+            raise EngineError(f"{pod.name}: {status.worker} answered at its address")
+        return status
+
+    async def _send(self, method: str, pod: Pod, path: str, body: bytes | None) -> bytes:
         if not pod.address:
             raise EngineError(f"{pod.name}: it has no address yet")
-        url = f"http://{pod.endpoint('http', ENGINE_PORT)}{DRAIN_PATH}"
+        url = f"http://{pod.endpoint('http', ENGINE_PORT)}{path}"
         try:
             async with self._session.request(
                 method, url, data=body, headers=self._headers(), timeout=self._timeout
@@ -59,15 +74,8 @@ class EngineClient:
         except (aiohttp.ClientError, OSError) as error:
             raise EngineError(f"{pod.name}: unreachable: {error or type(error).__name__}") from error
         if response.status != HTTPStatus.OK:
-            raise EngineError(f"{pod.name}: {method} {DRAIN_PATH} answered {response.status}: {content[:200]!r}")
-        try:
-            status = DrainStatus.read(content)
-        except ProtocolError as error:
-            raise EngineError(f"{pod.name}: {error}") from error
-        if status.worker != pod.name:
-            # Addresses are used again: this one is another pod's by now, whose word says nothing about ours.
-            raise EngineError(f"{pod.name}: {status.worker} answered at its address")
-        return status
+            raise EngineError(f"{pod.name}: {method} {path} answered {response.status}: {content[:200]!r}")
+        return content
 
     def _headers(self) -> dict[str, str]:
         # Read anew each time: the kubelet replaces projected tokens.

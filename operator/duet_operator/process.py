@@ -25,6 +25,7 @@ from duet_operator.acting import Children
 from duet_operator.cluster import DUET, FIELD_MANAGER, LEASE, NODE, ClusterError, KubernetesCluster, connect
 from duet_operator.controller import Services
 from duet_operator.drain_executor import DrainExecutor
+from duet_operator.engine_knobs import KnobPusher
 from duet_operator.engines import EngineClient
 from duet_operator.lease import LeaseGate
 from duet_operator.loop import ControlLoop
@@ -93,6 +94,7 @@ def services(
         nodes=nodes,
         settings=settings,
         reader=GatewayReader(session, timeout_seconds=settings.scrape_timeout_seconds),
+        knobs=KnobPusher(engines),
         plans=PlanPusher(session, timeout_seconds=settings.scrape_timeout_seconds),
         children=Children(cluster=cluster, world=world),
         scaler=PoolScaler(drains=drains),

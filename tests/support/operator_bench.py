@@ -16,6 +16,7 @@ from duet_operator.acting import Children
 from duet_operator.cluster import DEPLOYMENT, DUET, FIELD_MANAGER, POD
 from duet_operator.controller import Controller, Services
 from duet_operator.drain_executor import DrainExecutor
+from duet_operator.engine_knobs import KnobPusher
 from duet_operator.metrics import Metrics
 from duet_operator.nodes import Nodes
 from duet_operator.planner.types import Decision, Observation, Performance, PlannerMemory, PlanSpec, PoolDecision
@@ -120,6 +121,7 @@ class Bench:
             settings=self.settings,
             reader=self.gateways,  # type: ignore[arg-type]
             plans=self.plans,  # type: ignore[arg-type]
+            knobs=KnobPusher(self.engines),  # type: ignore[arg-type]
             children=Children(cluster=self.cluster, world=self.world),
             scaler=PoolScaler(drains=drains),
             reporter=Reporter(

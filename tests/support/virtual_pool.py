@@ -12,7 +12,7 @@ from tests.support.fake_cluster import FakeCluster
 from tests.support.listing import relist
 from tests.support.workers import NOW
 
-from duet_engine.protocol import DrainStatus, Role, Work
+from duet_engine.protocol import DrainStatus, Knobs, Role, Work
 from duet_engine.simulated_engine.drain import Drain
 from duet_operator.cluster import DEPLOYMENT, FIELD_MANAGER, POD
 from duet_operator.drain import Rules
@@ -55,6 +55,8 @@ class VirtualEngines:
     now: float = NOW
     by_uid: dict[str, VirtualEngine] = field(default_factory=dict)
     unreachable: set[str] = field(default_factory=set)
+    knobs: list[tuple[str, Knobs]] = field(default_factory=list)
+    """Pod and knobs of each push."""
 
     async def drain(self, pod: Pod, *, lease_seconds: float, reason: str) -> DrainStatus:
         engine = self._find(pod)
@@ -68,6 +70,11 @@ class VirtualEngines:
         engine = self._find(pod)
         engine.drain.cancel()
         return self._status(engine)
+
+    async def set_knobs(self, pod: Pod, knobs: Knobs) -> None:
+        if pod.uid in self.unreachable:
+            raise EngineError(f"{pod.name}: unreachable")
+        self.knobs.append((pod.name, knobs))
 
     def _find(self, pod: Pod) -> VirtualEngine:
         if pod.uid in self.unreachable or pod.uid not in self.by_uid:
