@@ -169,8 +169,9 @@ def stuck(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> s
     exceeded = sight.deadline_exceeded
     if sight.deployment is None or not (sight.rollout_in_progress or exceeded):
         return None
+    replacing = _replacing(sight, now_seconds=now_seconds, deadline_seconds=deadline_seconds)
     waiting = [pod for pod in sight.updated if _stuck_seconds(pod, now_seconds) > deadline_seconds]
-    waiting = [pod for pod in waiting if pod not in _replacing(sight)]
+    waiting = [pod for pod in waiting if pod not in replacing]
     failure = sight.failed_creation
     since = read_time(failure.get("lastTransitionTime")) if failure else None
     if waiting:
