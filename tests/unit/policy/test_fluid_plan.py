@@ -99,13 +99,13 @@ def revenue_rates(plan: FluidPlan, prices: Prices, index: int) -> tuple[float, f
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(classes, paces, prices)
 def test_every_plan_is_feasible(traffic: list[TrafficClass], pace: WorkerPace, price: Prices) -> None:
     assert_feasible(fluid_plan(traffic, pace, price))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(classes, paces, prices)
 def test_the_shadow_prices_prove_that_no_plan_earns_more(
     traffic: list[TrafficClass], pace: WorkerPace, price: Prices
@@ -153,7 +153,7 @@ def test_one_class_earns_what_enumeration_finds(traffic: TrafficClass, pace: Wor
     assert plan.revenue_per_second == pytest.approx(found, rel=2e-3, abs=1e-3)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(classes, paces, st.floats(0.0, 1.0), st.floats(0.01, 1.0))
 def test_an_empty_decode_queue_costs_nothing_where_solo_steps_are_better(
     traffic: list[TrafficClass], pace: WorkerPace, prompt_price: float, output_price: float
@@ -167,7 +167,7 @@ def test_an_empty_decode_queue_costs_nothing_where_solo_steps_are_better(
     assert plan.revenue_per_second == pytest.approx(free.revenue_per_second, rel=1e-7, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(classes, paces, prices, limits)
 def test_hard_service_limits_are_kept_and_earn_no_more(
     traffic: list[TrafficClass], pace: WorkerPace, price: Prices, held: ServiceLimits
@@ -180,7 +180,7 @@ def test_hard_service_limits_are_kept_and_earn_no_more(
     assert plan.revenue_per_second <= free.revenue_per_second * (1 + 1e-7) + 1e-7
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(classes, paces, st.floats(0.0, 1.0))
 def test_the_mean_tpot_is_bounded(traffic: list[TrafficClass], pace: WorkerPace, part: float) -> None:
     most = pace.solo_step_seconds + part * (pace.mixed_step_seconds - pace.solo_step_seconds)
@@ -188,7 +188,7 @@ def test_the_mean_tpot_is_bounded(traffic: list[TrafficClass], pace: WorkerPace,
     assert plan.mean_tpot_seconds <= most * (1 + 1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(classes, paces, st.floats(1.0, 1e5))
 def test_no_bound_beats_a_penalty_at_its_own_price(
     traffic: list[TrafficClass], pace: WorkerPace, penalty: float
