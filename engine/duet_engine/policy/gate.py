@@ -8,17 +8,21 @@ and of equal ones the one whose queue exceeds its plan most, Q_i - n q_p,i*. The
 that the plan gives nothing (x_i* = 0): such a class goes last, or never. Prioritize-and-Route (section 4, charged by
 phase) takes the class with the most output for its prompt, D_i / P_i.
 
-Invariant: a gate only names a class in which someone waits. While no decode waits it names one whenever anybody whom it
-serves does.
+Invariant: a gate only names a class in which someone waits. While no more decodes wait than are planned for it
+names one whenever anybody whom it serves does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 from duet_engine.policy.fluid_model import TrafficClass
 from duet_engine.policy.fluid_plan import FluidPlan
+
+NEGLIGIBLE = 1e-9
+"""Shares and queues below it are the solver's rounding: a class with such a share would otherwise always go first."""
 
 
 class Gate(Protocol):
@@ -43,7 +47,7 @@ class Gate(Protocol):
 class PlanGate:
     """Gate-and-Route's: keeps every class's prefills at its planned number."""
 
-    __slots__ = ("_back_pressure", "_held", "_planned", "_queue_targets", "_shares", "_unplanned", "_workers")
+    __slots__ = ("_most_decodes", "_planned", "_queue_targets", "_shares", "_shed", "_unplanned", "_workers")
 
     def __init__(
         self, plan: FluidPlan, *, workers: int, serve_unplanned: bool = True, back_pressure: bool = True
@@ -53,20 +57,21 @@ class PlanGate:
         The paper's theorem covers a gate that doesn't. But a plan is made for expected traffic, and such a class would
         starve for as long as the plan lasts.
 
-        `back_pressure`: whether classes that the plan sheds in part (q_p* > 0) wait while decodes do, even when a slot
-        would stay idle. The printed gate never idles: a spare slot then goes to them, and short prompts can fill it
-        with several times their planned prefills, whose decodes queue until clients give up. Asymptotically it makes
-        no difference; with a hundred workers it is up to a sixth of the revenue. No theorem covers it.
+        `back_pressure`: whether classes that the plan sheds in part (q_p* > 0) wait while more decodes do than it plans
+        for (none, by default), even when a slot would stay idle. The printed gate never idles: a spare slot then goes
+        to them, and short prompts can fill it with several times their planned prefills, whose decodes queue until
+        clients give up. Asymptotically it makes no difference; with a hundred workers it is up to a fifth of the
+        revenue. No theorem covers it.
         """
         shares = plan.prefilling
-        self._planned = tuple(index for index, share in enumerate(shares) if share > 0.0)
-        unplanned = tuple(index for index, share in enumerate(shares) if share <= 0.0)
+        self._planned = tuple(index for index, share in enumerate(shares) if share > NEGLIGIBLE)
+        unplanned = tuple(index for index, share in enumerate(shares) if share <= NEGLIGIBLE)
         self._unplanned = unplanned if serve_unplanned else ()
         self._shares = shares
         self._queue_targets = tuple(workers * queue for queue in plan.prefill_queue)
         self._workers = workers
-        self._back_pressure = back_pressure
-        self._held = tuple(back_pressure and queue > 0.0 for queue in plan.prefill_queue)
+        self._shed = tuple(queue > NEGLIGIBLE for queue in plan.prefill_queue)
+        self._most_decodes = workers * sum(plan.decode_queue) + NEGLIGIBLE if back_pressure else math.inf
 
     def admit(
         self,
@@ -76,9 +81,10 @@ class PlanGate:
         heads_arrived: Sequence[float],  # noqa: ARG002 - order within a class is the queue's
         decodes_waiting: int = 0,
     ) -> int | None:
+        pressed = decodes_waiting > self._most_decodes
         chosen, least, most_excess = None, 0.0, 0.0
         for index in self._planned:
-            if waiting[index] <= 0 or (decodes_waiting and self._held[index]):
+            if waiting[index] <= 0 or (pressed and self._shed[index]):
                 continue
             deviation = prefilling[index] / self._shares[index] - self._workers
             excess = waiting[index] - self._queue_targets[index]
@@ -86,7 +92,7 @@ class PlanGate:
                 chosen, least, most_excess = index, deviation, excess
         if chosen is not None:
             return chosen
-        served = () if decodes_waiting and self._back_pressure else self._unplanned
+        served = () if pressed else self._unplanned
         return max((index for index in served if waiting[index] > 0), key=waiting.__getitem__, default=None)
 
 

@@ -251,3 +251,15 @@ def test_back_pressure_holds_shed_classes_only(moment: Moment, decodes: int) -> 
     printed = PlanGate(plan, workers=WORKERS, back_pressure=False)
     free = pressed.admit(moment.prefilling, moment.waiting, heads_arrived=moment.heads)
     assert free == printed.admit(moment.prefilling, moment.waiting, heads_arrived=moment.heads, decodes_waiting=decodes)
+
+
+def test_a_planned_decode_queue_presses_nobody() -> None:
+    plan = replace(with_shares(0.1, queues=(1.0,)), decode_queue=(0.05,))
+    gate = PlanGate(plan, workers=WORKERS)
+    assert gate.admit((0,), (1,), heads_arrived=(0.0,), decodes_waiting=5) == 0
+    assert gate.admit((0,), (1,), heads_arrived=(0.0,), decodes_waiting=6) is None
+
+
+def test_a_share_that_is_the_solvers_rounding_is_none() -> None:
+    gate = PlanGate(with_shares(1e-13, 0.1), workers=WORKERS)
+    assert gate.admit((0, 9), (5, 1), heads_arrived=(0.0, 0.0)) == 1
