@@ -214,12 +214,13 @@ class Controller:
     def _relocate(
         self, deployment: DuetDeployment, sight: Sight, targets: Counts, spec: PlanSpec, *, rollout_begins: bool
     ) -> dict[Role, Relocation]:
-        rolling = sight.observation.rollout_in_progress or rollout_begins
-        may_start = deployment.spec.scaling.mode != "Recommend" and not rolling
+        observation, mode = sight.observation, deployment.spec.scaling.mode
+        rolling = observation.rollout_in_progress or rollout_begins
+        # Where the planner holds the counts as a gateway is silent, nobody leaves either.
+        seen = mode == "Manual" or (observation.complete and observation.demand is not None)
+        may_move = mode != "Recommend" and seen and not rolling
         nodes = self._services.nodes.leaving
-        return relocate(
-            sight.pools, targets, nodes=nodes, observation=sight.observation, spec=spec, may_start=may_start
-        )
+        return relocate(sight.pools, targets, nodes=nodes, observation=observation, spec=spec, may_move=may_move)
 
     async def _scale(
         self,

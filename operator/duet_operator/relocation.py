@@ -51,14 +51,17 @@ def relocate(
     nodes: Collection[str],
     observation: Observation,
     spec: PlanSpec,
-    may_start: bool,
+    may_move: bool,
 ) -> dict[Role, Relocation]:
-    """Both pools' moves. Not `may_start`: nothing new moves, as in a roll-out or where nothing may be changed."""
+    """Both pools' moves. Not `may_move`: all stays as it is, as in a roll-out or where nothing may be changed."""
     spare = _spare_gpus(targets, observation, spec)
     moves: dict[Role, Relocation] = {}
     for role in (Role.DECODE, Role.PREFILL):
         pool, target, gpus = pools[role], targets.of(role), spec.pool(role).gpus_per_replica
-        there = [pod for pod in pool.alive if pod.node in nodes] if may_start else []
+        if not may_move:
+            moves[role] = _stay(pool, target)
+            continue
+        there = [pod for pod in pool.alive if pod.node in nodes]
         successors = len(there) if spare is None else min(len(there), max(spare, 0) // gpus)
         room = observation.pool(role).room
         if room is not None:
@@ -67,6 +70,14 @@ def relocate(
             spare -= successors * gpus
         moves[role] = _move(pool, there, target=target, successors=successors)
     return moves
+
+
+def _stay(pool: PoolSight, target: int) -> Relocation:
+    """Nothing begins, and successors that are there already are kept."""
+    if pool.base_replicas == pool.replicas or target >= pool.replicas:
+        return Relocation(wanted=target, target=target)
+    note = f"{max(target, pool.base_replicas)}/{pool.replicas}"
+    return Relocation(wanted=target, target=pool.replicas, note=note)
 
 
 def _move(pool: PoolSight, there: list[Pod], *, target: int, successors: int) -> Relocation:

@@ -23,6 +23,7 @@ from duet_operator.cluster import DEPLOYMENT, POD
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
+CLOSED = {"key": "tests.duetserve.io/closed", "effect": "NoSchedule"}
 SCARCE = "nvidia.com/mig-1g.10gb"
 """No other test uses it."""
 
@@ -48,7 +49,7 @@ async def has(serving: Serving, node: str, amount: str) -> None:
     await serving.api.patch(f"/api/v1/nodes/{node}/status", {"status": status}, kind=STRATEGIC_MERGE)
 
 
-async def test_pods_that_find_no_gpu_are_held_and_said_and_not_multiplied(serving: Serving) -> None:
+async def test_pods_that_find_no_gpu_are_said_and_taken_back_and_not_multiplied(serving: Serving) -> None:
     gpu = {"resourceName": SCARCE}
     async with only(serving, 2):
         await serving.apply_and_wait({"spec.pools.prefill.gpu": gpu, "spec.pools.decode.gpu": gpu})
@@ -58,11 +59,14 @@ async def test_pods_that_find_no_gpu_are_held_and_said_and_not_multiplied(servin
             reason, message = explained(held, "CapacityPending")
             assert reason == "PodsPending"
             assert "Unschedulable" in message
-            asked_for = await serving.replicas("decode")
-            load.requests_per_second = 5.0
-            short = await serving.until("more would be needed", lambda found: "PendingPods" in limits(found))
+            seen = len(recorder.counts["decode"])
+            short = await serving.until(
+                "the surplus is taken back",
+                lambda found: counts(found, "replicas")[1] == 1 and "PendingPods" in limits(found),
+            )
             assert condition(short, "CapacityPending") == condition(short, "ScalingLimited") == "True"
-            assert await serving.replicas("decode") == asked_for
+            since = recorder.counts["decode"][seen - 1 :]
+            assert since == sorted(since, reverse=True), "more were asked for of what finds no place"
             load.requests_per_second = 2.0
 
             await has(serving, "gpu-1", "8")
@@ -114,13 +118,15 @@ async def test_gateways_that_somebody_scaled_away_come_back(serving: Serving) ->
 @asynccontextmanager
 async def no_gateways(serving: Serving) -> AsyncIterator[None]:
     """Gateway pods die and find no node for the next ones meanwhile."""
-    nodes = [node["metadata"]["name"] for node in (await serving.api.get("/api/v1/nodes"))["items"]]
+    nodes = (await serving.api.get("/api/v1/nodes"))["items"]
+    before = {node["metadata"]["name"]: node["spec"].get("taints", []) for node in nodes}
     try:
-        for node in nodes:
-            await serving.api.patch(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": True}})
+        # Not cordoned, for then workers would move too.
+        for node, taints in before.items():
+            await serving.api.patch(f"/api/v1/nodes/{node}", {"spec": {"taints": [*taints, CLOSED]}})
         for pod in await serving.pods("gateway"):
             await serving.api.delete(POD.path(serving.namespace, pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
         yield
     finally:
-        for node in nodes:
-            await serving.api.patch(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": None}})
+        for node, taints in before.items():
+            await serving.api.patch(f"/api/v1/nodes/{node}", {"spec": {"taints": taints}})

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests.support.documents import document, served
 from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 
@@ -22,6 +23,8 @@ class Cluster:
 
     bench: Bench
     least_serving: int = 99
+    told: int = 0
+    silent: bool = False
     names: set[str] = field(default_factory=set)
     """Of all pods of the decode pool that there ever were."""
 
@@ -31,12 +34,21 @@ class Cluster:
         bench = Bench({"pools.prefill.minReplicas": 0, "pools.prefill.maxReplicas": 1, **(spec or {})})
         bench.planner.prefill, bench.planner.decode = 0, count
         cluster = cls(bench)
-        for _ in range(2):
-            await bench.run_pass()
+        for _ in range(4):
+            await cluster.run_pass()
             cluster.kubelet(node=OLD_NODE)
         bench.planner.prefill = bench.planner.decode = None
         cluster.names = {pod.name for pod in bench.pods("decode")}
         return cluster
+
+    async def run_pass(self) -> None:
+        """A pass to which the gateways tell something new, unless they are silent."""
+        self.told += 1
+        told = document(served(0), sequence=self.told)
+        names = [] if self.silent else [pod.name for pod in self.bench.pods("gateway")]
+        self.bench.gateways.documents = dict.fromkeys(names, told)
+        await self.bench.run_pass()
+        self.bench.engines.now += 5
 
     def cordon(self, name: str = OLD_NODE, *, undo: bool = False) -> None:
         self.bench.nodes.put({"metadata": {"name": name}, "spec": {"unschedulable": not undo}})
@@ -45,6 +57,7 @@ class Cluster:
         """Controllers have done their work; new pods run on this node, or on none."""
         bench = self.bench
         bench.cluster.control()
+        bench.make_ready("gateway")
         for manifest in bench.cluster.pods("decode"):
             metadata = manifest["metadata"]
             engine = bench.engines.by_uid.setdefault(
@@ -65,8 +78,7 @@ class Cluster:
     async def steps(self, count: int, *, node: str | None = NEW_NODE) -> None:
         """Passes and what the cluster makes of them; the fewest workers that served is kept."""
         for _ in range(count):
-            await self.bench.run_pass()
-            self.bench.engines.now += 5
+            await self.run_pass()
             self.kubelet(node=node)
             self.least_serving = min(self.least_serving, len(self.serving_on()))
 
@@ -108,7 +120,7 @@ async def test_a_worker_stays_until_its_successor_serves() -> None:
 async def test_no_pending_successor_goes_in_the_place_of_a_drained_worker() -> None:
     cluster = await Cluster.serving(2)
     cluster.cordon()
-    await cluster.bench.run_pass()
+    await cluster.run_pass()
     cluster.bench.cluster.control()
     first, second = [pod for pod in cluster.bench.pods("decode") if pod.name not in cluster.names]
     cluster.bench.cluster.edit(POD, KEY.namespace, first.name, {"spec": {"nodeName": NEW_NODE}})
@@ -176,6 +188,21 @@ async def test_successors_stay_within_the_budget_and_go_one_by_one_then() -> Non
     assert most == 4
     assert len(cluster.serving_on(NEW_NODE)) == 3
     assert cluster.least_serving == 3
+
+
+async def test_while_a_gateway_is_silent_nobody_moves_and_successors_stay() -> None:
+    cluster = await Cluster.serving(2)
+    cluster.silent = True
+    await cluster.steps(4)
+    cluster.cordon()
+    await cluster.steps(3)
+    assert (cluster.bench.replicas("decode"), len(cluster.serving_on(OLD_NODE))) == (2, 2)
+    cluster.silent = False
+    await cluster.steps(3, node=None)
+    assert cluster.bench.replicas("decode") == 4
+    cluster.silent = True
+    await cluster.steps(6, node=None)
+    assert (cluster.bench.replicas("decode"), cluster.note) == (4, "2/4")
 
 
 async def test_without_room_in_the_budget_nobody_moves() -> None:

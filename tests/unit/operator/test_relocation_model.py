@@ -37,6 +37,11 @@ class Moves(RuleBasedStateMachine):
         """The planner can't decide, and keeps the present counts."""
         self.cluster.bench.planner.decode = None
 
+    @rule(silent=st.booleans())
+    def silence(self, silent: bool) -> None:
+        """The gateways stop to answer, or answer again."""
+        self.cluster.silent = silent
+
     @rule()
     def restart(self) -> None:
         self.cluster.bench.controller = self.cluster.bench.new_controller()
@@ -47,7 +52,7 @@ class Moves(RuleBasedStateMachine):
 
     @rule()
     def operate(self) -> None:
-        asyncio.run(self.cluster.bench.run_pass())
+        asyncio.run(self.cluster.run_pass())
 
     @invariant()
     @precondition(lambda self: hasattr(self, "cluster"))
@@ -59,6 +64,7 @@ class Moves(RuleBasedStateMachine):
         cluster = self.cluster
         cluster.cordon(NEW_NODE, undo=True)
         cluster.cordon(OLD_NODE)
+        cluster.silent = False
         self.cluster.bench.planner.decode = self.wanted
         asyncio.run(cluster.steps(SETTLING_PASSES))
         assert cluster.bench.replicas("decode") == self.wanted
