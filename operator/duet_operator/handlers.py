@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from duet_operator.nodes import Nodes
     from duet_operator.world import World
 
+WORKER_IDLE_SECONDS = 0.5
 WATCHED = (DUET, *CHILD_KINDS)
 
 
@@ -71,6 +72,8 @@ def settings() -> kopf.OperatorSettings:
     # Neither CRDs nor namespaces are watched: two rights less, and our own kinds are there before the watches begin.
     chosen.scanning.disabled = True
     chosen.watching.chunk_size = CHUNK_SIZE
+    # A worker of Kopf keeps the object that it saw last until it ends: of thousands of pods that would be all at once.
+    chosen.queueing.idle_timeout = WORKER_IDLE_SECONDS
     chosen.persistence.finalizer = f"{GROUP}/finalizer"
     chosen.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
     chosen.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{GROUP}")

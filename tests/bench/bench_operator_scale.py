@@ -94,7 +94,7 @@ async def foreign(api: Api, kubeconfig: Path, folder: Path, *, count: int) -> li
     await make_pods(api, [foreign_pod(number) for number in range(count)], run=False)
     print(f"{count} foreign pods are there")
     after = await settled_mib(kubeconfig, folder)
-    return [row(f"memory added by {count} foreign pods", round(after - before, 1), "MiB", LIMIT_FOREIGN_MIB)]
+    return [row(f"memory added by {count} foreign pods", max(round(after - before, 1), 0.0), "MiB", LIMIT_FOREIGN_MIB)]
 
 
 def document(number: int, *, recommend: bool = False) -> JsonObject:
