@@ -278,3 +278,19 @@ def test_named_ports_and_addresses_of_both_families() -> None:
 def test_annotations_that_are_no_times_are_none() -> None:
     spoilt = pod("a", annotations={DRAIN_STARTED_ANNOTATION: "yesterday"})
     assert spoilt.draining_since_seconds is None
+
+
+def test_a_pool_may_surge_only_while_it_rolls() -> None:
+    rolling, done = sight(ready("a", revision="r0")), sight(ready("a"), replicas=1)
+    for each in (rolling, done):
+        assert each.deployment is not None
+        each.deployment["spec"]["strategy"] = {"rollingUpdate": {"maxSurge": 2, "maxUnavailable": 0}}
+    assert (rolling.surge, done.surge) == (2, 0)
+
+
+def test_pods_of_an_older_template_are_told_though_the_revision_is_the_same() -> None:
+    of = sight(ready("a", template="t1"), ready("b", template="t2"), replicas=2)
+    assert of.deployment is not None
+    of.deployment["spec"]["template"]["metadata"]["labels"]["duetserve.io/template"] = "t2"
+    assert of.rollout_in_progress
+    assert [pod.name for pod in of.updated] == ["b"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.support.planning import seen, spec
 
 from duet_engine.protocol import Role
+from duet_operator.planner.guards import guards
 from duet_operator.planner.rolling import Progress, Strategy, strategies, waits
 from duet_operator.planner.types import Counts, Observation, PlanSpec
 
@@ -184,3 +185,14 @@ def test_no_pool_stands_still_halfway_through_a_step() -> None:
     behind = Progress(replicas=4, max_surge=0, old=4, new=0, new_ready=0)
     assert not waits(Progress(replicas=4, max_surge=0, old=2, new=1, new_ready=1), behind)
     assert not waits(Progress(replicas=4, max_surge=1, old=2, new=2, new_ready=2), behind)
+
+
+def test_growth_leaves_a_rollout_the_room_for_its_surge() -> None:
+    """The Deployment's controller adds the worker a moment after the template is applied."""
+    observation = seen(1, 1)
+    rolling = replace(observation, decode=replace(observation.decode, surge=1))
+    surging = replace(rolling, decode=replace(rolling.decode, starting=1))
+    budget = spec(max_gpus=4)
+    assert guards(observation, budget, loaded=True).growth_gpus == 4
+    assert guards(rolling, budget, loaded=True).growth_gpus == 3
+    assert guards(surging, budget, loaded=True).growth_gpus == 3, "the one that came is the one that was expected"
