@@ -54,7 +54,7 @@ async def test_pods_that_find_no_gpu_are_said_and_taken_back_and_not_multiplied(
     async with only(serving, 2):
         await serving.apply_and_wait({"spec.pools.prefill.gpu": gpu, "spec.pools.decode.gpu": gpu})
         async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 20)) as load:
-            load.requests_per_second = 3.0
+            load.requests_per_second = 2.5
             held = await serving.until("it says so", lambda found: condition(found, "CapacityPending") == "True")
             reason, message = explained(held, "CapacityPending")
             assert reason == "PodsPending"
