@@ -239,15 +239,17 @@ NOTES = [
     "patience, n workers with one prefill slot and 16 decode slots. `duet_engine.policy` decides. R* is the fluid",
     "plan's revenue: what no policy passes as n grows. Runs start empty; four slowest mean decodes aren't counted. A",
     "policy's figure is the mean over random instances from the paper's ranges, then the standard deviation over them.",
-    "Distances are those of the decodes of each class in each pool from the plan, summed, in slots per worker.",
+    "Distances are those of the decodes of each class in each pool from the plan, summed, in slots per worker; they",
+    "have two seeds.",
     "",
     "Read with it: the printed gate never idles, so a prefill slot that the rounding left over goes to short prompts",
     "whose decodes then queue until their clients give up. With a hundred workers that can cost a fifth of the",
     "revenue, and the policies without a static plan, whose full workers take no prompts, come before it: the paper's",
     "order, found at n = 500 on instances that it doesn't list, isn't reproduced by the gate as printed. Back pressure",
     "(shed classes wait while decodes do, Duet's default) brings Gate-and-Route to within a percent of R* there, with",
-    "the least spread, and occupancies under the SLI-aware router nearer to the plan. The paper's two other findings",
-    "hold: FCFS under a static plan is worst, and the gate alone helps.",
+    "the least spread, level with the policies without a plan. Occupancies under the SLI-aware router converge",
+    "(theorem 5.1), slowly with the printed gate. The paper's two other findings hold: FCFS under a static plan is",
+    "worst, and the gate alone helps.",
 ]
 
 
