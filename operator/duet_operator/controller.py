@@ -26,7 +26,7 @@ from duet_operator.relocation import relocate
 from duet_operator.resources import names
 from duet_operator.resources.config_maps import history_config_map
 from duet_operator.resources.pins import read_pin
-from duet_operator.resources.pools import relocating
+from duet_operator.resources.pools import RELOCATION_ANNOTATION, relocating
 from duet_operator.resources.rendering import Defaults
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.rollouts import rollout
@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
     from duet_operator.nodes import Nodes
+    from duet_operator.observing import PoolSight
     from duet_operator.planner.types import Counts, Decision, Planner, PlanSpec
     from duet_operator.relocation import Relocation
     from duet_operator.reporting import Reporter
+    from duet_operator.resources.findings import Facts
     from duet_operator.resources.pins import Pin
+    from duet_operator.resources.rendering import Rendering
     from duet_operator.settings import Settings
     from duet_operator.sight import Sight
     from duet_operator.signals.gateways import GatewayReader
@@ -137,9 +140,18 @@ class Controller:
             newer_templates=rendering.newer,
             rollout=rolled,
         )
-        await self._services.reporter.report(duet, found, rendering=rendering, scaled=scaled)
+        await self._report(duet, found, rendering=rendering, scaled=scaled)
         self._services.metrics.decided(decision.reason)
         return float(deployment.spec.scaling.interval_seconds)
+
+    async def _report(
+        self, duet: Manifest, found: Facts, *, rendering: Rendering, scaled: Mapping[Role, Scaled]
+    ) -> None:
+        """Tell it. Where that fails the passes go on as often as ever: drains live by their renewals."""
+        try:
+            await self._services.reporter.report(duet, found, rendering=rendering, scaled=scaled)
+        except ClusterError as error:
+            logger.warning("%s: its status can't be written: %s", self.key, error)
 
     async def save(self) -> None:
         """Keep the memory over a restart, if there is anything new in it."""
@@ -244,7 +256,7 @@ class Controller:
                 namespace=self.key.namespace,
                 deployment=names.pool_name(self.key.name, role),
                 sight=pool,
-                target=moves[role].target,
+                target=self._reachable(moves[role], pool, role),
                 rollout_in_progress=sight.observation.rollout_in_progress or rollout_begins,
                 states=sight.signals.states,
                 rules=scaling.rules(
@@ -261,12 +273,22 @@ class Controller:
                 outcome = await self._services.scaler.carry_out(order, start_allowed=not handing_over)
             except ClusterError as error:
                 problems.append(str(error))
+                # Nobody knows how far it got, and decode workers may be waited for.
+                handing_over = True
                 continue
             handing_over = outcome.handing_over
             if outcome.scaled is not None:
                 scaled[role] = replace(outcome.scaled, why=moves[role].why(pool))
                 self._memory.see_count(role, outcome.scaled.after)
         return scaled
+
+    def _reachable(self, move: Relocation, pool: PoolSight, role: Role) -> int:
+        """No successors before their note stands in the Deployment: without it they'd be wanted for good."""
+        found = self._services.world.child(self.key, DEPLOYMENT.name, names.pool_name(self.key.name, role)) or {}
+        noted = (found.get("metadata", {}).get("annotations") or {}).get(RELOCATION_ANNOTATION)
+        if move.note in (None, noted):
+            return move.target
+        return min(move.target, max(move.wanted, pool.replicas))
 
     async def _tell_of_others(self, duet: Manifest, sight: Sight, targets: Counts, *, mode: str) -> None:
         """An Event where somebody else changed a count that is about to be changed again: the two would fight."""

@@ -209,8 +209,11 @@ def _pods(workers: Sequence[Worker]) -> tuple[Pod, ...]:
 
 
 def _released(alive: Sequence[Worker], pool: Pool) -> list[Worker]:
-    """Workers that are counted out already and that the Deployment is about to delete: no way back for them."""
-    surplus = max(len(alive) - pool.replicas, 0)
+    """Workers that are counted out already and that the Deployment is about to delete: no way back for them.
+
+    In a roll-out the surplus is its successors, and nothing tells who leaves.
+    """
+    surplus = 0 if pool.rollout_in_progress else max(len(alive) - pool.replicas, 0)
     return sorted((worker for worker in alive if worker.marked), key=lambda worker: worker.pod.name)[:surplus]
 
 

@@ -61,6 +61,15 @@ class Place:
     settle_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What came of a pool's actions."""
+
+    scaled: Scaled | None = None
+    started: frozenset[str] = frozenset()
+    """Uids of the pods whose engines began to drain."""
+
+
 class DrainExecutor:
     """Acts on the workers of any pool."""
 
@@ -87,20 +96,23 @@ class DrainExecutor:
             logger.warning("the drain's state is unknown: %s", error)
             return None
 
-    async def execute(self, actions: Sequence[Action], place: Place) -> Scaled | None:
-        """Do it all; the change of the count, if there was one, comes back."""
+    async def execute(self, actions: Sequence[Action], place: Place) -> Executed:
+        """Do it all; what came of it comes back."""
+        steps = [action for action in actions if not isinstance(action, Remove)]
+        done = await asyncio.gather(*(self._step(action, place) for action in steps))
         scaled: Scaled | None = None
-        await asyncio.gather(*(self._step(action, place) for action in actions if not isinstance(action, Remove)))
         for action in actions:
             if isinstance(action, Remove):
                 scaled = await self._remove(action, place)
-        return scaled
+        started = (step.pod.uid for step, ok in zip(steps, done, strict=True) if ok and isinstance(step, Start))
+        return Executed(scaled, frozenset(started))
 
-    async def _step(self, action: Action, place: Place) -> None:
+    async def _step(self, action: Action, place: Place) -> bool:
+        """Whether it was done; why it wasn't stands in the log."""
         try:
             match action:
                 case Start(pod=pod, reason=reason):
-                    await self._start(pod, reason, place)
+                    return await self._start(pod, reason, place)
                 case Renew(pod):
                     await self._engines.drain(pod, lease_seconds=place.lease_seconds, reason="renewed")
                 case Cancel(pod, reason):
@@ -111,19 +123,22 @@ class DrainExecutor:
                     await self._annotate(pod, {DELETION_COST_ANNOTATION: None})
         except (EngineError, ClusterError) as error:
             logger.warning("%s: %s", type(action).__name__, error)
+            return False
+        return True
 
-    async def _start(self, pod: Pod, reason: str, place: Place) -> None:
+    async def _start(self, pod: Pod, reason: str, place: Place) -> bool:
         try:
             await self._engines.drain(pod, lease_seconds=place.lease_seconds, reason=reason)
         except EngineError as error:
             if reason in MEANT:
                 logger.warning("it's asked to drain again in the next pass: %s", error)
-                return
+                return False
             logger.warning("another worker is tried, as this one can't be drained: %s", error)
             await self._annotate(pod, {DRAIN_GIVEN_UP_ANNOTATION: self._timestamp()})
-            return
+            return False
         logger.info("%s/%s drains (%s)", pod.namespace, pod.name, reason)
         await self._annotate(pod, {DRAIN_STARTED_ANNOTATION: self._timestamp(), DRAIN_GIVEN_UP_ANNOTATION: None})
+        return True
 
     async def _cancel(self, pod: Pod, reason: str) -> None:
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from duet_operator.cluster import ConflictError
-from duet_operator.drain import Pool, Rules, Start, Worker, decide
+from duet_operator.drain import Pool, Rules, Worker, decide
 from duet_operator.drain_executor import DrainExecutor, Place, Scaled
 
 if TYPE_CHECKING:
@@ -64,6 +64,14 @@ def rules(spec: DuetSpec, *, now_seconds: float, settle_seconds: float) -> Rules
     )
 
 
+def _hands_over(worker: Worker, rules: Rules) -> bool:
+    """Whether others wait for what it holds. An engine that doesn't answer is waited for until its drain's timeout."""
+    if not worker.pod.alive or worker.remaining == 0:
+        return False
+    since = worker.pod.draining_since_seconds
+    return worker.status is not None or since is None or rules.now_seconds - since < rules.timeout_seconds
+
+
 class PoolScaler:
     """Scales any pool."""
 
@@ -93,16 +101,16 @@ class PoolScaler:
             lease_seconds=order.lease_seconds,
             settle_seconds=order.rules.settle_seconds,
         )
+        scaled, started = None, frozenset[str]()
         try:
-            scaled = await self._drains.execute(actions, place)
+            executed = await self._drains.execute(actions, place)
+            scaled, started = executed.scaled, executed.started
             if order.target > sight.replicas:
                 scaled = await self._drains.scale(place, before=sight.replicas, after=order.target)
         except ConflictError as error:
             logger.info("%s/%s changes in the next pass: %s", order.namespace, order.deployment, error)
-            scaled = None
-        starting = {action.pod.uid for action in actions if isinstance(action, Start)}
-        leaving = [worker for worker in workers if worker.draining or worker.pod.uid in starting]
-        return Outcome(scaled, any(worker.pod.alive and worker.remaining > 0 for worker in leaving))
+        leaving = [worker for worker in workers if worker.draining or worker.pod.uid in started]
+        return Outcome(scaled, any(_hands_over(worker, order.rules) for worker in leaving))
 
     async def _workers(self, order: Order) -> tuple[Worker, ...]:
         """The pool's pods with how their drains stand."""

@@ -88,6 +88,10 @@ def _kept(facts: Facts) -> set[ConditionType]:
         unknown |= {"ScalingActive", "ScalingLimited", "SignalsFresh", "SLOMet"}
     if facts.attainment_unsettled:
         unknown.add("SLOMet")
+    observation = facts.observation
+    if observation.decode.ready and not observation.prefill.ready and not observation.complete:
+        # Only gateways tell whether decode workers take prompts, and some are silent: SignalsFresh says so.
+        unknown.add("Ready")
     return {kind for kind in unknown if facts.deployment.status.condition(kind) is not None}
 
 
@@ -95,6 +99,10 @@ def _ready(facts: Facts) -> Finding:
     observation = facts.observation
     prefill, decode = observation.prefill, observation.decode
     if facts.targets.decode == 0 and decode.replicas == 0:
+        mode = facts.deployment.spec.scaling.mode
+        if mode != "Auto":
+            told = f"decode has 0 workers, and in scaling.mode {mode} no request wakes one"
+            return Finding("Ready", "False", ConditionReason.NO_DECODE_WORKER, told)
         return Finding("Ready", "True", ConditionReason.IDLE, "scaled to zero; the next request wakes it")
     if facts.deployment.spec.gateway.enabled and facts.gateways_ready == 0:
         return Finding("Ready", "False", ConditionReason.NO_GATEWAY, "no gateway pod is ready")

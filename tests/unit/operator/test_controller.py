@@ -158,6 +158,17 @@ async def test_a_refused_child_is_told_and_the_rest_goes_on() -> None:
     assert bench.condition("Progressing")[0] == "True"
 
 
+async def test_a_status_that_cannot_be_written_slows_no_pass_down() -> None:
+    """Drains live by renewals in each pass, and a failed pass waits for longer and longer."""
+    bench = Bench()
+    await settled(bench)
+    refusal = ClusterError("patch_status", status=403, reason="Forbidden", message="no right")
+    bench.cluster.refuse = lambda verb, _kind: refusal if verb == "patch_status" else None
+    bench.planner.decode = 3
+    assert await bench.controller.run_pass() == 5
+    assert bench.replicas("decode") == 3
+
+
 async def test_disabling_the_gateway_removes_it_and_says_that_demand_is_unseen() -> None:
     bench = Bench({"pools.prefill.minReplicas": 1})
     await settled(bench)
@@ -454,6 +465,20 @@ async def test_decode_workers_begin_to_leave_when_prefill_workers_have_handed_ov
     bench.engines.by_uid[draining("prefill")[0]].requests = 0
     await bench.run_pass()
     assert len(draining("decode")) == 1
+
+
+async def test_a_prefill_worker_that_never_answers_holds_up_no_decode_worker() -> None:
+    bench = Bench()
+    bench.planner.prefill, bench.planner.decode = 1, 2
+    await settled(bench)
+    for pod in bench.pods("decode"):
+        bench.engines.by_uid[pod.uid] = VirtualEngine(Drain(worker=pod.name), started=True, requests=1)
+    (hung,) = bench.pods("prefill")
+    bench.engines.unreachable.add(hung.uid)
+    bench.cluster.edit(POD, KEY.namespace, hung.name, {"metadata": {"annotations": {DRAIN_ANNOTATION: "true"}}})
+    bench.planner.decode = 1
+    await bench.run_pass()
+    assert len([pod for pod in bench.pods("decode") if pod.draining_since_seconds is not None]) == 1
 
 
 async def test_a_pod_may_be_drained_by_hand() -> None:

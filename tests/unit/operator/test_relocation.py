@@ -9,7 +9,7 @@ from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 
 from duet_engine.simulated_engine.drain import Drain
-from duet_operator.cluster import DEPLOYMENT, POD
+from duet_operator.cluster import DEPLOYMENT, POD, ClusterError
 from duet_operator.deployments import base_replicas
 from duet_operator.pods import Pod
 from duet_operator.resources.pools import RELOCATION_ANNOTATION
@@ -106,6 +106,22 @@ async def test_workers_move_one_after_the_other_and_as_many_serve_all_the_time(m
     assert (cluster.bench.replicas("decode"), cluster.note) == (3, None)
     actions = [action for action in cluster.bench.duet["status"]["history"] if action["reason"] == "NodeLeaving"]
     assert (actions[0]["fromReplicas"], actions[0]["toReplicas"]) == (3, 6)
+
+
+async def test_no_successor_is_asked_for_while_the_note_of_it_is_refused() -> None:
+    """Without the note each pass would take the successors for workers that are wanted, and ask for more."""
+    cluster = await Cluster.serving(3)
+    cluster.bench.change_spec(scaling={"mode": "Manual"})
+    await cluster.steps(1)
+    refusal = ClusterError("apply", status=422, reason="Invalid", message="no such field")
+    cluster.bench.cluster.refuse = lambda verb, kind: refusal if (verb, kind) == ("apply", DEPLOYMENT) else None
+    cluster.cordon()
+    await cluster.steps(5)
+    assert (cluster.bench.replicas("decode"), cluster.note) == (3, None)
+    cluster.bench.cluster.refuse = lambda _verb, _kind: None
+    await cluster.steps(12)
+    assert len(cluster.serving_on(NEW_NODE)) == 3
+    assert (cluster.bench.replicas("decode"), cluster.note) == (3, None)
 
 
 async def test_a_worker_stays_until_its_successor_serves() -> None:

@@ -126,6 +126,17 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
         pytest.param(
             {"prefill": 0, "decode": 0, "targets": Counts(0, 0)}, "Ready", ("True", "Idle"), id="scaled to zero"
         ),
+        pytest.param(
+            {
+                "duet": deployment({"spec.scaling.mode": "Recommend"}),
+                "prefill": 0,
+                "decode": 0,
+                "targets": Counts(0, 0),
+            },
+            "Ready",
+            ("False", "NoDecodeWorker"),
+            id="nobody wakes it",
+        ),
         pytest.param({"targets": Counts(3, 4)}, "Progressing", ("True", "Settled"), id="settled"),
         pytest.param({"targets": Counts(3, 5)}, "Progressing", ("True", "Scaling"), id="scaling"),
         pytest.param({"rollout_in_progress": True}, "Progressing", ("True", "RollingOut"), id="rollout"),
@@ -226,6 +237,15 @@ def test_kstatus_reads_a_rejected_spec_as_failed() -> None:
     told = conditions(rejected("spec.x is bad"), before=status(facts(), now=NOW).conditions, generation=4, now=NOW)
     after = DuetStatus(observed_generation=4, conditions=told)
     assert kstatus({"metadata": {"generation": 4}, "status": after.to_dict()}) == "Failed"
+
+
+def test_ready_stays_while_nobody_tells_whether_decode_workers_take_prompts() -> None:
+    before = status(facts(prefill=0), now=NOW - timedelta(hours=1))
+    silent = {"prefill": 0, "deflection_active": False, "complete": False, "demand": None}
+    after = status(facts(with_status(before), silent_gateways={"pod-1": "timed out"}, **silent), now=NOW)
+    assert condition(after, "Ready") == ("True", "Serving")
+    assert condition(after, "SignalsFresh") == ("False", "GatewaySilent")
+    assert condition(status(facts(with_status(before), **silent, decode=0), now=NOW), "Ready")[0] == "False"
 
 
 # --- an operator that has just begun ---
