@@ -247,6 +247,37 @@ def test_a_new_operator_writes_nothing(kubeconfig: Path, served: Served, tmp_pat
         }
 
 
+def test_another_version_of_the_operator_rolls_nothing_until_it_is_asked_to(
+    kubeconfig: Path, served: Served, tmp_path: Path
+) -> None:
+    """By the hash that the Deployment's controller makes of a pod template, with the status lost on top."""
+
+    def hashes() -> set[str]:
+        sets = json.loads(served.kubectl("get", "replicasets", "--output=json"))["items"]
+        return {each["metadata"]["labels"]["pod-template-hash"] for each in sets if each["spec"]["replicas"]}
+
+    with running_operator(
+        kubeconfig, tmp_path / "first.log", engine_image="engine:1", gateway_image="gateway:1"
+    ) as old:
+        old.wait_until_acting()
+        served.apply()
+        served.made()
+        assert old.end() == 0
+    before = hashes()
+    served.kubectl("patch", "duet", served.name, "--subresource=status", "--type=merge", '--patch={"status": null}')
+    with running_operator(
+        kubeconfig, tmp_path / "second.log", engine_image="engine:2", gateway_image="gateway:2"
+    ) as new:
+        new.wait_until_acting()
+        until("it has told what is in force", lambda: "resolved" in served.get("duet", served.name).get("status", {}))
+        until("it has had several passes", lambda: new.metrics()[PASSES_DONE] >= 3)
+        assert hashes() == before
+        assert served.get("duet", served.name)["status"]["resolved"]["engineImage"] == "engine:1"
+        served.kubectl("annotate", "duet", served.name, "duetserve.io/upgrade=now")
+        until("pools and gateway get a new template each", lambda: len(hashes() - before) == len(before) == 3)
+        assert served.get("duet", served.name)["status"]["resolved"]["engineImage"] == "engine:2"
+
+
 def test_many_quiet_objects_cost_no_write_and_little_memory(
     operator: OperatorProcess, control_plane: Cluster, namespace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
