@@ -136,7 +136,7 @@ class Controller:
             problems=problems,
             decision=decision,
             targets=targets,
-            applied=self._observer.template_changed(sight.pools),
+            applied=self._observer.template_changed(sight),
             newer_templates=rendering.newer,
             rollout=rolled,
         )

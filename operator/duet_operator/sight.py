@@ -46,11 +46,17 @@ class Sight:
     """What one pass saw."""
 
     pools: Mapping[Role, PoolSight]
+    gateway: PoolSight
     lost: Mapping[Role, Trouble]
     rooms: Mapping[Role, Room]
     """Pools that the cluster has no place for more of, for now."""
     signals: Signals
     observation: Observation
+
+    @property
+    def rolling(self) -> Mapping[str, PoolSight]:
+        """All that rolls out pods, by its name for people."""
+        return {**{role.value: pool for role, pool in self.pools.items()}, GATEWAY_ROLE: self.gateway}
 
 
 class Observer:
@@ -96,7 +102,19 @@ class Observer:
             cold_start_p90_seconds=self._memory.cold_start_p90_seconds,
             now_seconds=now_seconds,
         )
-        return Sight(pools=pools, lost=lost, rooms=rooms, signals=signals, observation=observation)
+        return Sight(
+            pools=pools,
+            gateway=self._gateway(deployment),
+            lost=lost,
+            rooms=rooms,
+            signals=signals,
+            observation=observation,
+        )
+
+    def _gateway(self, deployment: DuetDeployment) -> PoolSight:
+        name = names.gateway_name(self._key.name)
+        pods = tuple(pod for pod in self._world.pods(self._key) if pod.role == GATEWAY_ROLE)
+        return PoolSight(deployment=self.own(DEPLOYMENT, name, uid=deployment.metadata.uid), pods=pods)
 
     def _pools(self, deployment: DuetDeployment, spec: PlanSpec) -> dict[Role, PoolSight]:
         first = initial_counts(deployment.spec.scaling.mode, spec)
@@ -111,12 +129,11 @@ class Observer:
             for role in POOL_ROLES
         }
 
-    def template_changed(self, pools: Mapping[Role, PoolSight]) -> bool:
-        """Whether a pool has another pod template than when this pass looked at it."""
-        for role, pool in pools.items():
-            name, before = names.pool_name(self._key.name, role), pool.deployment
-            now = self._world.child(self._key, DEPLOYMENT.name, name)
-            if before is not None and now is not None and before["spec"]["template"] != now["spec"]["template"]:
+    def template_changed(self, sight: Sight) -> bool:
+        """Whether anything has another pod template than when this pass looked at it."""
+        for before in filter(None, (seen.deployment for seen in sight.rolling.values())):
+            now = self._world.child(self._key, DEPLOYMENT.name, before["metadata"]["name"])
+            if now is not None and before["spec"]["template"] != now["spec"]["template"]:
                 return True
         return False
 
@@ -174,6 +191,7 @@ def facts(
         burn_rate_5m=signals.burn_rate_5m,
         burn_rate_1h=signals.burn_rate_1h,
         applied=applied,
+        gateway_rolling=sight.gateway.rollout_in_progress,
         first_look=signals.first_look,
         attainment_unsettled=signals.attainment_unsettled,
     )
@@ -183,20 +201,20 @@ def _stuck(deployment: DuetDeployment, sight: Sight) -> str | None:
     """Which rollouts don't get on, why, and what to do."""
     deadline = float(deployment.spec.scaling.pending_deadline_seconds)
     found = {
-        role.value: observing.stuck(pool, now_seconds=sight.observation.now_seconds, deadline_seconds=deadline)
-        for role, pool in sight.pools.items()
+        name: observing.stuck(seen, now_seconds=sight.observation.now_seconds, deadline_seconds=deadline)
+        for name, seen in sight.rolling.items()
     }
-    told = [f"{role}: {why}" for role, why in found.items() if why]
+    told = [f"{name}: {why}" for name, why in found.items() if why]
     return "; ".join(told) + "; mend the spec or set it back, and the old pods serve on until then" if told else None
 
 
 def _rolling(sight: Sight) -> str:
-    """How far each pool is, and the first word of what a new pod waits for."""
+    """How far each is, and the first word of what a new pod waits for."""
     told = [
-        f"; {role.value}: {len(pool.updated)} of {pool.replicas} are new"
-        + next((f", {pod.name}: {pod.trouble}" for pod in pool.updated if pod.trouble), "")
-        for role, pool in sight.pools.items()
-        if pool.rollout_in_progress
+        f"; {name}: {len(seen.updated)} of {seen.replicas} are new"
+        + next((f", {pod.name}: {pod.trouble}" for pod in seen.updated if pod.trouble), "")
+        for name, seen in sight.rolling.items()
+        if seen.rollout_in_progress
     ]
     return "".join(told)
 

@@ -119,7 +119,8 @@ class PoolSpec(ApiModel):
     min_replicas: int = Field(default=0, ge=0, le=1000)
     """Fewest workers."""
     max_replicas: int = Field(default=8, ge=0, le=1000)
-    """Most workers, surge included. Default 8. Demand beyond it waits, and ScalingLimited says so. Live."""
+    """Most workers. Default 8. Those that a roll-out or a move to another node adds for a while come on top. Demand
+    beyond it waits, and ScalingLimited says so. Live."""
     replicas: int | None = Field(default=None, ge=0, le=1000)
     """Workers to hold, with scaling.mode Manual only. Default: the present number. Live."""
     gpu: GpuSpec = GpuSpec()
@@ -139,7 +140,8 @@ class PrefillPoolSpec(PoolSpec):
     """Fewest prefill workers. Default 0: when it's cheaper, decode workers take all prompts. At least 1 where they
     can't, which is with deflection Off or without the gateway. Live."""
     max_replicas: int = Field(default=8, ge=0, le=1000)
-    """Most prefill workers, surge included. Default 8. With 0 decode workers take all prompts, always. Live."""
+    """Most prefill workers. Default 8. Those that a roll-out or a move to another node adds for a while come on
+    top. With 0 decode workers take all prompts, always. Live."""
 
 
 class DecodePoolSpec(PoolSpec):
@@ -149,7 +151,8 @@ class DecodePoolSpec(PoolSpec):
     """Fewest decode workers. Default 1. 0: scale to zero after scaling.idleSeconds without a request; the next one
     waits at the gateway for a cold start. Live."""
     max_replicas: int = Field(default=8, ge=1, le=1000)
-    """Most decode workers, surge included. Default 8. Demand beyond it waits, and ScalingLimited says so. Live."""
+    """Most decode workers. Default 8. Those that a roll-out or a move to another node adds for a while come on
+    top. Demand beyond it waits, and ScalingLimited says so. Live."""
 
 
 class PoolsSpec(ApiModel):

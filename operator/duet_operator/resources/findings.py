@@ -36,6 +36,8 @@ class Facts:
     """Why a rollout doesn't get on, and what to do."""
     rollout_held: str | None = None
     """Why a new pod template isn't applied, and what to do."""
+    gateway_rolling: bool = False
+    """Gateway pods of an older template are left; that keeps no pool from shrinking."""
     rollout_told: str = ""
     """How far a rollout is."""
     newer_templates: bool = False
@@ -126,7 +128,7 @@ def _progressing(facts: Facts) -> Finding:
         return Finding("Progressing", "False", ConditionReason.ROLLOUT_STUCK, facts.rollout_stuck)
     if facts.rollout_held is not None:
         return Finding("Progressing", "False", ConditionReason.ROLLOUT_HELD, facts.rollout_held)
-    if facts.observation.rollout_in_progress or facts.applied:
+    if facts.observation.rollout_in_progress or facts.gateway_rolling or facts.applied:
         told = f"pods of an older template are replaced{facts.rollout_told}"
         return Finding("Progressing", "True", ConditionReason.ROLLING_OUT, told)
     present, targets = facts.observation.present, facts.targets

@@ -447,6 +447,20 @@ async def test_the_pass_that_sees_a_new_spec_says_that_it_is_rolled_out() -> Non
     assert kstatus(bench.duet) == "InProgress"
 
 
+async def test_a_roll_out_of_the_gateway_is_told_and_so_is_why_it_is_stuck() -> None:
+    bench = Bench()
+    await settled(bench)
+    bench.change_spec(gateway={"template": {"metadata": {"annotations": {"example.com/new": "yes"}}}})
+    await bench.run_pass()
+    assert bench.condition("Progressing")[:2] == ("True", "RollingOut")
+    exceeded = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "too late"}
+    bench.cluster.set_status(DEPLOYMENT, KEY.namespace, "served-gateway", conditions=[exceeded])
+    await bench.run_pass()
+    status, reason, message = bench.condition("Progressing")
+    assert (status, reason) == ("False", "RolloutStuck")
+    assert message.startswith("gateway: 0 of 2 pods have the new template, and too late")
+
+
 async def test_decode_workers_begin_to_leave_when_prefill_workers_have_handed_over() -> None:
     bench = Bench()
     bench.planner.prefill = bench.planner.decode = 2
