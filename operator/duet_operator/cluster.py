@@ -288,6 +288,19 @@ class KubernetesCluster:
         except NotFoundError:
             return
 
+    async def document(self, path: str) -> Manifest:
+        """What the API server serves at a path that is no object."""
+        return await self._request("GET", path)
+
+    async def request_token(self, namespace: str, account: str, *, audience: str, seconds: int) -> Manifest:
+        """A token of a service account that only `audience` accepts: `token` and `expirationTimestamp`."""
+        spec = {"audiences": [audience], "expirationSeconds": seconds}
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        # Nothing is stored, so it's no write that a Lease must cover.
+        answer = await self._request("POST", SERVICE_ACCOUNT.path(namespace, account, "token"), body=body)
+        status: Manifest = answer["status"]
+        return status
+
     async def _write(
         self,
         verb: str,

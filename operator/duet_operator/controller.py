@@ -25,6 +25,7 @@ from duet_operator.reading import Reading
 from duet_operator.relocation import relocate
 from duet_operator.resources import names
 from duet_operator.resources.config_maps import history_config_map
+from duet_operator.resources.guards import Surroundings, guards
 from duet_operator.resources.pins import read_pin
 from duet_operator.resources.pools import RELOCATION_ANNOTATION, relocating
 from duet_operator.resources.rendering import Defaults
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from duet_operator.settings import Settings
     from duet_operator.sight import Sight
     from duet_operator.signals.gateways import GatewayReader
+    from duet_operator.trust import IssuerWatch
     from duet_operator.world import Key, World
 
 Manifest = dict[str, Any]
@@ -80,6 +82,7 @@ class Services:
     scaler: PoolScaler
     reporter: Reporter
     metrics: Metrics
+    issuers: IssuerWatch
     planner: Planner
     now: Callable[[], datetime]
 
@@ -123,7 +126,9 @@ class Controller:
         rolled = rollout(rendering.pools, sight.pools, observation=sight.observation, targets=targets, spec=spec)
         moves = self._relocate(deployment, sight, targets, spec, rollout_begins=rolled.begins)
         pools = {role: relocating(manifest, moves[role].note) for role, manifest in rolled.manifests.items()}
-        problems = await self._keep_children(deployment, rendering.plain, pools, first=targets)
+        guarding = guards(deployment, self._surroundings(), draining=sight.draining)
+        problems = await self._keep_children(deployment, (*guarding, *rendering.plain), pools, first=targets)
+        problems += self._trustless(deployment)
         await self._tell_of_others(duet, sight, targets, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
         await self._advise(deployment, sight, decision)
@@ -187,6 +192,21 @@ class Controller:
             pull_policy=settings.image_pull_policy,
         )
 
+    def _surroundings(self) -> Surroundings:
+        settings = self._services.settings
+        return Surroundings(
+            operator_namespace=settings.namespace,
+            operator_account=settings.service_account,
+            issuer=self._services.issuers.issuer,
+        )
+
+    def _trustless(self, deployment: DuetDeployment) -> list[str]:
+        """What is wrong where engines can't even start, for want of a trust document."""
+        name = names.trust_name(deployment.metadata.name)
+        if self._services.issuers.issuer or self._observer.own(CONFIG_MAP, name, uid=deployment.metadata.uid):
+            return []
+        return ["the keys of the cluster's service-account tokens can't be read, so engines can't tell whom to believe"]
+
     def _recall(self, deployment: DuetDeployment) -> None:
         name = names.history_name(deployment.metadata.name)
         self._memory.recall(self._observer.own(CONFIG_MAP, name, uid=deployment.metadata.uid), name=str(self.key))
@@ -214,7 +234,11 @@ class Controller:
             except (ClusterError, ForeignObjectError) as error:
                 problems.append(str(error))
         keep = {(manifest["kind"], manifest["metadata"]["name"]) for manifest, _ in wanted}
-        keep.add((CONFIG_MAP.name, names.history_name(self.key.name)))
+        # Not always among the wanted ones: written seldom, or not to be had at the moment.
+        keep |= {
+            (CONFIG_MAP.name, names.history_name(self.key.name)),
+            (CONFIG_MAP.name, names.trust_name(self.key.name)),
+        }
         try:
             await children.prune(keep, key=self.key, uid=uid)
         except ClusterError as error:

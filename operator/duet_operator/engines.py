@@ -7,16 +7,21 @@ the next pass does.
 from __future__ import annotations
 
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
 
 from duet_engine.protocol import DRAIN_PATH, ENGINE_PORT, KNOBS_PATH, DrainRequest, DrainStatus, ProtocolError
+from duet_operator.cluster import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from duet_engine.protocol import Knobs
     from duet_operator.pods import Pod
+
+    Credentials = Callable[[Pod], Awaitable[dict[str, str]]]
+    """Headers by which the engine of a pod knows who calls."""
 
 
 class EngineError(Exception):
@@ -26,10 +31,10 @@ class EngineError(Exception):
 class EngineClient:
     """Asks engines by their pods' addresses."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, timeout_seconds: float, token_path: str = "") -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, timeout_seconds: float, credentials: Credentials) -> None:
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._token_path = Path(token_path) if token_path else None
+        self._credentials = credentials
 
     async def drain(self, pod: Pod, *, lease_seconds: float, reason: str) -> DrainStatus:
         """Start or renew its drain."""
@@ -65,10 +70,13 @@ class EngineClient:
             raise EngineError(f"{pod.name}: it has no address yet")
         url = f"http://{pod.endpoint('http', ENGINE_PORT)}{path}"
         try:
+            headers = {"Content-Type": "application/json", **await self._credentials(pod)}
             async with self._session.request(
-                method, url, data=body, headers=self._headers(), timeout=self._timeout
+                method, url, data=body, headers=headers, timeout=self._timeout
             ) as response:
                 content = await response.read()
+        except ClusterError as error:
+            raise EngineError(f"{pod.name}: no token to show it: {error}") from error
         except TimeoutError as error:
             raise EngineError(f"{pod.name}: no answer in {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -76,10 +84,3 @@ class EngineClient:
         if response.status != HTTPStatus.OK:
             raise EngineError(f"{pod.name}: {method} {path} answered {response.status}: {content[:200]!r}")
         return content
-
-    def _headers(self) -> dict[str, str]:
-        # Read anew each time: the kubelet replaces projected tokens.
-        headers = {"Content-Type": "application/json"}
-        if self._token_path is not None:
-            headers["Authorization"] = f"Bearer {self._token_path.read_text().strip()}"
-        return headers

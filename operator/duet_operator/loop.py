@@ -16,7 +16,9 @@ from duet_operator.acting import ForeignObjectError
 from duet_operator.cluster import (
     CONFIG_MAP,
     DEPLOYMENT,
+    DISRUPTION_BUDGET,
     DUET,
+    NETWORK_POLICY,
     POD,
     ROLE_BINDING,
     SERVICE,
@@ -38,7 +40,16 @@ if TYPE_CHECKING:
     from duet_operator.world import Key, World
 
 OWN_SELECTOR = f"{MANAGED_BY}=duet-operator"
-CHILD_KINDS = (DEPLOYMENT, POD, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING, CONFIG_MAP)
+CHILD_KINDS = (
+    DEPLOYMENT,
+    POD,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    ROLE_BINDING,
+    CONFIG_MAP,
+    NETWORK_POLICY,
+    DISRUPTION_BUDGET,
+)
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 60.0
 LONGEST_PASS_SECONDS = 120.0
@@ -90,7 +101,10 @@ class ControlLoop:
         """Until cancelled, or until the Lease is lost, which raises LeaseLostError."""
         self._failure = asyncio.get_running_loop().create_future()
         self._world.on_change(self._wake)
-        helpers = [asyncio.create_task(self._relist_for_ever()), asyncio.create_task(self._save_for_ever())]
+        # Before the first pass, which else would find nobody whom engines may believe.
+        await self._services.issuers.refresh()
+        endless = (self._relist_for_ever(), self._save_for_ever(), self._services.issuers.run())
+        helpers = [asyncio.create_task(each) for each in endless]
         try:
             await asyncio.wait([self._failure, *helpers], return_when=asyncio.FIRST_COMPLETED)
             for done in (self._failure, *helpers):

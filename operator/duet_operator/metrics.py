@@ -43,6 +43,12 @@ class Metrics:
         self._scrapes = Counter(
             "duet_operator_gateway_scrapes", "Documents asked of gateways", ["result"], registry=self.registry
         )
+        self._key_reads = Counter(
+            "duet_operator_token_key_reads",
+            "Keys of the cluster's tokens asked for",
+            ["result"],
+            registry=self.registry,
+        )
         self._objects = Gauge("duet_operator_cached_objects", "Objects in the cache", ["kind"], registry=self.registry)
         age = Gauge("duet_operator_last_pass_age_seconds", "Time since a pass last ended", registry=self.registry)
         age.set_function(lambda: self.last_pass_age_seconds or 0.0)
@@ -87,6 +93,10 @@ class Metrics:
         """Gateways were asked for their documents."""
         self._scrapes.labels("answered").inc(answered)
         self._scrapes.labels("failed").inc(failed)
+
+    def keys_read(self, *, failed: bool) -> None:
+        """The keys of the cluster's tokens were asked for."""
+        self._key_reads.labels("failed" if failed else "read").inc()
 
     def cached(self, counts: dict[str, int]) -> None:
         """How many objects the cache holds."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from duet_operator.resources.labels import REVISION, ROLE, TEMPLATE
+from duet_operator.resources.labels import OWNER, REVISION, ROLE, TEMPLATE
 from duet_operator.resources.pools import CONTAINER
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Pod:
     name: str
     uid: str
     resource_version: str = field(default="", compare=False)
+    owner: str = ""
+    """Its DuetDeployment."""
     role: str = ""
     revision: str = ""
     template: str = ""
@@ -139,6 +141,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         resource_version=metadata.get("resourceVersion", ""),
+        owner=labels.get(OWNER, ""),
         role=labels.get(ROLE, ""),
         revision=labels.get(REVISION, ""),
         template=labels.get(TEMPLATE, ""),

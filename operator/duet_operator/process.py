@@ -36,11 +36,13 @@ from duet_operator.plans import PlanPusher
 from duet_operator.reporting import Reporter
 from duet_operator.scaling import PoolScaler
 from duet_operator.signals.gateways import GatewayReader
+from duet_operator.trust import EngineTokens, IssuerWatch, SharedToken
 from duet_operator.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
+    from duet_operator.pods import Pod
     from duet_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,9 @@ def services(
         return datetime.now(UTC)
 
     engines = EngineClient(
-        session, timeout_seconds=settings.scrape_timeout_seconds, token_path=settings.engine_token_path
+        session,
+        timeout_seconds=settings.scrape_timeout_seconds,
+        credentials=_engine_credentials(settings, cluster, now=now),
     )
     drains = DrainExecutor(cluster=cluster, world=world, engines=engines, metrics=metrics, now=now)
     return Services(
@@ -108,6 +112,7 @@ def services(
             now=now,
         ),
         metrics=metrics,
+        issuers=IssuerWatch(cluster, metrics=metrics),
         planner=plan,
         now=now,
     )
@@ -126,6 +131,21 @@ def pod_session(gate: Callable[[], float] | None) -> aiohttp.ClientSession:
     # silent gateways use up would make the others' answers late.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(connector=connector, trace_configs=[trace])
+
+
+def _engine_credentials(
+    settings: Settings, cluster: KubernetesCluster, *, now: Callable[[], datetime]
+) -> Callable[[Pod], Awaitable[dict[str, str]]]:
+    """How engines know the operator: by its account, unless a file says otherwise."""
+    if settings.engine_token_path or not settings.service_account:
+        return SharedToken(settings.engine_token_path).credentials
+    tokens = EngineTokens(
+        cluster,
+        namespace=settings.namespace,
+        account=settings.service_account,
+        now_seconds=lambda: now().timestamp(),
+    )
+    return tokens.credentials
 
 
 async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:

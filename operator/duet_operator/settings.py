@@ -70,8 +70,10 @@ class Settings:
     """Shortest lease of a drain, or six intervals; a worker whose operator died serves again after it."""
     drain_settle_seconds: float = 2.0
     """How long a drained worker must have held no request before it leaves."""
+    service_account: str = ""
+    """The account that the operator runs as, by whose tokens engines know it; empty where it runs outside a cluster."""
     engine_token_path: str = ""
-    """File with the projected service-account token that engines ask for (audience duet-engine); empty sends none."""
+    """File with a token that engines outside Kubernetes share with the operator; it takes the account's place."""
     scrape_timeout_seconds: float = 2.0
     """How long a gateway or an engine may take to answer."""
     request_timeout_seconds: float = 10.0

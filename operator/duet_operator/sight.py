@@ -58,6 +58,13 @@ class Sight:
         """All that rolls out pods, by its name for people."""
         return {**{role.value: pool for role, pool in self.pools.items()}, GATEWAY_ROLE: self.gateway}
 
+    @property
+    def draining(self) -> Mapping[Role, int]:
+        """Workers of each pool that the operator drains."""
+        return {
+            role: sum(pod.draining_since_seconds is not None for pod in pool.alive) for role, pool in self.pools.items()
+        }
+
 
 class Observer:
     """Looks at one object."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 POD_KIND = "Pod"
+STATUS_UNREAD = frozenset({"PodDisruptionBudget"})
+"""Its controller counts every pod that comes or goes, and the pods themselves are watched."""
 
 
 class Key(NamedTuple):
@@ -182,10 +184,11 @@ def _older(version: str, than: str | None) -> bool:
 
 
 def _trimmed(body: Mapping[str, Any], field_manager: str) -> Manifest:
-    """The manifest without what other field managers own."""
+    """The manifest without what other field managers own, and without a status that nobody reads."""
     metadata = body["metadata"]
     own = [entry for entry in metadata.get("managedFields") or () if entry.get("manager") == field_manager]
-    return {**body, "metadata": {**metadata, "managedFields": own}}
+    kept = {key: value for key, value in body.items() if key != "status" or body["kind"] not in STATUS_UNREAD}
+    return {**kept, "metadata": {**metadata, "managedFields": own}}
 
 
 def _without(body: Manifest, *keys: str) -> Manifest:

@@ -7,8 +7,6 @@ from tests.support.serving import CHANGE_SECONDS, ENGINE_ARGUMENTS, PROMPT_TOKEN
 from tests.support.steady_load import SteadyLoad
 from tests.support.waiting import until
 
-from duet_engine.protocol import DRAIN_PATH
-
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 LONG_ANSWER_TOKENS = 300
@@ -43,7 +41,7 @@ async def test_a_drain_whose_operator_was_killed_ends_by_itself(serving: Serving
         (pod,) = [pod for pod in await serving.pods("decode") if pod["metadata"]["name"] == victim.name]
 
         async def serves() -> bool:
-            return (await serving.engine(pod, DRAIN_PATH))["phase"] == "serving"
+            return (await serving.engine(pod, "drain"))["phase"] == "serving"
 
         await until("the drain's lease has run out", serves, seconds=CHANGE_SECONDS)
 

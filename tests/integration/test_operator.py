@@ -20,14 +20,20 @@ pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180)]
 
 CHILDREN = {
     "ConfigMap/served-duet-live",
+    "ConfigMap/served-duet-trust",
     "Deployment/served-decode",
     "Deployment/served-gateway",
     "Deployment/served-prefill",
+    "NetworkPolicy/served-engines",
+    "NetworkPolicy/served-gateway",
+    "PodDisruptionBudget/served-decode",
+    "PodDisruptionBudget/served-gateway",
+    "PodDisruptionBudget/served-prefill",
     "RoleBinding/served-gateway",
     "Service/served",
     "ServiceAccount/served-gateway",
 }
-CHILD_KINDS = "configmaps,deployments,rolebindings,services,serviceaccounts"
+CHILD_KINDS = "configmaps,deployments,networkpolicies,poddisruptionbudgets,rolebindings,services,serviceaccounts"
 OURS = "--selector=app.kubernetes.io/managed-by=duet-operator"
 PASSES_DONE = 'duet_operator_passes_total{result="done"}'
 QUIET_OBJECTS = 50

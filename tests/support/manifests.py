@@ -6,12 +6,24 @@ from tests.support.duet_objects import minimal, patched
 
 from duet_engine.protocol import Role
 from duet_operator.api.v1alpha1 import DuetDeployment, parse
-from duet_operator.resources.children import plain_children
+from duet_operator.resources.budgets import disruption_budgets
+from duet_operator.resources.children import Surroundings, plain_children
 from duet_operator.resources.config_maps import history_config_map
 from duet_operator.resources.images import resolve
 from duet_operator.resources.pools import pool_creation, pool_deployment
+from duet_operator.resources.trust import TokenIssuer
 
 UID = "5f1f0c3e-8c47-4f5e-9e0d-2f3b1c9a7d11"
+
+
+SURROUNDINGS = Surroundings(
+    operator_namespace="duet-system",
+    operator_account="duet-operator",
+    issuer=TokenIssuer(
+        issuer="https://kubernetes.default.svc",
+        keys=({"kid": "k1", "kty": "RSA", "alg": "RS256", "use": "sig", "n": "AQAB", "e": "AQAB"},),
+    ),
+)
 
 
 def deployment(changes: dict[str, Any] | None = None, **metadata: Any) -> DuetDeployment:
@@ -70,7 +82,8 @@ def everything(duet: DuetDeployment) -> dict[str, dict[str, Any]]:
     """All manifests of an object by a name of their own."""
     images = resolve(duet)
     manifests = [
-        *plain_children(duet, images),
+        *plain_children(duet, images, SURROUNDINGS),
+        *disruption_budgets(duet, draining={Role.DECODE: 1}),
         history_config_map(duet, {"planner": {"version": 1}}),
         *(pool_deployment(duet, role, images) for role in (Role.PREFILL, Role.DECODE)),
     ]

@@ -8,12 +8,13 @@ from typing import Any
 
 from tests.support.duet_objects import minimal, patched
 from tests.support.fake_cluster import FakeCluster
+from tests.support.manifests import SURROUNDINGS
 from tests.support.virtual_pool import VirtualEngines
 from tests.support.workers import NOW
 
 from duet_engine.protocol import GatewayDemand, RoutingPlan
 from duet_operator.acting import Children
-from duet_operator.cluster import DEPLOYMENT, DUET, FIELD_MANAGER, POD
+from duet_operator.cluster import DEPLOYMENT, DUET, FIELD_MANAGER, POD, ClusterError
 from duet_operator.controller import Controller, Services
 from duet_operator.drain_executor import DrainExecutor
 from duet_operator.engine_knobs import KnobPusher
@@ -25,6 +26,7 @@ from duet_operator.reporting import Reporter
 from duet_operator.scaling import PoolScaler
 from duet_operator.settings import Settings
 from duet_operator.signals.gateways import Scrape
+from duet_operator.trust import IssuerWatch
 from duet_operator.world import Key, World
 
 KEY = Key("default", "served")
@@ -41,6 +43,16 @@ class ScriptedGateways:
         self.asked = [pod.name for pod in pods]
         told = {name: self.documents[name] for name in self.asked if name in self.documents}
         return Scrape(documents=told, failures={name: "no answer" for name in self.asked if name not in told})
+
+
+class NoTokens:
+    """An API server that says nothing of its tokens."""
+
+    async def document(self, path: str) -> dict[str, Any]:
+        raise ClusterError(path, status=403, reason="Forbidden", message="not for you")
+
+    async def request_token(self, namespace: str, account: str, *, audience: str, seconds: int) -> dict[str, Any]:
+        raise ClusterError(audience, status=403, reason="Forbidden", message="not for you")
 
 
 @dataclass(slots=True)
@@ -98,6 +110,8 @@ class Bench:
         self.plans = NotedPlans()
         self.planner = ScriptedPlanner()
         self.metrics = Metrics()
+        self.issuers = IssuerWatch(NoTokens(), metrics=self.metrics)
+        self.issuers.issuer = SURROUNDINGS.issuer
         self.settings = settings or Settings()
         patch = {f"spec.{path}": value for path, value in (spec or {}).items()}
         self.cluster.put(patched(minimal(name=KEY.name), patch))
@@ -134,6 +148,7 @@ class Bench:
                 now=self.clock,
             ),
             metrics=self.metrics,
+            issuers=self.issuers,
             planner=self.planner,
             now=self.clock,
         )

@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 from duet_dev.cluster import Cluster
 from duet_dev.kubeapi import Api, ApiError
-from duet_engine.protocol import ENGINE_PORT, GATEWAY_ADMIN_PORT
+from duet_engine.protocol import GATEWAY_ADMIN_PORT
 from duet_operator.cluster import DEPLOYMENT, DUET, EVENT, POD, Kind
 from duet_operator.resources.labels import OWNER, ROLE
 
@@ -151,16 +151,17 @@ class Serving:
             return False
         return True
 
-    async def engine(self, pod: Document, path: str) -> Document:
-        """A document of an engine, asked through the API server."""
-        return await self._ask(pod, ENGINE_PORT, path)
+    async def engine(self, pod: Document, document: str) -> Document:
+        """What an engine tells only those whom it knows: asked inside of its container."""
+        command = ("exec", pod["metadata"]["name"], "-n", self.namespace, "--", "duet-engine", "show", document)
+        shown = await asyncio.to_thread(self.cluster.kubectl, *command)
+        told: Document = json.loads(shown.stdout)
+        return told
 
     async def gateway(self, pod: Document, path: str) -> Document:
         """A document of a gateway's admin port, asked through the API server."""
-        return await self._ask(pod, GATEWAY_ADMIN_PORT, path)
-
-    async def _ask(self, pod: Document, port: int, path: str) -> Document:
-        return await self.api.get(f"{POD.path(self.namespace, pod['metadata']['name'])}:{port}/proxy{path}")
+        name = pod["metadata"]["name"]
+        return await self.api.get(f"{POD.path(self.namespace, name)}:{GATEWAY_ADMIN_PORT}/proxy{path}")
 
     def described(self) -> str:
         """The object, its pods and all events, for a person who looks for what went wrong."""

@@ -81,6 +81,8 @@ class Sandbox:
             )
         base = {**self._base_environment(container), **devices}
         env = await environment.of_container(container, base=base, sources=self.sources)
+        if not self.config.mounts:
+            env = self._with_real_paths(container, env)
         words = container.get("command") or image.command
         command = [environment.expand(word, env) for word in (*words, *container.get("args", []))]
         if not command:
@@ -114,6 +116,17 @@ class Sandbox:
             if kubeconfig := self._write_kubeconfig():
                 variables["KUBECONFIG"] = kubeconfig
         return variables
+
+    def _with_real_paths(self, container: JsonObject, env: dict[str, str]) -> dict[str, str]:
+        """Where nothing can be mounted, a variable that names a file in a volume names the real one."""
+        places = {mount["mountPath"]: self.volumes.paths[mount["name"]] for mount in container.get("volumeMounts", [])}
+        return {
+            name: next(
+                (f"{real}{value.removeprefix(path)}" for path, real in places.items() if value.startswith(f"{path}/")),
+                value,
+            )
+            for name, value in env.items()
+        }
 
     def _write_kubeconfig(self) -> str | None:
         """Where nothing can be mounted, a kubeconfig takes the place of the service account's folder."""

@@ -1,6 +1,6 @@
-"""The ConfigMaps of a DuetDeployment: what the operator remembers of it, and settings that engines start with.
+"""The ConfigMaps of a DuetDeployment: what the operator remembers of it, what engines start with, whom they believe.
 
-Invariant: neither is a part of a pod template, so writing one rolls nothing.
+Invariant: none is a part of a pod template, so writing one rolls nothing.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from duet_engine.protocol import Trust, token_audience
 from duet_operator.resources.canonical import canonical
-from duet_operator.resources.names import history_name, live_name
+from duet_operator.resources.names import gateway_name, history_name, live_name, trust_name
 from duet_operator.resources.owner import metadata
 from duet_operator.resources.pools import LIVE_ITL_KEY
+from duet_operator.resources.trust import TRUST_KEY, subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duet_operator.api.v1alpha1 import DuetDeployment
+    from duet_operator.resources.trust import TokenIssuer
 
 Manifest = dict[str, Any]
 
@@ -42,6 +45,21 @@ def live_config_map(deployment: DuetDeployment) -> Manifest:
     """What a new engine starts with until a gateway or the operator pushes its knobs."""
     data = {LIVE_ITL_KEY: str(deployment.spec.slo.itl_milliseconds)}
     return _config_map(deployment, live_name(deployment.metadata.name), data)
+
+
+def trust_config_map(deployment: DuetDeployment, issuer: TokenIssuer, *, operator: str) -> Manifest:
+    """The document that the object's engines read: its gateway and the operator may call. `operator` may be empty."""
+    name, namespace = deployment.metadata.name, deployment.metadata.namespace
+    enabled = deployment.spec.gateway.enabled
+    callers = [subject(namespace, gateway_name(name))] if enabled else []
+    trust = Trust(
+        audience=token_audience(namespace, name),
+        issuer=issuer.issuer,
+        keys=tuple(sorted(issuer.keys, key=lambda key: str(key.get("kid", "")))),
+        callers=(*callers, *([operator] if operator else ())),
+        open_requests=not enabled,
+    )
+    return _config_map(deployment, trust_name(name), {TRUST_KEY: trust.write().decode()})
 
 
 def _config_map(deployment: DuetDeployment, name: str, data: dict[str, str]) -> Manifest:

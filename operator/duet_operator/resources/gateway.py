@@ -14,6 +14,7 @@ from duet_operator.resources.names import gateway_name, service_name
 from duet_operator.resources.owner import metadata
 from duet_operator.resources.pod_parts import patched_template, pod_environment, probe
 from duet_operator.resources.strategic_merge import merge
+from duet_operator.resources.trust import gateway_mounts, gateway_variables, gateway_volumes
 
 if TYPE_CHECKING:
     from duet_operator.api.v1alpha1 import DuetDeployment
@@ -85,6 +86,7 @@ def _pod_template(deployment: DuetDeployment, images: Images) -> Manifest:
                 }
             ],
             "containers": [_container(deployment, images)],
+            "volumes": gateway_volumes(deployment),
         },
     }
     template = patched_template(
@@ -99,7 +101,8 @@ def _container(deployment: DuetDeployment, images: Images) -> Manifest:
         "image": images.gateway,
         "imagePullPolicy": images.pull_policy,
         "args": ["--namespace", deployment.metadata.namespace, "--name", deployment.metadata.name],
-        "env": pod_environment(),
+        "env": [*pod_environment(), *gateway_variables()],
+        "volumeMounts": gateway_mounts(),
         "ports": [
             {"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"},
             {"name": "admin", "containerPort": GATEWAY_ADMIN_PORT, "protocol": "TCP"},

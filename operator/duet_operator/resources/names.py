@@ -17,12 +17,12 @@ HASH_CHARACTERS = 8
 
 
 def pool_name(name: str, role: Role) -> str:
-    """Deployment of a pool."""
+    """Deployment and PodDisruptionBudget of a pool."""
     return _child(name, f"-{role.value}")
 
 
 def gateway_name(name: str) -> str:
-    """Deployment, ServiceAccount and RoleBinding of the gateway."""
+    """Deployment, ServiceAccount, RoleBinding, NetworkPolicy and PodDisruptionBudget of the gateway."""
     return _child(name, "-gateway")
 
 
@@ -39,6 +39,16 @@ def history_name(name: str) -> str:
 def live_name(name: str) -> str:
     """ConfigMap of settings that new engine pods start with and that roll none."""
     return _child(name, "-duet-live")
+
+
+def trust_name(name: str) -> str:
+    """ConfigMap of whom the engines believe."""
+    return _child(name, "-duet-trust")
+
+
+def engines_name(name: str) -> str:
+    """NetworkPolicy of both pools."""
+    return _child(name, "-engines")
 
 
 def label_value(name: str) -> str:

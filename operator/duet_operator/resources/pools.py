@@ -16,6 +16,7 @@ from duet_operator.resources.names import live_name, pool_name
 from duet_operator.resources.owner import metadata
 from duet_operator.resources.pod_parts import patched_template, pod_environment, probe
 from duet_operator.resources.strategic_merge import merge
+from duet_operator.resources.trust import engine_mounts, engine_variables, engine_volumes
 from duet_operator.resources.weights import weights
 
 if TYPE_CHECKING:
@@ -114,7 +115,11 @@ def _pod_template(deployment: DuetDeployment, role: Role, images: Images, own_re
             "terminationGracePeriodSeconds": spec.drain.timeout_seconds + GRACE_BEYOND_DRAIN_SECONDS,
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [_container(deployment, role, images, own_revision)],
-            "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}, *weights(spec.model).volumes],
+            "volumes": [
+                {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+                *engine_volumes(deployment),
+                *weights(spec.model).volumes,
+            ],
         },
     }
     for path, patch in (
@@ -143,7 +148,11 @@ def _container(deployment: DuetDeployment, role: Role, images: Images, own_revis
         },
         "securityContext": {"allowPrivilegeEscalation": False},
         "lifecycle": {"preStop": {"exec": {"command": ["duet-engine", "drain"]}}},
-        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}, *weights(spec.model).mounts],
+        "volumeMounts": [
+            {"name": "shared-memory", "mountPath": "/dev/shm"},
+            *engine_mounts(),
+            *weights(spec.model).mounts,
+        ],
         **_probes(),
     }
     if spec.engine.args:
@@ -173,6 +182,7 @@ def _environment(deployment: DuetDeployment, role: Role, own_revision: str) -> l
         "DUET_TRANSFER_BACKEND": spec.engine.transfer_backend,
         "DUET_DRAIN_TIMEOUT_SECONDS": str(spec.drain.timeout_seconds),
         "DUET_REVISION": own_revision,
+        **engine_variables(),
     }
     if spec.model.context_length is not None:
         values["DUET_CONTEXT_LENGTH"] = str(spec.model.context_length)

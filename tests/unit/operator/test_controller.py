@@ -17,9 +17,15 @@ from duet_operator.pods import DRAIN_ANNOTATION
 
 CHILDREN = {
     ("ConfigMap", "served-duet-live"),
+    ("ConfigMap", "served-duet-trust"),
     ("Deployment", "served-decode"),
     ("Deployment", "served-gateway"),
     ("Deployment", "served-prefill"),
+    ("NetworkPolicy", "served-engines"),
+    ("NetworkPolicy", "served-gateway"),
+    ("PodDisruptionBudget", "served-decode"),
+    ("PodDisruptionBudget", "served-gateway"),
+    ("PodDisruptionBudget", "served-prefill"),
     ("RoleBinding", "served-gateway"),
     ("Service", "served"),
     ("ServiceAccount", "served-gateway"),

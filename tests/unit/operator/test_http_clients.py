@@ -19,6 +19,7 @@ from duet_operator.plans import PlanPusher
 from duet_operator.pods import Pod
 from duet_operator.process import pod_session
 from duet_operator.signals.gateways import GatewayReader
+from duet_operator.trust import SharedToken
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -104,7 +105,7 @@ async def test_a_drain_is_asked_for_read_and_ended(session: aiohttp.ClientSessio
         return web.Response(body=DrainStatus(worker="w", phase=DrainPhase.DRAINING).write())
 
     async with serving(engine) as port:
-        engines = EngineClient(session, timeout_seconds=1, token_path=str(token))
+        engines = EngineClient(session, timeout_seconds=1, credentials=SharedToken(str(token)).credentials)
         status = await engines.drain(pod("w", port), lease_seconds=30.0, reason="ScaleDown")
         await engines.drain_status(pod("w", port))
         await engines.serve_again(pod("w", port))
@@ -129,7 +130,7 @@ async def test_an_engine_that_does_not_answer_as_agreed_is_an_error(
     session: aiohttp.ClientSession, handler: Handler, said: str
 ) -> None:
     async with serving(handler) as port:
-        engines = EngineClient(session, timeout_seconds=0.2)
+        engines = EngineClient(session, timeout_seconds=0.2, credentials=SharedToken("").credentials)
         with pytest.raises(EngineError, match=said):
             await engines.drain(pod("w", port), lease_seconds=30.0, reason="x")
 
