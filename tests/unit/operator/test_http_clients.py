@@ -314,7 +314,7 @@ async def test_gateways_and_engines_are_changed_only_while_the_gate_is_open() ->
         return web.Response(body=b"{}")
 
     async with serving(server) as port, pod_session(closed) as session:
-        engines = EngineClient(session, timeout_seconds=2.0)
+        engines = EngineClient(session, timeout_seconds=2.0, credentials=SharedToken("").credentials)
         with pytest.raises(ClosedError):
             await engines.drain(pod("w", port), lease_seconds=30.0, reason="x")
         with pytest.raises(EngineError):
