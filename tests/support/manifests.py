@@ -6,9 +6,9 @@ from tests.support.duet_objects import minimal, patched
 
 from duet_engine.protocol import Role
 from duet_operator.api.v1alpha1 import DuetDeployment, parse
-from duet_operator.resources.budgets import disruption_budgets
-from duet_operator.resources.children import Surroundings, plain_children
+from duet_operator.resources.children import plain_children
 from duet_operator.resources.config_maps import history_config_map
+from duet_operator.resources.guards import Surroundings, guards
 from duet_operator.resources.images import resolve
 from duet_operator.resources.pools import pool_creation, pool_deployment
 from duet_operator.resources.trust import TokenIssuer
@@ -82,8 +82,8 @@ def everything(duet: DuetDeployment) -> dict[str, dict[str, Any]]:
     """All manifests of an object by a name of their own."""
     images = resolve(duet)
     manifests = [
-        *plain_children(duet, images, SURROUNDINGS),
-        *disruption_budgets(duet, draining={Role.DECODE: 1}),
+        *guards(duet, SURROUNDINGS, draining={Role.DECODE: 1}),
+        *plain_children(duet, images),
         history_config_map(duet, {"planner": {"version": 1}}),
         *(pool_deployment(duet, role, images) for role in (Role.PREFILL, Role.DECODE)),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.manifests import FULL, SURROUNDINGS, UID, deployment, everything
+from tests.support.manifests import FULL, UID, deployment, everything
 
 from duet_engine.protocol import Role
 from duet_operator.api.v1alpha1 import DuetDeployment, ResolvedStatus
@@ -191,9 +191,7 @@ def test_itl_comes_from_a_config_map_so_that_its_change_rolls_nothing() -> None:
     duet = deployment({"spec.slo.itlMilliseconds": 35})
     (variable,) = [item for item in engine(pool(duet))["env"] if item["name"] == "DUET_ITL_MILLISECONDS"]
     reference = variable["valueFrom"]["configMapKeyRef"]
-    (live,) = [
-        child for child in plain_children(duet, IMAGES, SURROUNDINGS) if child["metadata"]["name"] == reference["name"]
-    ]
+    (live,) = [child for child in plain_children(duet, IMAGES) if child["metadata"]["name"] == reference["name"]]
     assert live["data"][reference["key"]] == "35"
 
 
@@ -326,11 +324,7 @@ def test_gateway_knows_its_object() -> None:
 def test_no_gateway_where_it_is_disabled() -> None:
     duet = deployment({"spec.gateway.enabled": False, "spec.pools.prefill.minReplicas": 1})
     assert gateway_manifests(duet, IMAGES) == ()
-    assert [child["kind"] for child in plain_children(duet, IMAGES, SURROUNDINGS)] == [
-        "ConfigMap",
-        "ConfigMap",
-        "NetworkPolicy",
-    ]
+    assert [child["kind"] for child in plain_children(duet, IMAGES)] == ["ConfigMap"]
 
 
 # --- names ---
