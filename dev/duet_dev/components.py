@@ -102,6 +102,8 @@ def api_server(files: Files, ports: Ports, *, service_network: str, controllers:
             secure_port=ports.api_server,
             advertise_address=HOST,
             endpoint_reconciler_type="none",
+            # As some distributions have it: who sets an owner reference needs a right for it.
+            enable_admission_plugins="OwnerReferencesPermissionEnforcement",
             cert_dir=files.pki,
             token_auth_file=files.pki / "tokens.csv",
             authorization_mode="RBAC",

@@ -53,6 +53,13 @@ def test_the_api_server_takes_everything_under_restricted_pod_security(apiserver
     assert "PodSecurity" not in done.stderr
 
 
+def test_the_operator_s_pod_is_let_in_where_restricted_is_enforced(apiserver: Cluster, namespace: str) -> None:
+    apiserver.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    template = kinds(rendered(), "Deployment")["duet-operator"]["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": template["spec"]}
+    apiserver.kubectl("create", "-n", namespace, "--dry-run=server", "-f", "-", input=json.dumps(pod))
+
+
 def test_no_role_may_read_secrets_or_write_specs() -> None:
     rules = [rule for role in kinds(rendered(), "ClusterRole").values() for rule in role["rules"]]
     assert not [rule for rule in rules if {"secrets", "*"} & set(rule["resources"])]

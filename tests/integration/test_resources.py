@@ -4,9 +4,12 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 from tests.support.manifests import FULL, deployment, everything
 
 from duet_dev.cluster import Cluster
+from duet_dev.errors import DevError
+from duet_dev.paths import REPOSITORY
 from duet_engine.protocol import Role
 from duet_operator.api.v1alpha1 import DuetDeployment
 from duet_operator.resources.gateway import gateway_deployment
@@ -103,6 +106,23 @@ def test_engine_pods_meet_the_baseline_standard(
 ) -> None:
     enforce(apiserver, namespace, "baseline", "default")
     create(apiserver, pod_of(pool_deployment(duet, role, resolve(duet))), namespace, "--dry-run=server")
+
+
+@pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
+def test_engine_pods_are_the_documented_exception_from_restricted(
+    apiserver: Cluster, namespace: str, role: Role
+) -> None:
+    enforce(apiserver, namespace, "restricted", "default")
+    duet = deployment()
+    with pytest.raises(DevError) as refused:
+        create(apiserver, pod_of(pool_deployment(duet, role, resolve(duet))), namespace, "--dry-run=server")
+    reasons = ("runAsNonRoot != true", "unrestricted capabilities")
+    assert [reason for reason in reasons if reason in str(refused.value)] == list(reasons)
+    documented = yaml.safe_load(
+        (REPOSITORY / "docs/security.md").read_text().split("```yaml\nengine:")[1].split("```")[0]
+    )
+    patched = deployment({"spec.engine.template": documented["template"]})
+    create(apiserver, pod_of(pool_deployment(patched, role, resolve(patched))), namespace, "--dry-run=server")
 
 
 # --- strategic merge, against the API server's own ---
