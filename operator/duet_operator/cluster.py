@@ -351,7 +351,8 @@ class KubernetesCluster:
             method,
             path,
             query_params=[(key, value) for key, value in (query or {}).items() if value],
-            header_params={"Accept": "application/json", "Content-Type": content_type},
+            # Keys of tokens come as application/jwk-set+json, and only to those who take that too.
+            header_params={"Accept": "application/json, */*", "Content-Type": content_type},
             auth_settings=["BearerToken"],
         )
         _, url, headers, _, _ = parameters

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.support.manifests import deployment as deployed
 
 from duet_dev.cluster import Cluster
+from duet_engine.authentication import DeniedError, TokenVerifier
+from duet_engine.protocol import Trust, token_audience
 from duet_operator import ownership
 from duet_operator.cluster import (
     CONFIG_MAP,
@@ -17,6 +21,10 @@ from duet_operator.cluster import (
     KubernetesCluster,
     connect,
 )
+from duet_operator.metrics import Metrics
+from duet_operator.resources.config_maps import trust_config_map
+from duet_operator.resources.trust import TRUST_KEY
+from duet_operator.trust import IssuerWatch
 
 pytestmark = pytest.mark.apiserver
 
@@ -116,6 +124,27 @@ async def test_a_count_changes_only_from_the_expected_one(port: KubernetesCluste
     await port.patch_scale(DEPLOYMENT, namespace, "web", expected=None, replicas=1)
     observed = await port.get(DEPLOYMENT, namespace, "web")
     assert observed is not None and observed["spec"]["replicas"] == 1
+
+
+async def test_tokens_of_the_cluster_are_verified_with_the_keys_that_it_tells(
+    port: KubernetesCluster, namespace: str
+) -> None:
+    metadata = {"name": "full-gateway", "namespace": namespace}
+    await port.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+    watch = IssuerWatch(port, metrics=Metrics())
+    assert await watch.refresh() and watch.issuer is not None
+    duet = deployed(name="full", namespace=namespace)
+    document = Trust.read(trust_config_map(duet, watch.issuer, operator="")["data"][TRUST_KEY])
+    verifier = TokenVerifier(document)
+
+    async def verdict(audience: str) -> str:
+        token = await port.request_token(namespace, "full-gateway", audience=audience, seconds=600)
+        return verifier.verify(token["token"], now=time.time()).caller
+
+    assert [await verdict(token_audience(namespace, "full"))] == list(document.callers)
+    for audience in (document.issuer, token_audience(namespace, "other")):
+        with pytest.raises(DeniedError, match="udience"):
+            await verdict(audience)
 
 
 async def test_long_lists_come_in_chunks(port: KubernetesCluster, namespace: str) -> None:

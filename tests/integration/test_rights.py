@@ -28,6 +28,7 @@ from duet_operator.cluster import (
     EVENT,
     FIELD_MANAGER,
     NETWORK_POLICY,
+    NODE,
     POD,
     ROLE_BINDING,
     SERVICE,
@@ -179,6 +180,14 @@ def lists(kind: Kind) -> Operation:
     return run
 
 
+async def lists_nodes(at: Attempt) -> None:
+    await at.own.list(NODE)
+
+
+async def watches_nodes(at: Attempt) -> None:
+    await at.own.document(f"{NODE.path(None)}?watch=true&timeoutSeconds=1")
+
+
 def watches(kind: Kind) -> Operation:
     """As Kopf and the gateway do, only shorter."""
 
@@ -312,6 +321,10 @@ OWN_NAMESPACE: dict[Right, Operation] = {
     Right("coordination.k8s.io", "leases", "update", LEASE): renews_lease,
     Right("", "serviceaccounts/token", "create", ACCOUNT): proves_itself,
 }
+NODES: dict[Right, Operation] = {
+    Right("", "nodes", "list"): lists_nodes,
+    Right("", "nodes", "watch"): watches_nodes,
+}
 GATEWAY: dict[Right, Operation] = {
     Right("", "pods", "list"): lists(POD),
     Right("", "pods", "watch"): watches(POD),
@@ -321,6 +334,7 @@ GATEWAY: dict[Right, Operation] = {
 ROLES = {
     ("ClusterRole", "duet-operator"): OPERATOR,
     ("Role", "duet-operator-own"): OWN_NAMESPACE,
+    ("ClusterRole", "duet-operator-nodes"): NODES,
     ("ClusterRole", "duet-gateway"): GATEWAY,
 }
 
