@@ -10,7 +10,18 @@ from tests.support.waiting import until
 
 from duet_dev.cluster import Cluster
 from duet_dev.errors import DevError
-from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, POD, ROLE_BINDING, SERVICE, SERVICE_ACCOUNT
+from duet_dev.kubeapi import ApiError
+from duet_engine.protocol import STATE_PATH
+from duet_operator.cluster import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    NETWORK_POLICY,
+    POD,
+    ROLE_BINDING,
+    SERVICE,
+    SERVICE_ACCOUNT,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -39,6 +50,12 @@ async def test_an_applied_object_gets_ready_and_answers_through_its_service(
     assert len(load.records) >= REQUESTS
     assert load.failures == []
 
+    (prefill,) = await serving.pods("prefill")
+    assert (await serving.engine(prefill, "state"))["ready"]
+    with pytest.raises(ApiError, match="a bearer token is needed") as refused:
+        await serving.engine_without_token(prefill, STATE_PATH)
+    assert refused.value.status == 401
+
     log = operator.log()
     assert serving.namespace in log
     assert "403" not in log and "orbidden" not in log
@@ -63,7 +80,7 @@ async def test_the_columns_of_kubectl_get_say_how_it_stands(serving: Serving) ->
 
 async def test_deleting_the_object_takes_every_child_along(serving: Serving) -> None:
     await serving.apply_and_wait()
-    kinds = (POD, DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING)
+    kinds = (POD, DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING, NETWORK_POLICY, DISRUPTION_BUDGET)
     for kind in kinds:
         assert await serving.items(kind), kind.name
 

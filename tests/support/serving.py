@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 from duet_dev.cluster import Cluster
 from duet_dev.kubeapi import Api, ApiError
-from duet_engine.protocol import GATEWAY_ADMIN_PORT
+from duet_engine.protocol import ENGINE_PORT, GATEWAY_ADMIN_PORT
 from duet_operator.cluster import DEPLOYMENT, DUET, EVENT, POD, Kind
 from duet_operator.resources.labels import OWNER, ROLE
 
@@ -158,10 +158,16 @@ class Serving:
         told: Document = json.loads(shown.stdout)
         return told
 
+    async def engine_without_token(self, pod: Document, path: str) -> Document:
+        """What an engine tells anybody, asked through the API server."""
+        return await self._ask(pod, ENGINE_PORT, path)
+
     async def gateway(self, pod: Document, path: str) -> Document:
         """A document of a gateway's admin port, asked through the API server."""
-        name = pod["metadata"]["name"]
-        return await self.api.get(f"{POD.path(self.namespace, name)}:{GATEWAY_ADMIN_PORT}/proxy{path}")
+        return await self._ask(pod, GATEWAY_ADMIN_PORT, path)
+
+    async def _ask(self, pod: Document, port: int, path: str) -> Document:
+        return await self.api.get(f"{POD.path(self.namespace, pod['metadata']['name'])}:{port}/proxy{path}")
 
     def described(self) -> str:
         """The object, its pods and all events, for a person who looks for what went wrong."""
