@@ -83,7 +83,6 @@ def converted(kind: Any, field: Any = ...) -> tuple[dict[str, Any], dict[str, An
             },
         ),
     ],
-    ids=str,
 )
 def test_a_field_becomes_its_structural_form(kind: Any, field: Any, expected: dict[str, Any]) -> None:
     _, it = converted(kind, field)

@@ -22,6 +22,14 @@ def test_folders_on_the_import_path_hold_only_our_package() -> None:
         assert entries == {package}
 
 
+def test_records_of_decisions_are_numbered_one_by_one() -> None:
+    """They are referred to by number, in their files' names and in their titles."""
+    records = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    assert [record.name[:4] for record in records] == [f"{number:04}" for number in range(1, len(records) + 1)]
+    titles = [record.read_text().splitlines()[0] for record in records]
+    assert [title.split(".")[0] for title in titles] == [f"# {number}" for number in range(1, len(records) + 1)]
+
+
 def test_requirement_files_name_no_address() -> None:
     for file in (ROOT / "requirements").glob("*.txt"):
         assert "://" not in file.read_text(), f"{file.name} names an index; requirements/compile.sh leaves them out"
