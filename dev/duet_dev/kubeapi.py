@@ -92,6 +92,9 @@ class Api:
     async def get(self, path: str, *, accept: str = JSON, **params: str) -> JsonObject:
         return await self._call("GET", path, headers={"Accept": accept}, params=params)
 
+    async def get_text(self, path: str) -> str:
+        return await self._text("GET", path)
+
     async def post(self, path: str, body: JsonObject) -> JsonObject:
         return await self._call("POST", path, headers={"Content-Type": JSON}, data=json.dumps(body))
 
@@ -102,13 +105,16 @@ class Api:
         return await self._call("DELETE", path, headers={"Content-Type": JSON}, data=json.dumps(options))
 
     async def _call(self, method: str, path: str, **arguments: Any) -> JsonObject:  # noqa: ANN401
+        answer: JsonObject = json.loads(await self._text(method, path, **arguments))
+        return answer
+
+    async def _text(self, method: str, path: str, **arguments: Any) -> str:  # noqa: ANN401
         timeout = aiohttp.ClientTimeout(total=30)
         async with self._http.request(method, self.url + path, timeout=timeout, **arguments) as response:
             text = await response.text()
             if response.status >= 400:
                 raise ApiError(response.status, text)
-            answer: JsonObject = json.loads(text)
-            return answer
+            return text
 
     async def watch(self, path: str, *, metadata_only: bool = False, **params: str) -> AsyncIterator[WatchEvent]:
         known: dict[str, JsonObject] = {}

@@ -103,8 +103,8 @@ async def test_deleting_the_object_takes_every_child_along(serving: Serving) -> 
             id="fields that contradict each other",
         ),
         pytest.param(
-            {"spec.scaling.spareReplicas": 1},
-            "spec.scaling.spareReplicas",
+            {"spec.signals": {"prometheus": "main"}},
+            "spec.signals",
             "is not supported yet",
             id="a field that nothing serves yet",
         ),

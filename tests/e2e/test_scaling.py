@@ -4,6 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
+from tests.support.duet_objects import Document
 from tests.support.operator_release import OperatorRelease
 from tests.support.recorder import WORKER_ROLES, Recorder
 from tests.support.serving import CHANGE_SECONDS, PROMPT_TOKENS, Serving, counts, status
@@ -32,22 +33,31 @@ async def test_a_load_step_grows_both_pools_and_is_explained(serving: Serving, o
         assert counts(await serving.object(), "desired") == (1, 1)
         load.requests_per_second = HIGH
         passes = await passes_from_demand_to_growth(serving, operator, recorder)
-        grown = await serving.until("both pools have grown", lambda found: min(counts(found, "ready")) >= 2)
+        await serving.until("both pools have grown", lambda found: min(counts(found, "ready")) >= 2)
         load.requests_per_second = 0.0
+
+        def told(found: Document) -> bool:
+            """A count is seen before the pass that set it has told of it."""
+            return all(steps_of(found, role) == list(pairwise(recorder.counts[role])) for role in WORKER_ROLES)
+
+        grown = await serving.until("each step is told", told)
 
     assert load.failures == []
     assert passes <= 2
     noted = [event["note"].partition(" (")[0] for event in await serving.events() if event["reason"] == "ScaledUp"]
     for role in WORKER_ROLES:
         assert recorder.counts[role] == sorted(recorder.counts[role])
-        steps = [step for step in status(grown)["history"] if step["pool"] == role]
-        assert [(step["fromReplicas"], step["toReplicas"]) for step in steps] == list(pairwise(recorder.counts[role]))
-        for step in steps:
+        for step in (step for step in status(grown)["history"] if step["pool"] == role):
             before, after = step["fromReplicas"], step["toReplicas"]
             assert step["reason"] in ("LoadRising", "Backlog")
             assert re.search(rf"{role} {before}→{after}: [\d.]+k? (output|input) tok/s expected", step["message"])
             assert re.search(r"one replica (holds|prefills) [\d.]+k?", step["message"])
             assert f"{role} {before}→{after}" in noted
+
+
+def steps_of(found: Document, role: str) -> list[tuple[int, int]]:
+    history = status(found).get("history", ())
+    return [(step["fromReplicas"], step["toReplicas"]) for step in history if step["pool"] == role]
 
 
 async def passes_from_demand_to_growth(serving: Serving, operator: OperatorRelease, recorder: Recorder) -> int:

@@ -30,5 +30,10 @@ async def test_engines_load_from_the_claim_and_a_spare_worker_stands_by(
     assert "1 spare" in status(found)["decision"]["message"]
     for role in ("prefill", "decode"):
         for pod in await serving.pods(role):
-            shown = await serving.engine(pod, "/server_info")
-            assert (shown["model_path"], shown["served_model_name"]) == ("/models", "qwen")
+            (container,) = pod["spec"]["containers"]
+            # An engine whose folder isn't there doesn't start.
+            assert {"name": "DUET_MODEL_PATH", "value": "/models"} in container["env"]
+            assert ("/models", True) in [
+                (each["mountPath"], each.get("readOnly")) for each in container["volumeMounts"]
+            ]
+            assert 'model_name="qwen"' in await serving.metrics(pod)

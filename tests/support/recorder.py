@@ -12,7 +12,7 @@ from typing import Self
 from tests.support.duet_objects import Document
 from tests.support.serving import Serving
 
-from duet_dev.errors import DevError
+from duet_dev.kubeapi import ApiError
 from duet_operator.cluster import DEPLOYMENT, POD
 from duet_operator.pods import DRAIN_STARTED_ANNOTATION
 from duet_operator.resources.labels import OWNER, REVISION, ROLE
@@ -112,7 +112,6 @@ class Recorder:
 
     async def _work(self, pod: Document) -> int:
         try:
-            answer = await self.serving.engine(pod, "drain")
-        except DevError:
+            return await self.serving.requests_held(pod)
+        except ApiError:
             return 0
-        return sum(value for value in answer["remaining"].values() if isinstance(value, int))

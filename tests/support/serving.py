@@ -7,6 +7,7 @@ one decode worker holds 36 tokens/s, three 150, and one prefill worker 1,500 pro
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -157,6 +158,17 @@ class Serving:
         shown = await asyncio.to_thread(self.cluster.kubectl, *command)
         told: Document = json.loads(shown.stdout)
         return told
+
+    async def requests_held(self, pod: Document) -> int:
+        """What is running or queued on an engine."""
+        samples = re.findall(r"^sglang:num_(?!\w*failed)\w+_reqs\{.*\} (\S+)$", await self.metrics(pod), re.MULTILINE)
+        return round(sum(map(float, samples)))
+
+    async def metrics(self, pod: Document) -> str:
+        """Of an engine, which need no token."""
+        return await self.api.get_text(
+            f"{POD.path(self.namespace, pod['metadata']['name'])}:{ENGINE_PORT}/proxy/metrics"
+        )
 
     async def engine_without_token(self, pod: Document, path: str) -> Document:
         """What an engine tells anybody, asked through the API server."""
