@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,8 @@ COMMON_FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly", "-gcflags=all=-
 """No debug information is made that the linker would drop."""
 COMPILER_ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOGC": "400"}
 """The compiler collects its garbage seldom: a tenth quicker, at about 4 GB in the worst moment."""
+PARTIAL = ".partial"
+"""Where binaries lie until all of them are whole."""
 VERSION_PACKAGE = "k8s.io/component-base/version"
 
 
@@ -36,6 +39,11 @@ class Tool:
 
     name: str
     package: str
+
+    @property
+    def built_as(self) -> str:
+        """What `go build` calls it: the last element of its path that is no major version."""
+        return next(part for part in reversed(self.package.split("/")) if not re.fullmatch(r"v\d+", part))
 
 
 def _kubernetes(name: str) -> Tool:
@@ -103,9 +111,17 @@ def _build_all(go: Path, todo: list[Tool]) -> None:
     with JobProgress("fetching the modules") as progress:
         packages = _packages_to_compile(go, todo, progress)
     say(f"to build: {', '.join(tool.name for tool in todo)}")
+    partial = binary_path(todo[0]).parent / PARTIAL
+    partial.mkdir(parents=True)
+    # In one command: while one binary is linked, on one core, the others' packages are compiled.
+    command = [str(go), "build", "-v", "-p", str(_cores()), *_flags(), "-o", f"{partial}/"]
     with JobProgress("building the binaries", total=packages) as progress:
-        for tool in todo:
-            _build_one(go, tool, progress)
+        for line in _go_lines([*command, *(tool.package for tool in todo)]):
+            if not line.startswith("go: "):
+                progress.advance(line)
+    for tool in todo:
+        (partial / tool.built_as).replace(binary_path(tool))
+    partial.rmdir()
 
 
 @contextmanager
@@ -119,21 +135,9 @@ def _build_lock() -> Iterator[None]:
             say("another build is running; waiting for it to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         # Under the lock any partial output is of a build that was killed.
-        for partial in folder.glob("*/.partial-*"):
-            partial.unlink()
+        for partial in folder.glob(f"*/{PARTIAL}*"):
+            shutil.rmtree(partial, ignore_errors=True)
         yield
-
-
-def _build_one(go: Path, tool: Tool, progress: JobProgress) -> None:
-    progress.describe(tool.name)
-    target = binary_path(tool)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".partial-{tool.name}")
-    command = [str(go), "build", "-v", "-p", str(_cores()), *_flags(), "-o", str(partial), tool.package]
-    for line in _go_lines(command):
-        if not line.startswith("go: "):
-            progress.advance(tool.name)
-    partial.replace(target)
 
 
 def _packages_to_compile(go: Path, tools: list[Tool], progress: JobProgress) -> int:
