@@ -25,10 +25,10 @@ demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=f
 	@$(python) -m duet_dev.demo $(demo_options)
 
 test: binaries  ## all tests
-	@DUET_REQUIRE_CLUSTER=1 $(python) -m pytest -n 2 --dist loadgroup --durations 30
+	@DUET_REQUIRE_CLUSTER=1 $(python) -m pytest --durations 30
 
 test-fast: setup  ## the tests of the daily round: at most three minutes
-	@$(python) -m pytest -n 2 --dist loadgroup -m "not cluster and not slow"
+	@$(python) -m pytest -n 2 --dist loadfile -m "not cluster and not slow"
 
 lint: setup  ## style, types and import contracts
 	@ruff check . && ruff format --check . && mypy && lint-imports

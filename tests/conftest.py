@@ -10,9 +10,6 @@ Each yields a `duet_dev.cluster.Cluster`: `kubeconfig`, `url`, `token`, `ca`, `k
 they skip; with DUET_REQUIRE_CLUSTER=1 they fail. `namespace` is a fresh namespace in the largest of the three that the
 test asks for, `apiserver` by default. Helpers for several test files lie in `tests/support` and are imported as
 `tests.support.…`: the repository's root is on the path, and a folder without `__init__.py` is a package there.
-
-`make test` runs two workers, because tests of a cluster mostly wait. Those that share a cluster stay together in one of
-them: the tests of Duet on it, the tests of the cluster itself, the tests of the API server.
 """
 
 import os
@@ -33,19 +30,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says something of the machine, not of the property.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if (group := _group(item)) is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
-def _group(item: pytest.Item) -> str | None:
-    """Tests that share what takes long to start, or that can't be two at once."""
-    if "operator_release" in getattr(item, "fixturenames", ()):
-        return "duet"
-    return next((marker for marker in ("cluster", "apiserver") if item.get_closest_marker(marker)), None)
 
 
 def _cluster(
