@@ -15,7 +15,7 @@ from duet_dev.demo.stages import OPERATOR_NAMESPACE, install_operator
 DEPLOYMENT = "duet-operator"
 HTTP_PORT = 8080
 PASSES = "duet_operator_passes_total"
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 GONE_SECONDS = 60.0
 
 

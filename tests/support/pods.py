@@ -136,7 +136,7 @@ def condition(item: JsonObject, kind: str) -> JsonObject:
     return next((c for c in item["status"].get("conditions", []) if c["type"] == kind), {})
 
 
-def until(look: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
+def until(look: Callable[[], T | None], what: str, *, seconds: float = 75) -> T:
     """The first result that is neither None nor False."""
     deadline = time.monotonic() + seconds
     while True:
