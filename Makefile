@@ -18,7 +18,7 @@ help:  ## this list
 setup:  ## .venv with everything that Python needs
 	@dev/setup.sh
 
-binaries: setup  ## the Kubernetes control plane, kubectl and Helm, built once (five minutes)
+binaries: setup  ## the Kubernetes control plane, kubectl and Helm, built once (seven to eight minutes)
 	@$(python) -m duet_dev build
 
 demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=file SPEED=n MINUTES=n)

@@ -27,7 +27,7 @@ from duet_dev.toolchain import find_go, required_version
 COMMON_FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly", "-gcflags=all=-dwarf=false")
 """No debug information is made that the linker would drop."""
 COMPILER_ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOGC": "400"}
-"""The compiler collects its garbage seldom: a tenth quicker, at about 4 GB in the worst moment."""
+"""The compiler collects its garbage seldom: less CPU for more memory."""
 PARTIAL = ".partial"
 """Where binaries lie until all of them are whole."""
 VERSION_PACKAGE = "k8s.io/component-base/version"
