@@ -1,8 +1,8 @@
 """Request traces as streams of arrivals: Azure's LLM inference CSV and Mooncake's JSON lines.
 
 Invariant: arrivals come in order of time, the first at zero, with at least one token in and one out. A line that breaks
-this is an error with file, line and reason; nothing is skipped or repaired, because a silently shortened trace would
-flatter every result that comes from it.
+this is an error with file, line and reason. Nothing is repaired, and lines are skipped only for a caller that counts
+them, because a silently shortened trace would flatter every result that comes from it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import NoReturn
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 COUNT = re.compile(r" *[0-9]{1,15} *")
+PREFIX_BLOCK_TOKENS = 512
+"""Mooncake's traces give one hash to each block of so many prompt tokens, the last one partly filled."""
+SHOWN_REASONS = 5
 
 
 class TraceError(ValueError):
@@ -32,6 +35,21 @@ class Arrival:
     time_seconds: float
     input_tokens: int
     output_tokens: int
+    prefix_block_hashes: tuple[int, ...] = ()
+    """Blocks of 512 prompt tokens; equal hashes up to a block mean equal prompts up to it. Empty: nothing is known."""
+
+
+@dataclass(slots=True)
+class SkippedLines:
+    """Lines that were left out because the caller asked for it: how many, and the reasons of the first few."""
+
+    count: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, error: TraceError) -> None:
+        self.count += 1
+        if self.count <= SHOWN_REASONS:
+            self.reasons.append(str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +63,24 @@ class _Line:
         raise TraceError(f"{self.source}: line {self.number}: {reason}")
 
 
-def read_trace(path: Path) -> Iterator[Arrival]:
+def read_trace(path: Path, *, skipped: SkippedLines | None = None) -> Iterator[Arrival]:
     """The arrivals of a trace file, in whichever of the two formats its first line shows.
+
+    Bad lines are counted in `skipped` and left out, where it is given.
 
     Raises:
         TraceError: at the first line that is wrong, or at once for a file that can't be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            yield from parse_trace(lines, source=str(path))
+            yield from parse_trace(lines, source=str(path), skipped=skipped)
     except OSError as error:
         raise TraceError(f"{path}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise TraceError(f"{path}: isn't text: {error.reason} at byte {error.start}") from error
 
 
-def parse_trace(lines: Iterable[str], *, source: str) -> Iterator[Arrival]:
+def parse_trace(lines: Iterable[str], *, source: str, skipped: SkippedLines | None = None) -> Iterator[Arrival]:
     """The same from lines of text; `source` names them in errors."""
     numbered = enumerate(lines, start=1)
     first = next(((number, line) for number, line in numbered if line.strip()), None)
@@ -68,13 +88,13 @@ def parse_trace(lines: Iterable[str], *, source: str) -> Iterator[Arrival]:
         raise TraceError(f"{source}: is empty")
     number, line = first
     if line.lstrip().startswith("{"):
-        return _in_order(_mooncake(chain([first], numbered), source), source)
+        return _in_order(chain([first], numbered), _mooncake, source, skipped)
     columns = tuple(name.strip() for name in line.split(","))
     if columns != AZURE_COLUMNS:
         _Line(source, number).fail(
             f"expected the header {','.join(AZURE_COLUMNS)} (Azure LLM inference CSV) or a JSON object (Mooncake)"
         )
-    return _in_order(_azure(numbered, source), source)
+    return _in_order(numbered, _azure, source, skipped)
 
 
 def cut(arrivals: Iterable[Arrival], *, speed: float = 1.0, limit_seconds: float = math.inf) -> Iterator[Arrival]:
@@ -82,59 +102,70 @@ def cut(arrivals: Iterable[Arrival], *, speed: float = 1.0, limit_seconds: float
     for arrival in arrivals:
         if arrival.time_seconds >= limit_seconds:
             return
-        yield Arrival(arrival.time_seconds / speed, arrival.input_tokens, arrival.output_tokens)
+        yield replace(arrival, time_seconds=arrival.time_seconds / speed)
 
 
-def _in_order(timed: Iterable[tuple[_Line, float, int, int]], source: str) -> Iterator[Arrival]:
+def _in_order(
+    numbered: Iterable[tuple[int, str]],
+    parse: Callable[[_Line, str], Arrival],
+    source: str,
+    skipped: SkippedLines | None,
+) -> Iterator[Arrival]:
     """Arrivals counted from the first one."""
     start = previous = None
-    for line, time_seconds, input_tokens, output_tokens in timed:
-        if start is None or previous is None:
-            start = previous = time_seconds
-        if time_seconds < previous:
-            line.fail(f"goes back in time by {previous - time_seconds:.3f} s; sort the trace by time")
-        previous = time_seconds
-        yield Arrival(time_seconds - start, input_tokens, output_tokens)
+    for number, text in numbered:
+        if not text.strip():
+            continue
+        line = _Line(source, number)
+        try:
+            arrival = parse(line, text)
+            if previous is not None and arrival.time_seconds < previous:
+                line.fail(f"goes back in time by {previous - arrival.time_seconds:.3f} s; sort the trace by time")
+        except TraceError as error:
+            if skipped is None:
+                raise
+            skipped.add(error)
+            continue
+        previous = arrival.time_seconds
+        start = previous if start is None else start
+        yield replace(arrival, time_seconds=previous - start)
     if start is None:
         raise TraceError(f"{source}: holds no request")
 
 
-def _azure(numbered: Iterable[tuple[int, str]], source: str) -> Iterator[tuple[_Line, float, int, int]]:
-    for number, text in numbered:
-        line = _Line(source, number)
-        if not text.strip():
-            continue
-        cells = text.rstrip().split(",")
-        if len(cells) != len(AZURE_COLUMNS):
-            line.fail(f"has {len(cells)} cells, expected {len(AZURE_COLUMNS)}: {text[:80]!r}")
-        yield (
-            line,
-            _timestamp(line, cells[0]),
-            _count(line, AZURE_COLUMNS[1], cells[1]),
-            _count(line, AZURE_COLUMNS[2], cells[2]),
-        )
+def _azure(line: _Line, text: str) -> Arrival:
+    cells = text.rstrip().split(",")
+    if len(cells) != len(AZURE_COLUMNS):
+        line.fail(f"has {len(cells)} cells, expected {len(AZURE_COLUMNS)}: {text[:80]!r}")
+    return Arrival(
+        _timestamp(line, cells[0]),
+        _count(line, AZURE_COLUMNS[1], cells[1]),
+        _count(line, AZURE_COLUMNS[2], cells[2]),
+    )
 
 
-def _mooncake(numbered: Iterable[tuple[int, str]], source: str) -> Iterator[tuple[_Line, float, int, int]]:
-    for number, text in numbered:
-        line = _Line(source, number)
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            line.fail(f"isn't JSON: {error}")
-        if not isinstance(record, dict):
-            line.fail("isn't a JSON object")
-        milliseconds = _field(line, record, "timestamp")
-        if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or not _finite(milliseconds):
-            line.fail(f"timestamp must be a number of milliseconds, not {milliseconds!r}")
-        yield (
-            line,
-            milliseconds / 1000,
-            _count(line, "input_length", _field(line, record, "input_length")),
-            _count(line, "output_length", _field(line, record, "output_length")),
-        )
+def _mooncake(line: _Line, text: str) -> Arrival:
+    try:
+        record = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        line.fail(f"isn't JSON: {error}")
+    if not isinstance(record, dict):
+        line.fail("isn't a JSON object")
+    milliseconds = _field(line, record, "timestamp")
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or not _finite(milliseconds):
+        line.fail(f"timestamp must be a number of milliseconds, not {milliseconds!r}")
+    return Arrival(
+        milliseconds / 1000,
+        _count(line, "input_length", _field(line, record, "input_length")),
+        _count(line, "output_length", _field(line, record, "output_length")),
+        _hashes(line, record.get("hash_ids", [])),
+    )
+
+
+def _hashes(line: _Line, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(each) is int for each in value):
+        line.fail(f"hash_ids must be a list of whole numbers, not {str(value)[:80]}")
+    return tuple(value)
 
 
 def _field(line: _Line, record: dict[str, object], name: str) -> object:
