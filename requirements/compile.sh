@@ -11,7 +11,7 @@ compile() {
 }
 compile operator --extra operator pyproject.toml
 compile gateway --extra gateway pyproject.toml
-compile dev --extra operator --extra gateway --group dev pyproject.toml
+compile dev --extra operator --extra gateway --extra simulate --group dev pyproject.toml
 # What makes the wheel that goes into images.
 sed -n 's/^requires = \["\(.*\)"\]$/\1/p' pyproject.toml | compile build --constraint requirements/dev.txt -
 # The installer of dev.txt, alone: the first thing that an empty environment gets.

@@ -180,7 +180,7 @@ class Clients:
     class_name: str = DEFAULT_CLASS
 
 
-def client_traffic(clients: Clients, seed: int) -> list[Traffic]:
+def client_traffic(clients: Clients, seed: int | Sequence[int]) -> list[Traffic]:
     """One class of requests for each client: prompts log-normal with a Pareto tail, outputs exponential."""
     weights = np.arange(1, clients.count + 1, dtype=float) ** -clients.skew
     shares = (weights / weights.sum()).tolist()
