@@ -10,7 +10,7 @@ SPEED ?=
 MINUTES ?=
 demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup binaries demo test test-fast lint format crds bench-perf clean
+.PHONY: help setup binaries engine-env demo test test-fast lint format crds bench-perf clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -20,6 +20,9 @@ setup:  ## .venv with everything that Python needs
 
 binaries: setup  ## the Kubernetes control plane, kubectl and Helm, built once (seven to eight minutes)
 	@$(python) -m duet_dev build
+
+engine-env: setup  ## the real SGLang on the CPU with tiny models, made once (10 GB)
+	@$(python) -m duet_dev engine-env
 
 demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=file SPEED=n MINUTES=n)
 	@$(python) -m duet_dev.demo $(demo_options)

@@ -1,4 +1,4 @@
-"""The command line of the local cluster: build, up, down, status, forward, shell, run.
+"""The command line of the local cluster: build, engine-env, up, down, status, forward, shell, run.
 
 Invariant: thin; what a command does is a call on `Cluster` or `build`.
 """
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from duet_dev import build as building
-from duet_dev import packages
+from duet_dev import engine_environment, packages
 from duet_dev.cluster import Cluster, default_root
 from duet_dev.config import ClusterConfig, default_nodes
 from duet_dev.errors import DevError
@@ -64,6 +64,13 @@ def build(only: str) -> None:
     building.build(building.PARTS[only])
     for tool in building.PARTS[only]:
         click.echo(building.binary_path(tool))
+
+
+@main.command("engine-env", help="Put the real SGLang, for machines without a GPU, into the cache (10 GB).")
+def engine_env() -> None:
+    packages.ensure()
+    engine_environment.ensure()
+    click.echo(engine_environment.engine_python())
 
 
 @main.command(help="Start a cluster and keep it until Ctrl-C.")

@@ -1,8 +1,10 @@
-"""Debian packages that the local cluster uses: installed when root, else named with the command that does it.
+"""Debian packages that the local cluster and its engines use: installed when root, else named with their command.
 
-Invariant: nothing is installed that is there already, told by its command, so that other distributions work too.
+Invariant: nothing is installed that is there already, told by its command or library, so that other distributions
+work too.
 """
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -20,12 +22,13 @@ ADMIN_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 @dataclass(frozen=True, slots=True)
 class Package:
     name: str
-    command: str
+    shown_by: str
+    """A command, or a shared library's name."""
     reason: str
 
 
 def read_packages(path: Path = DEBIAN_PACKAGES) -> list[Package]:
-    """The packages that the file lists; a DevError names a line that has no command or no reason."""
+    """The packages that the file lists; a DevError names a line that has no command, no library or no reason."""
     packages = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
@@ -33,15 +36,25 @@ def read_packages(path: Path = DEBIAN_PACKAGES) -> list[Package]:
         words, _, reason = line.partition("#")
         parts = words.split()
         if len(parts) != 2 or not reason.strip():
-            raise DevError(f"{path}:{number}: write `package command  # why it is needed`")
-        name, command = parts
-        packages.append(Package(name, command, reason.strip()))
+            raise DevError(f"{path}:{number}: write `package command-or-library  # why it is needed`")
+        name, shown_by = parts
+        packages.append(Package(name, shown_by, reason.strip()))
     return packages
 
 
 def missing_packages(packages: Sequence[Package]) -> list[Package]:
     path = f"{os.environ.get('PATH', '/usr/bin:/bin')}:{ADMIN_FOLDERS}"
-    return [package for package in packages if not shutil.which(package.command, path=path)]
+    return [package for package in packages if not _is_there(package.shown_by, path)]
+
+
+def _is_there(shown_by: str, path: str) -> bool:
+    if ".so" not in shown_by:
+        return shutil.which(shown_by, path=path) is not None
+    try:
+        ctypes.CDLL(shown_by)
+    except OSError:
+        return False
+    return True
 
 
 def ensure() -> None:

@@ -1,0 +1,168 @@
+"""The real SGLang on the CPU as processes on this machine's loopback address, from `make engine-env`'s environment.
+
+A server costs 2.5 GB and half a minute of a core: share them among tests (`tests/engine/conftest.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duet_dev import engine_environment
+
+START_SECONDS = 300.0
+STOP_SECONDS = 30.0
+LLAMA, QWEN3 = "tiny-llama", "tiny-qwen3"
+SMALL = (
+    *("--load-format", "auto", "--dtype", "float32", "--device", "cpu"),
+    *("--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
+    *("--mem-fraction-static", "0.05", "--max-total-tokens", "16384", "--max-running-requests", "64"),
+    *("--disable-cuda-graph", "--enable-metrics", "--sleep-on-idle", "--log-level", "info"),
+)
+"""What every server here needs: no GPU, 32-bit floats as the tiny models have them, and to sleep when idle."""
+BY_ROLE: Mapping[str, tuple[str, ...]] = {
+    "unified": (),
+    # Overlap sends KV early, with events that only a GPU has.
+    "prefill": ("--disaggregation-mode", "prefill", "--disable-overlap-schedule"),
+    # The default keeps retracted KV in pinned memory, which needs a GPU's driver.
+    "decode": ("--disaggregation-mode", "decode", "--disaggregation-decode-retraction-backup", "none"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SglangServer:
+    """A running server."""
+
+    process: subprocess.Popen[bytes]
+    role: str
+    port: int
+    bootstrap_port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def pair_fields(self, room: int) -> dict[str, Any]:
+        """What a request needs so that this prefill server and a decode server find each other."""
+        return {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.bootstrap_port, "bootstrap_room": room}
+
+    def log_tail(self, characters: int = 4000) -> str:
+        return self.log.read_text(errors="replace")[-characters:]
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def running_server(
+    role: str,
+    *options: str,
+    logs: Path,
+    name: str = "",
+    model: str = LLAMA,
+    environment: Mapping[str, str] | None = None,
+    wait: bool = True,
+) -> Iterator[SglangServer]:
+    """One server that ends with the block, by force if need be."""
+    server = start_server(role, *options, logs=logs, name=name or role, model=model, environment=environment or {})
+    try:
+        if wait:
+            wait_ready(server)
+        yield server
+    finally:
+        stop_server(server)
+
+
+@contextmanager
+def running_servers(logs: Path, **wanted: tuple[str, Sequence[str]]) -> Iterator[dict[str, SglangServer]]:
+    """Several at once, by name: (role, options). They start side by side, which takes less time than in turn."""
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(running_server(role, *options, logs=logs, name=name, wait=False))
+            for name, (role, options) in wanted.items()
+        }
+        for server in servers.values():
+            wait_ready(server)
+        yield servers
+
+
+def start_server(
+    role: str, *options: str, logs: Path, name: str, model: str, environment: Mapping[str, str]
+) -> SglangServer:
+    """Start the process; it loads its model afterwards."""
+    port, bootstrap_port = free_port(), free_port()
+    command = [
+        *(str(engine_environment.engine_python()), "-m", "sglang.launch_server"),
+        *("--model-path", str(engine_environment.model_folder(model)), "--host", "127.0.0.1", "--port", str(port)),
+        *SMALL,
+        *BY_ROLE[role],
+    ]
+    if role != "unified":
+        transfer = ("--disaggregation-transfer-backend", "mooncake_tcp")
+        command += [*transfer, "--disaggregation-bootstrap-port", str(bootstrap_port)]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("DUET_", "POD_", "SGLANG_"))}
+    own = {"DUET_ROLE": role, "POD_NAME": name, **engine_environment.environment(), **environment}
+    log = logs / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *options], stdout=output, stderr=output, env={**clean, **own}, start_new_session=True
+        )
+    return SglangServer(process, role, port, bootstrap_port, log)
+
+
+def wait_ready(server: SglangServer, path: str = "/ready") -> None:
+    """Until it takes requests."""
+    deadline = time.monotonic() + START_SECONDS
+    while get(server, path)[0] != 200:
+        assert server.process.poll() is None, f"{server.role} ended while starting:\n{server.log_tail()}"
+        assert time.monotonic() < deadline, f"{server.role} isn't ready:\n{server.log_tail()}"
+        time.sleep(0.5)
+
+
+def stop_server(server: SglangServer) -> None:
+    """End the server and its helpers: they are one session."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait(STOP_SECONDS)
+
+
+def get(server: SglangServer, path: str) -> tuple[int, bytes]:
+    """Status and body; 0 while nobody answers."""
+    return _call(urllib.request.Request(server.url + path), seconds=10)
+
+
+def generate(server: SglangServer, input_ids: Sequence[int], *, tokens: int = 16, **fields: Any) -> dict[str, Any]:
+    """The answer of `/generate` to a prompt of token ids, greedy unless told otherwise."""
+    sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True, **fields.pop("sampling", {})}
+    body = json.dumps({"input_ids": list(input_ids), "sampling_params": sampling, **fields}).encode()
+    headers = {"content-type": "application/json"}
+    status, content = _call(urllib.request.Request(f"{server.url}/generate", body, headers), seconds=120)
+    assert status == 200, f"{server.role}: {status} {content[:500]!r}\n{server.log_tail()}"
+    answer: dict[str, Any] = json.loads(content)
+    return answer
+
+
+def _call(request: urllib.request.Request, *, seconds: float) -> tuple[int, bytes]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=seconds) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except OSError:
+        return 0, b""
