@@ -12,8 +12,8 @@ from tests.support.fake_cluster import FakeCluster
 from tests.support.listing import relist
 from tests.support.workers import NOW
 
+from duet_engine.drain import Drain
 from duet_engine.protocol import DrainStatus, Knobs, Role, Work
-from duet_engine.simulated_engine.drain import Drain
 from duet_operator.cluster import DEPLOYMENT, FIELD_MANAGER, POD
 from duet_operator.drain import Rules
 from duet_operator.drain_executor import DrainExecutor

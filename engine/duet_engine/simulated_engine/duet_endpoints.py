@@ -9,11 +9,11 @@ import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from duet_engine.knobs import read_knobs
 from duet_engine.protocol import (
     DrainRequest,
     DrainStatus,
     HookStatus,
-    Knobs,
     KnobsApplied,
     ProcessInfo,
     ProtocolError,
@@ -22,8 +22,6 @@ from duet_engine.protocol import (
     openai_error,
 )
 from duet_engine.simulated_engine.answers import respond_error
-from duet_engine.simulated_engine.generate import read_object
-from duet_engine.simulated_engine.parsing import BadRequest
 
 if TYPE_CHECKING:
     from duet_engine.simulated_engine.engine import Engine
@@ -131,23 +129,11 @@ class DuetEndpoints:
             exchange.respond(200, engine.knobs.write())
             return
         try:
-            knobs = _read_knobs(exchange.body)
-        except (ProtocolError, BadRequest) as error:
+            knobs = read_knobs(exchange.body)
+        except ProtocolError as error:
             respond_error(exchange, str(error), status=400, kind="BadRequest")
             return
         changed = engine.apply_knobs(knobs)
         exchange.respond(
             200, KnobsApplied(**engine.stamp(), generation=engine.knobs.generation, changed=changed).write()
         )
-
-
-def _read_knobs(body: bytes) -> Knobs:
-    """Knobs of a writer of this version or an older one are known whole; a newer one's unknown fields are ignored."""
-    fields = read_object(body)
-    unknown = sorted(set(fields) - set(Knobs.model_fields))
-    if unknown and fields.get("version", 1) <= Knobs.model_fields["version"].default:
-        raise BadRequest(f"Knobs: {', '.join(unknown)}: unknown; known are {', '.join(sorted(Knobs.model_fields))}")
-    knobs = Knobs.read(body)
-    if not knobs.chunk_candidates_tokens or min(knobs.chunk_candidates_tokens) < 1:
-        raise BadRequest("Knobs: chunk_candidates_tokens: must hold positive numbers of tokens, at least one")
-    return knobs

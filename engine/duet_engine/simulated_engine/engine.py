@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from duet_engine.drain import Drain, Stamp
+from duet_engine.knobs import changes
 from duet_engine.perf.linear import LinearStepModel
-from duet_engine.protocol import Dispatch, Document, DrainRequest, Knobs, RefusalReason, Role, StepKind, WorkerState
+from duet_engine.protocol import Dispatch, DrainRequest, Knobs, RefusalReason, Role, StepKind, WorkerState
 from duet_engine.simulated_engine.decode_role import DecodeScheduler
-from duet_engine.simulated_engine.drain import Drain, Stamp
 from duet_engine.simulated_engine.measurements import Measurements
 from duet_engine.simulated_engine.prefill_role import PrefillScheduler
 from duet_engine.simulated_engine.request import Failure, Finish, Refused, Request
@@ -253,7 +254,7 @@ class Engine:
 
     def apply_knobs(self, knobs: Knobs) -> bool:
         """Take over newer settings; False when they are older than those in force or equal to them."""
-        if knobs.generation < self.knobs.generation or _content(knobs) == _content(self.knobs):
+        if not changes(knobs, self.knobs):
             return False
         self.knobs = knobs
         self.scheduler.apply_knobs(knobs)
@@ -276,11 +277,6 @@ def _scheduler(settings: Settings, profile: WorkerProfile, knobs: Knobs) -> Sche
     if settings.role is Role.DECODE:
         return DecodeScheduler(model=model, limits=limits, knobs=knobs)
     return UnifiedScheduler(model=model, limits=limits)
-
-
-def _content(knobs: Knobs) -> dict[str, object]:
-    """The settings alone, whoever wrote them and when."""
-    return knobs.model_dump(exclude=set(Document.model_fields))
 
 
 def _nobody(request: Request) -> None:

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from duet_engine.drain import Drain, Stamp
 from duet_engine.protocol import DrainPhase, Work
-from duet_engine.simulated_engine.drain import Drain, Stamp
 
 STAMP = Stamp(instance_id="i", sequence=1, written_at_seconds=0.0)
 IDLE, BUSY = Work(), Work(running=1)

@@ -8,7 +8,7 @@ from tests.support.kstatus import kstatus
 from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 
-from duet_engine.simulated_engine.drain import Drain
+from duet_engine.drain import Drain
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, DUET, POD, SERVICE, ClusterError
 from duet_operator.controller import FOREIGN_SCALE
 from duet_operator.ownership import HASH_ANNOTATION

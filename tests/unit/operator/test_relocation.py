@@ -8,7 +8,7 @@ from tests.support.documents import document, served
 from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 
-from duet_engine.simulated_engine.drain import Drain
+from duet_engine.drain import Drain
 from duet_operator.cluster import DEPLOYMENT, POD, ClusterError
 from duet_operator.deployments import base_replicas
 from duet_operator.pods import Pod

@@ -10,8 +10,8 @@ from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 from tests.support.workers import NOW
 
+from duet_engine.drain import Drain
 from duet_engine.protocol import Trust
-from duet_engine.simulated_engine.drain import Drain
 from duet_operator.cluster import ClusterError
 from duet_operator.metrics import Metrics
 from duet_operator.pods import Pod
