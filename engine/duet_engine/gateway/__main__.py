@@ -14,11 +14,12 @@ import aiohttp
 import click
 import uvloop
 
-from duet_engine.gateway.app import IDLE_CONNECTION_SECONDS, Gateway
+from duet_engine.gateway.app import Gateway
 from duet_engine.gateway.discovery import PodDiscovery, StaticDiscovery, pod_selector
 from duet_engine.gateway.kubernetes_watch import ObjectWatch, cluster_access
 from duet_engine.gateway.live_settings import LiveSettings, live_settings
 from duet_engine.gateway.settings import Limits, Settings, SettingsError, StaticConfig, read_static_config
+from duet_engine.gateway.wire.pool import IDLE_SECONDS
 from duet_engine.protocol import GATEWAY_ADMIN_PORT, GATEWAY_PORT
 
 _OBJECTS_PATH = "/apis/duetserve.io/v1alpha1/namespaces/{namespace}/duetdeployments"
@@ -46,6 +47,11 @@ _DEFAULTS = Limits()
 @click.option("--admin-port", default=GATEWAY_ADMIN_PORT)
 @click.option("--max-body-mib", default=_DEFAULTS.body_bytes // 2**20, type=click.IntRange(min=1))
 @click.option("--body-timeout-seconds", default=_DEFAULTS.body_timeout_seconds)
+@click.option("--max-header-kib", default=_DEFAULTS.header_bytes // 2**10, type=click.IntRange(min=1))
+@click.option("--header-timeout-seconds", default=_DEFAULTS.header_timeout_seconds)
+@click.option("--keep-alive-seconds", default=_DEFAULTS.keep_alive_seconds, help="Longest pause between requests.")
+@click.option("--connections", default=_DEFAULTS.connections, help="Most clients' connections.")
+@click.option("--total-timeout-seconds", default=_DEFAULTS.total_timeout_seconds, help="Longest time for one request.")
 @click.option("--held-requests", default=_DEFAULTS.held_requests, help="Most requests that wait here.")
 @click.option("--held-mib", default=_DEFAULTS.held_bytes // 2**20, help="Most bytes of requests that wait here.")
 @click.option("--hold-timeout-seconds", default=_DEFAULTS.hold_timeout_seconds, help="Longest wait for any worker.")
@@ -87,6 +93,7 @@ def _settings(
     propagation_seconds: float,
     grace_seconds: float,
     max_body_mib: int,
+    max_header_kib: int,
     held_mib: int,
     **limits: Any,  # noqa: ANN401 - each option is named like its field
 ) -> Settings:
@@ -100,7 +107,12 @@ def _settings(
         propagation_seconds=propagation_seconds,
         grace_seconds=grace_seconds,
         engine_token_file=engine_token_file,
-        limits=Limits(body_bytes=max_body_mib * 2**20, held_bytes=held_mib * 2**20, **limits),
+        limits=Limits(
+            body_bytes=max_body_mib * 2**20,
+            header_bytes=max_header_kib * 2**10,
+            held_bytes=held_mib * 2**20,
+            **limits,
+        ),
     )
 
 
@@ -130,7 +142,7 @@ async def _run_in_cluster(settings: Settings, namespace: str, name: str) -> None
 
 
 def _session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
 
 

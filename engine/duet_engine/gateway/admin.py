@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from duet_engine.gateway.demand import Demand
+from duet_engine.gateway.inference import Inference
 from duet_engine.gateway.live_settings import LiveSettings
 from duet_engine.gateway.loop_lag import LoopLag
 from duet_engine.gateway.metrics import GatewayCollector
 from duet_engine.gateway.plan import PlanHolder
 from duet_engine.gateway.routing import Dispatcher
-from duet_engine.gateway.server import PublicServer
 from duet_engine.gateway.tokens import TokenEstimator
 from duet_engine.gateway.workers import Workers
 from duet_engine.protocol import DEMAND_PATH, PLAN_PATH, GatewayDemand, PlanApplied, ProtocolError, RoutingPlan
@@ -41,7 +41,7 @@ class AdminServer:
         lag: LoopLag,
         tokens: TokenEstimator,
         plan: PlanHolder,
-        public: PublicServer,
+        inference: Inference,
         live: Callable[[], LiveSettings],
         unready_reason: Callable[[], str | None],
     ) -> None:
@@ -52,7 +52,7 @@ class AdminServer:
         self._workers = workers
         self._lag = lag
         self._plan = plan
-        self._public = public
+        self._inference = inference
         self._live = live
         self._unready_reason = unready_reason
         self._sequence = 0
@@ -88,7 +88,7 @@ class AdminServer:
             generation=self._live().generation,
             waiting_requests=self._dispatcher.waiting_requests,
             waiting_tokens=self._dispatcher.waiting_tokens,
-            inflight_requests=self._public.inflight,
+            inflight_requests=self._inference.inflight,
             loop_lag_p99_seconds=lag_seconds,
             loop_lag_seconds=self._lag.total.document(),
             saturated=self._lag.saturated,

@@ -20,6 +20,7 @@ from aiohttp import web
 from duet_engine.gateway.admin import AdminServer
 from duet_engine.gateway.demand import Demand
 from duet_engine.gateway.discovery import Discovery
+from duet_engine.gateway.inference import Inference
 from duet_engine.gateway.knobs import KnobPusher
 from duet_engine.gateway.live_settings import LiveSettings, live_settings
 from duet_engine.gateway.loop_lag import LoopLag
@@ -31,16 +32,13 @@ from duet_engine.gateway.settings import Settings, SettingsError
 from duet_engine.gateway.state_stream import listen
 from duet_engine.gateway.tokens import TokenEstimator
 from duet_engine.gateway.upstream import Upstream
+from duet_engine.gateway.wire.listener import Listener
 from duet_engine.gateway.workers import Workers
 from duet_engine.mounted_files import presented
 
 log = logging.getLogger(__name__)
 
-IDLE_CONNECTION_SECONDS = 3.0
-"""Shorter than the 5 s after which engines close idle connections, so that none is closed under a request."""
 _KEEP_ALIVE_SECONDS = 75.0
-_SETTLE_SECONDS = 0.2
-"""What was accepted just before the listener closed reaches its handler within this."""
 
 
 class Gateway:
@@ -69,21 +67,23 @@ class Gateway:
             self.workers, live=self._live_now, limits=settings.limits, window_seconds=self._window_seconds
         )
         self._upstream = Upstream(
-            session,
             limits=settings.limits,
             gateway_id=instance_id,
             changed=self._dispatcher.wake,
             credentials=self._credentials,
         )
         tokens = TokenEstimator()
-        self._public = PublicServer(
+        self._inference = Inference(
             Relay(self._upstream, self._dispatcher, settings.limits),
             demand=self._demand,
             tokens=tokens,
             lag=self._lag,
             limits=settings.limits,
             live=self._live_now,
-            unready_reason=self._unready_reason,
+        )
+        public = PublicServer(self._inference, live=self._live_now, unready_reason=self._unready_reason)
+        self._listener = Listener(
+            public.handle, check=public.check, limits=settings.limits, draining=lambda: self._draining
         )
         self._admin = AdminServer(
             name=settings.name,
@@ -94,12 +94,11 @@ class Gateway:
             lag=self._lag,
             tokens=tokens,
             plan=self._plan,
-            public=self._public,
+            inference=self._inference,
             live=self._live_now,
             unready_reason=self._unready_reason,
         )
-        self._runners: list[web.AppRunner] = []
-        self._public_site: web.TCPSite | None = None
+        self._admin_runner: web.AppRunner | None = None
 
     async def start(
         self, discovery: Discovery, objects: AsyncIterator[Mapping[str, dict[str, Any]]] | None = None
@@ -111,34 +110,24 @@ class Gateway:
             self._unknown.add("DuetDeployment")
             self._spawn(self._follow_settings(objects))
         settings = self._settings
-        admin = await self._serve(self._admin.application(), settings.admin_host, settings.admin_port)
-        self._public_site = await self._serve(self._public.application(), settings.host, settings.port)
-        log.info("serving on %s, admin on %s", self._public_site.name, admin.name)
+        await self._serve_admin(settings.admin_host, settings.admin_port)
+        port = await self._listener.start(settings.host, settings.port)
+        log.info("serving on %s:%d, admin on %s:%d", settings.host, port, settings.admin_host, settings.admin_port)
 
     async def stop(self) -> None:
         """Leave the load balancers, finish what was accepted, end."""
         self._draining = True
         log.info("draining: unready now, accepting for %g s more", self._settings.propagation_seconds)
         await asyncio.sleep(self._settings.propagation_seconds)
-        if self._public_site is not None:
-            await self._public_site.stop()
-        try:
-            await asyncio.wait_for(self._until_idle(), self._settings.grace_seconds)
-        except TimeoutError:
-            log.warning("grace period over with %d requests in flight", self._public.inflight)
-        for runner in reversed(self._runners):
-            await runner.cleanup()
+        self._listener.close()
+        if not await self._listener.drained(self._settings.grace_seconds):
+            log.warning("grace period over with %d requests in flight", self._inference.inflight)
+        if self._admin_runner is not None:
+            await self._admin_runner.cleanup()
         await self._upstream.close()
         self._lag.stop()
         for task in [*self._tasks, *self._listeners.values()]:
             task.cancel()
-
-    async def _until_idle(self) -> None:
-        while True:
-            await self._public.idle.wait()
-            await asyncio.sleep(_SETTLE_SECONDS)
-            if self._public.idle.is_set():
-                return
 
     def _live_now(self) -> LiveSettings:
         return self._live
@@ -154,26 +143,17 @@ class Gateway:
             return "a part of the gateway stopped"
         return f"not known yet: {', '.join(sorted(self._unknown))}" if self._unknown else None
 
-    async def _serve(self, app: web.Application, host: str, port: int) -> web.TCPSite:
-        app.on_response_prepare.append(self._close_while_draining)
+    async def _serve_admin(self, host: str, port: int) -> None:
         runner = web.AppRunner(
-            app,
-            handler_cancellation=True,
+            self._admin.application(),
             access_log=None,
             keepalive_timeout=_KEEP_ALIVE_SECONDS,
             shutdown_timeout=1.0,
             handle_signals=False,
         )
         await runner.setup()
-        self._runners.append(runner)
-        site = web.TCPSite(runner, host, port, backlog=1024)
-        await site.start()
-        return site
-
-    async def _close_while_draining(self, _: web.Request, response: web.StreamResponse) -> None:
-        if self._draining:
-            response.force_close()
-            response.headers["Connection"] = "close"
+        self._admin_runner = runner
+        await web.TCPSite(runner, host, port, backlog=1024).start()
 
     async def _follow_members(self, discovery: Discovery) -> None:
         async for members in discovery.members():
@@ -181,6 +161,7 @@ class Gateway:
             for worker in gone:
                 self._listeners.pop(worker.key).cancel()
                 worker.lost()
+                self._upstream.forget(worker)
             for worker in come:
                 listener = self._loop.create_task(
                     listen(

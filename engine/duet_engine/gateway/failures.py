@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import aiohttp
-
 from duet_engine.gateway.errors import error_body
 from duet_engine.gateway.events import AnswerFailure, failure_of, payload_of, split
+from duet_engine.gateway.wire.messages import Headers
 from duet_engine.gateway.workers import Worker
 from duet_engine.protocol import REFUSAL_HEADER, ProtocolError, Refusal, RefusalReason
 
@@ -54,17 +53,31 @@ class Rejected(Exception):
         self.status, self.body = status, body
 
 
-async def check(worker: Worker, response: aiohttp.ClientResponse) -> None:
-    """Raise what an answer's head says."""
-    if response.status == 200:
-        return
-    content = await response.read()
-    if response.status in _OWN_FAULT:
-        raise Rejected(response.status, content)
-    if REFUSAL_HEADER in response.headers:
-        raise _refused(worker, response.headers[REFUSAL_HEADER], content)
+def answer_failure(worker: Worker, status: int, headers: Headers, content: bytes) -> Exception | None:
+    """What an answer's status says."""
+    if status == 200:
+        return None
+    if status in _OWN_FAULT:
+        return Rejected(status, content)
+    if REFUSAL_HEADER in headers:
+        return _refused(worker, headers[REFUSAL_HEADER], content)
     said = content[:200].decode(errors="replace")
-    raise WorkerFailed(worker, f"answered {response.status}: {said}", crash=said if response.status == _CRASH else None)
+    return WorkerFailed(worker, f"answered {status}: {said}", crash=said if status == _CRASH else None)
+
+
+def content_failure(worker: Worker, content: bytes, *, streamed: bool) -> Exception | None:
+    """What an answer with status 200 says inside."""
+    failure = failure_in(content, streamed=streamed)
+    if failure is None:
+        return None
+    if failure.status in _OWN_FAULT:
+        return Rejected(failure.status, error_body(failure.message, status=failure.status))
+    return WorkerFailed(worker, failure.message, crash=failure.message if failure.status == _CRASH else None)
+
+
+def broken(worker: Worker, error: Exception) -> WorkerFailed:
+    """A connection that couldn't be made, broke off, or said what isn't HTTP."""
+    return WorkerFailed(worker, str(error) or type(error).__name__, lost=True)
 
 
 def _refused(worker: Worker, header: str, content: bytes) -> Refused:
@@ -74,19 +87,6 @@ def _refused(worker: Worker, header: str, content: bytes) -> Refused:
         reason = next((known for known in RefusalReason if known == header), RefusalReason.QUEUE_FULL)
         refusal = Refusal(reason=reason, message="")
     return Refused(worker, refusal.reason, refusal.retry_after_seconds)
-
-
-def failed(worker: Worker, error: Exception) -> WorkerFailed:
-    timed_out = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
-    return WorkerFailed(worker, str(error) or type(error).__name__, lost=not timed_out, timed_out=timed_out)
-
-
-def raise_failure(worker: Worker, failure: AnswerFailure | None) -> None:
-    if failure is None:
-        return
-    if failure.status in _OWN_FAULT:
-        raise Rejected(failure.status, error_body(failure.message, status=failure.status))
-    raise WorkerFailed(worker, failure.message, crash=failure.message if failure.status == _CRASH else None)
 
 
 def failure_in(content: bytes, *, streamed: bool) -> AnswerFailure | None:

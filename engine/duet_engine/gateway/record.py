@@ -41,6 +41,8 @@ class RequestRecord:
     output_tokens: int = 0
     deflected: bool = False
     route: str = ""
+    rid: str = ""
+    """Under which the engines of the last attempt know it."""
     retries: int = 0
     dispatched_at: float | None = None
     predicted_ttft_seconds: float = 0.0
@@ -48,6 +50,8 @@ class RequestRecord:
     predicted_queue_seconds: float = 0.0
     unloaded_ttft_seconds: float = 0.0
     first_at: float | None = None
+    answer_begun: bool = False
+    """The client has a status and first bytes."""
     last_at: float = 0.0
     gaps_over_objective: int = 0
     gaps_over_for_client: int = 0

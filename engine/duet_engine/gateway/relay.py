@@ -11,13 +11,14 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
+from duet_engine.gateway.attempt import Answer, Attempt
 from duet_engine.gateway.errors import GatewayError
 from duet_engine.gateway.failures import Refused, WorkerFailed
 from duet_engine.gateway.record import RequestRecord
 from duet_engine.gateway.requests import ClientRequest
 from duet_engine.gateway.routing import Assignment, Dispatcher
 from duet_engine.gateway.settings import Limits
-from duet_engine.gateway.upstream import Answer, Attempt, Upstream
+from duet_engine.gateway.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Relay:
             )
             self._note(record, assignment)
             attempt = Attempt(self._upstream, request, assignment)
+            record.rid = attempt.rid
             try:
                 answer = await attempt.open()
             except Refused as refused:

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
 from typing import Any, cast
 
-import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from duet_engine.gateway import upstream as upstream_module
+from duet_engine.gateway import attempt as attempt_module
+from duet_engine.gateway.attempt import Attempt
 from duet_engine.gateway.discovery import Member
 from duet_engine.gateway.errors import GatewayError
 from duet_engine.gateway.failures import Rejected, WorkerFailed
@@ -23,7 +23,7 @@ from duet_engine.gateway.relay import Relay
 from duet_engine.gateway.requests import COMPLETIONS, ClientRequest, parse
 from duet_engine.gateway.routing import Assignment, Dispatcher
 from duet_engine.gateway.settings import Limits
-from duet_engine.gateway.upstream import ABORT_PATH, Attempt, Upstream
+from duet_engine.gateway.upstream import ABORT_PATH, Upstream
 from duet_engine.gateway.workers import Worker
 from duet_engine.policy.dispatch import DeflectReason, Local, Pair
 from duet_engine.protocol import REFUSAL_HEADER, Role, WorkerState
@@ -59,10 +59,9 @@ async def engine() -> AsyncIterator[Engines]:
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[Upstream]:
-    async with aiohttp.ClientSession() as session:
-        made = Upstream(session, limits=Limits(), gateway_id="g", changed=lambda: None)
-        yield made
-        await made.close()
+    made = Upstream(limits=Limits(), gateway_id="g", changed=lambda: None)
+    yield made
+    await made.close()
 
 
 def request(**fields: Any) -> ClientRequest:
@@ -84,6 +83,19 @@ def assigned(decode: Worker, prefill: Worker | None = None) -> Assignment:
 
 def attempt(upstream: Upstream, decode: Worker, prefill: Worker | None = None) -> Attempt:
     return Attempt(upstream, request(), assigned(decode, prefill))
+
+
+class Received:
+    """What came of a stream."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def begin(self, first: bytes, tokens: int) -> None:
+        self.tokens += tokens
+
+    def events(self, whole: bytes, tokens: int, now: float) -> None:
+        self.tokens += tokens
 
 
 class InTurn:
@@ -121,16 +133,16 @@ async def test_a_begun_answer_of_a_vanished_worker_is_broken_off(
     engine: Engines, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No FIN comes from a node that is gone: only the state stream tells."""
-    monkeypatch.setattr(upstream_module, "LOST_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(attempt_module, "LOST_SILENCE_SECONDS", 0.05)
     decode = await engine(Role.DECODE, one_event_then_silence)
     tried = attempt(upstream, decode)
-    answer = await tried.open()
-    assert answer.tokens == 1
+    await tried.open()
     decode.lost()
+    received = Received()
     with pytest.raises(WorkerFailed, match="ceased to come") as failure:
         async with asyncio.timeout(10):
-            async for _ in tried.rest():
-                pass
+            await tried.relay_to(received)
+    assert received.tokens == 1
     assert failure.value.lost
     tried.cancel()
     assert not decode.on_lost
@@ -139,7 +151,7 @@ async def test_a_begun_answer_of_a_vanished_worker_is_broken_off(
 async def test_a_begun_answer_outlives_a_state_stream_that_comes_back(
     engine: Engines, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream_module, "LOST_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(attempt_module, "LOST_SILENCE_SECONDS", 0.05)
     decode = await engine(Role.DECODE, one_event_then_silence)
     tried = attempt(upstream, decode)
     await tried.open()
@@ -147,8 +159,7 @@ async def test_a_begun_answer_outlives_a_state_stream_that_comes_back(
     decode.heard(WorkerState(worker="decode", role=Role.DECODE, ready=True), monotonic())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            async for _ in tried.rest():
-                pass
+            await tried.relay_to(Received())
     tried.cancel()
 
 
@@ -213,8 +224,7 @@ async def test_a_slow_answer_is_not_held_against_a_worker_in_sight(engine: Engin
     assert not slow.blames_worker
     worker.lost()
     assert slow.blames_worker
-    async with aiohttp.ClientSession() as session:
-        limits = Limits(idle_timeout_seconds=10.0, unstreamed_seconds_per_token=0.1)
-        upstream = Upstream(session, limits=limits, gateway_id="g", changed=lambda: None)
-        assert upstream.timeout(request(max_tokens=500)).sock_read == 10.0
-        assert upstream.timeout(request(max_tokens=500, stream=False)).sock_read == pytest.approx(60.0)
+    limits = Limits(idle_timeout_seconds=10.0, unstreamed_seconds_per_token=0.1)
+    upstream = Upstream(limits=limits, gateway_id="g", changed=lambda: None)
+    assert upstream.silence_seconds(request(max_tokens=500)) == 10.0
+    assert upstream.silence_seconds(request(max_tokens=500, stream=False)) == pytest.approx(60.0)

@@ -1,0 +1,111 @@
+"""One request and its answer.
+
+Invariant: an answer is written at most once, whole or as a stream, and nothing of it after the client has gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from duet_engine.gateway.errors import error_body
+from duet_engine.gateway.wire.messages import JSON, Head, HeaderItems, Refusal, response_head
+
+if TYPE_CHECKING:
+    from duet_engine.gateway.wire.server_connection import ServerConnection
+
+_LAST_CHUNK = b"0\r\n\r\n"
+_NO_HEAD = Head("GET", "", {})
+
+
+class Exchange:
+    """What a handler gets. It answers at once, or keeps it and answers later."""
+
+    __slots__ = ("_chunked", "_connection", "_keep_alive", "_over", "body", "head", "on_flow", "on_gone")
+
+    def __init__(
+        self, connection: ServerConnection, head: Head | None, body: bytes, *, keep_alive: bool, chunked: bool
+    ) -> None:
+        self._connection = connection
+        self._keep_alive = keep_alive
+        self._chunked = chunked
+        self._over = False
+        self.head = head or _NO_HEAD
+        self.body = body
+        self.on_gone: Callable[[], None] | None = None
+        """Told once when the client leaves before its answer is complete."""
+        self.on_flow: Callable[[bool], None] | None = None
+        """Told False when the client doesn't keep up with a stream, True when it has caught up."""
+
+    @property
+    def over(self) -> bool:
+        """Answered, or nobody waits for the answer any more."""
+        return self._over
+
+    @property
+    def client_address(self) -> str:
+        transport = self._connection.transport
+        peer = transport.get_extra_info("peername") if transport is not None else None
+        return str(peer[0]) if peer else ""
+
+    def respond(self, status: int, body: bytes = b"", *, content_type: str = JSON, headers: HeaderItems = ()) -> None:
+        """The whole answer."""
+        if self._over:
+            return
+        sent = [
+            ("content-type", content_type),
+            ("content-length", str(len(body))),
+            *headers,
+            *self._connection_header(),
+        ]
+        content = b"" if self.head.method == "HEAD" else body
+        self._connection.write(response_head(status, sent) + content)
+        self._end()
+
+    def respond_json(self, status: int, document: object, *, headers: HeaderItems = ()) -> None:
+        self.respond(status, json.dumps(document, separators=(",", ":")).encode(), headers=headers)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """An error as JSON."""
+        self.respond(refusal.status, error_body(refusal.message, status=refusal.status), headers=refusal.headers)
+
+    def begin(self, first: bytes, *, content_type: str, headers: HeaderItems = ()) -> None:
+        """Head and first bytes of a stream, in one packet."""
+        if self._over:
+            return
+        if not self._chunked:
+            self._keep_alive = False
+        framing = [("transfer-encoding", "chunked")] if self._chunked else []
+        head = response_head(200, [("content-type", content_type), *framing, *headers, *self._connection_header()])
+        self._connection.write(head + (b"%x\r\n%b\r\n" % (len(first), first) if self._chunked else first))
+
+    def write(self, data: bytes) -> None:
+        """Bytes of a stream; never none."""
+        if not self._over:
+            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def finish(self) -> None:
+        """End of a stream."""
+        if self._over:
+            return
+        if self._chunked:
+            self._connection.write(_LAST_CHUNK)
+        self._end()
+
+    def gone(self) -> None:
+        """The client left."""
+        if self._over:
+            return
+        self._over = True
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def _connection_header(self) -> tuple[tuple[str, str], ...]:
+        if self._keep_alive and self._connection.listener.draining():
+            self._keep_alive = False
+        return () if self._keep_alive else (("connection", "close"),)
+
+    def _end(self) -> None:
+        self._over = True
+        self._connection.exchange_ended(keep_alive=self._keep_alive)
