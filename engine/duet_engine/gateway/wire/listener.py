@@ -103,7 +103,10 @@ class Listener:
 
 async def _until(condition: Callable[[], bool], seconds: float, *, polls: int = 1) -> bool:
     """Whether it came to hold, at so many polls in a row: what was accepted last may not have been read yet."""
-    deadline, held = monotonic() + seconds, 0
-    while (held := held + 1 if condition() else 0) < polls and monotonic() < deadline:
+    held = 0
+    for _ in range(int(seconds / _POLL_SECONDS) + polls):
+        held = held + 1 if condition() else 0
+        if held == polls:
+            return True
         await asyncio.sleep(_POLL_SECONDS)
-    return condition()
+    return False
