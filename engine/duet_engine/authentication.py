@@ -1,7 +1,8 @@
-"""Who may call an engine: service-account tokens, verified without asking anybody; shared by all kinds of engines.
+"""Who may call an engine, or change a gateway: service-account tokens, verified without asking anybody.
 
-Invariant: what isn't proven is refused, and everything but probes and metrics must be proven. A verdict never outlives
-its token, ten minutes, or the trust document that it rests on. Needs PyJWT, so nothing of the base package imports it.
+Invariant: what isn't proven is refused, and everything on an engine but probes and metrics must be proven. A verdict
+never outlives its token, ten minutes, or the trust document that it rests on. Needs PyJWT, so nothing of the base
+package imports it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,23 @@ from duet_engine.protocol import LIVE_PATH, READY_PATH, Trust, openai_error
 
 OPEN_PATHS = frozenset({READY_PATH, LIVE_PATH, "/metrics"})
 """The kubelet and Prometheus have no token for us. None of them changes anything or tells of a request's content."""
-GUARDED_PREFIX = "/duet/"
+REQUEST_PREFIX = "/v1/"
+REQUEST_PATHS = frozenset(
+    {
+        *("/generate", "/encode", "/classify", "/tokenize", "/detokenize", "/separate_reasoning"),
+        *(
+            "/ready",
+            "/health",
+            "/health_generate",
+            "/model_info",
+            "/get_model_info",
+            "/server_info",
+            "/get_server_info",
+        ),
+    }
+)
+"""What a router without a token needs where there is no gateway: requests, and what tells of the engine. Whatever isn't
+named changes the engine or its weights, or is new."""
 ALGORITHMS = frozenset({"RS256", "ES256", "ES384", "ES512"})
 """What API servers sign with. Never one with a shared key: a public key would be taken for it."""
 LONGEST_VERDICT_SECONDS = 600.0
@@ -49,7 +66,7 @@ class DenialReason(StrEnum):
     EXPIRED = "expired"
     FORBIDDEN = "forbidden"
     UNAVAILABLE = "unavailable"
-    """This engine can't tell: it has no trust document."""
+    """Nobody can tell here: there is no trust document."""
 
 
 _STATUSES = {DenialReason.FORBIDDEN: 403, DenialReason.UNAVAILABLE: 503}
@@ -70,7 +87,7 @@ class Denial:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"www-authenticate": 'Bearer realm="duet-engine"'} if self.status == 401 else {}
+        return {"www-authenticate": 'Bearer realm="duet"'} if self.status == 401 else {}
 
     def body(self) -> bytes:
         """JSON in the shape of all errors of an engine."""
@@ -179,7 +196,7 @@ class Refusals:
 
 
 class Guard:
-    """Stands before an engine's endpoints."""
+    """Stands before the endpoints of an engine or another server."""
 
     def __init__(
         self,
@@ -188,9 +205,11 @@ class Guard:
         shared_token_file: Path | None = None,
         local_token_file: Path | None = None,
         open_paths: Collection[str] = OPEN_PATHS,
+        server: str = "engine",
         now: Callable[[], float] = time.time,
     ) -> None:
         self.refusals = Refusals()
+        self._server = server
         self._trust = None if trust_file is None else MountedFile(trust_file, Trust.read)
         own = [path for path in (shared_token_file, local_token_file) if path is not None]
         self._own_tokens = [token_file(path) for path in own]
@@ -221,7 +240,7 @@ class Guard:
         if token and self._is_own(token):
             return
         verifier = self._current()
-        if verifier is not None and verifier.trust.open_requests and not path.startswith(GUARDED_PREFIX):
+        if verifier is not None and verifier.trust.open_requests and _is_request(path):
             return
         if not token:
             message = "a bearer token is needed: send `Authorization: Bearer TOKEN`"
@@ -233,7 +252,7 @@ class Guard:
         caller = self._verdict(verifier, token).caller
         if caller not in verifier.trust.callers:
             allowed = ", ".join(verifier.trust.callers) or "nobody"
-            raise DeniedError(DenialReason.FORBIDDEN, f"{caller} may not call this engine; {allowed} may")
+            raise DeniedError(DenialReason.FORBIDDEN, f"{caller} may not call this {self._server}; {allowed} may")
 
     def _is_own(self, token: str) -> bool:
         """Whether it's a token that somebody wrote into a file for this engine."""
@@ -246,7 +265,7 @@ class Guard:
         try:
             trust = self._trust.content()
         except (OSError, ValueError) as error:
-            message = f"this engine can't tell whom to trust: {error}"
+            message = f"this {self._server} can't tell whom to trust: {error}"
             raise DeniedError(DenialReason.UNAVAILABLE, message) from error
         if self._verifier is None or self._verifier.trust is not trust:
             self._verifier = TokenVerifier(trust)
@@ -265,6 +284,10 @@ class Guard:
         kept = Verdict(proven.caller, min(proven.expires_at, now + LONGEST_VERDICT_SECONDS))
         self._verdicts[digest] = kept
         return kept
+
+
+def _is_request(path: str) -> bool:
+    return path in REQUEST_PATHS or path.startswith(REQUEST_PREFIX)
 
 
 def _equal(file: MountedFile[str], token: str) -> bool:

@@ -34,6 +34,8 @@ REFUSAL_HEADER = "x-duet-refused"
 ROUTE_HEADER = "x-duet-route"
 TOKEN_AUDIENCE = "duet-engine"
 """First part of the audience of tokens for engines; the whole names the object, see `token_audience`."""
+GATEWAY_TOKEN_AUDIENCE = "duet-gateway"
+"""The same for gateways."""
 
 ENGINE_PORT = 30000
 BOOTSTRAP_PORT = 8998
@@ -455,7 +457,7 @@ class PlanApplied(Document):
 
 
 class Trust(Message):
-    """Whom engines of one DuetDeployment believe: the file that `DUET_TRUST_FILE` names, mounted from a ConfigMap."""
+    """Whom engines, or gateways, of one DuetDeployment believe: the file that `DUET_TRUST_FILE` names."""
 
     version: int = PROTOCOL_VERSION
     audience: str
@@ -465,12 +467,17 @@ class Trust(Message):
     callers: tuple[str, ...] = ()
     """Subjects that may call, such as `system:serviceaccount:NAMESPACE:NAME`."""
     open_requests: bool = False
-    """Without a gateway any router may send requests: only `/duet/*` is guarded then."""
+    """Without a gateway any router may send requests: only what changes an engine, and `/duet/*`, is guarded then."""
 
 
 def token_audience(namespace: str, name: str) -> str:
     """Audience of tokens for the engines of one object: what one tenant's engine is shown opens no other's."""
     return f"{TOKEN_AUDIENCE}/{namespace}/{name}"
+
+
+def gateway_audience(namespace: str, name: str) -> str:
+    """Audience of tokens for the gateways of one object, so that its engines can't use those that they are shown."""
+    return f"{GATEWAY_TOKEN_AUDIENCE}/{namespace}/{name}"
 
 
 def openai_error(message: str, *, kind: str, code: int) -> dict[str, Any]:

@@ -157,10 +157,11 @@ class Cluster(Protocol):
 
     async def patch_scale(
         self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int, version: str | None = None
-    ) -> None:
+    ) -> str:
         """Set the number of replicas; ConflictError unless it is `expected` (None: whatever it is).
 
         With `version`, the object's resourceVersion when that was seen, ConflictError also where it changed since.
+        Returns the object's resourceVersion from then on.
         """
         ...
 
@@ -259,7 +260,7 @@ class KubernetesCluster:
 
     async def patch_scale(
         self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int, version: str | None = None
-    ) -> None:
+    ) -> str:
         path = kind.path(namespace, name, "scale")
         changes: Manifest = {"spec": {"replicas": replicas}}
         if version is not None:
@@ -273,7 +274,8 @@ class KubernetesCluster:
                     f"scale {kind.name} {namespace}/{name}", status=409, reason="Conflict", message=message
                 )
             changes["metadata"] = {"resourceVersion": scale["metadata"]["resourceVersion"]}
-        await self._write("scale", kind, "PATCH", path, changes, fieldManager=FIELD_MANAGER)
+        scaled = await self._write("scale", kind, "PATCH", path, changes, fieldManager=FIELD_MANAGER)
+        return str(scaled["metadata"]["resourceVersion"])
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
         path = kind.path(namespace, name, "status")

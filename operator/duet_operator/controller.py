@@ -129,7 +129,7 @@ class Controller:
         guarding = guards(deployment, self._surroundings(), draining=sight.draining)
         problems = await self._keep_children(deployment, (*guarding, *rendering.plain), pools, first=targets)
         problems += self._trustless(deployment)
-        await self._tell_of_others(duet, sight, targets, mode=deployment.spec.scaling.mode)
+        await self._tell_of_others(duet, sight, moves, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
         await self._advise(deployment, sight, decision)
         if not deployment.spec.gateway.enabled:
@@ -303,7 +303,7 @@ class Controller:
             handing_over = outcome.handing_over
             if outcome.scaled is not None:
                 scaled[role] = replace(outcome.scaled, why=moves[role].why(pool))
-                self._memory.see_count(role, outcome.scaled.after)
+                self._memory.see_count(role, outcome.scaled.after, version=outcome.scaled.version)
         return scaled
 
     def _reachable(self, move: Relocation, pool: PoolSight, role: Role) -> int:
@@ -314,15 +314,18 @@ class Controller:
             return move.target
         return min(move.target, max(move.wanted, pool.replicas))
 
-    async def _tell_of_others(self, duet: Manifest, sight: Sight, targets: Counts, *, mode: str) -> None:
+    async def _tell_of_others(
+        self, duet: Manifest, sight: Sight, moves: Mapping[Role, Relocation], *, mode: str
+    ) -> None:
         """An Event where somebody else changed a count that is about to be changed again: the two would fight."""
         for role, pool in sight.pools.items():
-            before = self._memory.see_count(role, None if pool.deployment is None else pool.replicas)
-            if before is None or targets.of(role) == pool.replicas:
+            count = None if pool.deployment is None else pool.replicas
+            before, target = self._memory.see_count(role, count, version=pool.version), moves[role].target
+            if before is None or target == pool.replicas:
                 continue
             note = (
                 f"{role} {before}→{pool.replicas} by somebody else; scaling.mode is {mode}, so it becomes"
-                f" {targets.of(role)}: end the other scaler, or set scaling.mode to Recommend"
+                f" {target}: end the other scaler, or set scaling.mode to Recommend"
             )
             await self._services.reporter.warn(duet, reason=FOREIGN_SCALE, subject=role.value, note=note)
 

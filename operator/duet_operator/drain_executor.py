@@ -47,6 +47,8 @@ class Scaled:
 
     before: int
     after: int
+    version: str
+    """The Deployment's resourceVersion from then on."""
     why: str | None = None
     """Where it wasn't for what the planner decided."""
 
@@ -183,7 +185,7 @@ class DrainExecutor:
 
     async def scale(self, place: Place, *, before: int, after: int, version: str | None = None) -> Scaled:
         """Set a count, from what the pass saw or from the very object of that version; the cache knows at once."""
-        await self._cluster.patch_scale(
+        scaled = await self._cluster.patch_scale(
             DEPLOYMENT, place.namespace, place.deployment, expected=before, replicas=after, version=version
         )
         try:
@@ -193,7 +195,7 @@ class DrainExecutor:
         else:
             if changed is not None:
                 self._world.put(changed)
-        return Scaled(before=before, after=after)
+        return Scaled(before=before, after=after, version=scaled)
 
     async def _confirmed(self, pod: Pod, place: Place) -> bool:
         """Renews the drain too, so that nothing comes in between this answer and the end of the pod."""

@@ -15,13 +15,8 @@ from duet_engine.protocol import DRAIN_PATH, ENGINE_PORT, KNOBS_PATH, DrainReque
 from duet_operator.cluster import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from duet_engine.protocol import Knobs
-    from duet_operator.pods import Pod
-
-    Credentials = Callable[[Pod], Awaitable[dict[str, str]]]
-    """Headers by which the engine of a pod knows who calls."""
+    from duet_operator.pods import Credentials, Pod
 
 
 class EngineError(Exception):

@@ -14,12 +14,14 @@ from pydantic import ValidationError
 from duet_engine.protocol import Role, WorkerProfile
 from duet_operator.planner import memory
 from duet_operator.planner.types import PlannerMemory
+from duet_operator.room import Room
 from duet_operator.signals.cold_start import MOST_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 POOL_ROLES = (Role.PREFILL, Role.DECODE)
+LONGEST_WHY = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class History:
     planner: PlannerMemory = field(default_factory=PlannerMemory)
     cold_start_seconds: Mapping[Role, tuple[float, ...]] = field(default_factory=dict)
     profiles: Mapping[Role, WorkerProfile] = field(default_factory=dict)
+    rooms: Mapping[Role, Room] = field(default_factory=dict)
 
 
 def to_document(history: History) -> dict[str, Any]:
@@ -39,6 +42,7 @@ def to_document(history: History) -> dict[str, Any]:
             role.value: [round(value, 1) for value in values] for role, values in history.cold_start_seconds.items()
         },
         "profiles": {role.value: profile.model_dump(mode="json") for role, profile in history.profiles.items()},
+        "rooms": {role.value: _room_document(room) for role, room in history.rooms.items()},
     }
 
 
@@ -54,6 +58,7 @@ def from_document(document: object) -> tuple[History, tuple[str, ...]]:
         planner=planner,
         cold_start_seconds=_cold_starts(document.get("coldStartSeconds"), problems),
         profiles=_profiles(document.get("profiles"), problems),
+        rooms=_rooms(document.get("rooms"), problems),
     )
     return history, tuple(problems)
 
@@ -87,4 +92,27 @@ def _profiles(value: object, problems: list[str]) -> dict[Role, WorkerProfile]:
             result[role] = WorkerProfile.model_validate(profile)
         except ValidationError as error:
             problems.append(f"profile of {role.value}: {error.error_count()} bad fields; forgetting it")
+    return result
+
+
+def _room_document(room: Room) -> dict[str, Any]:
+    return {
+        "count": room.count,
+        "untilSeconds": round(room.until_seconds),
+        "refusals": room.refusals,
+        "why": room.why[:LONGEST_WHY],
+    }
+
+
+def _rooms(value: object, problems: list[str]) -> dict[Role, Room]:
+    result: dict[Role, Room] = {}
+    for role, found in _by_role(value, "rooms", problems).items():
+        try:
+            count, refusals, until = int(found["count"]), int(found["refusals"]), float(found["untilSeconds"])
+            if min(count, refusals) < 0 or not math.isfinite(until):
+                raise ValueError("not a number that a room can have")
+        except (KeyError, TypeError, ValueError):
+            problems.append(f"room of {role.value}: not as it was written; forgetting it")
+        else:
+            result[role] = Room(count=count, until_seconds=until, refusals=refusals, why=str(found.get("why", "")))
     return result

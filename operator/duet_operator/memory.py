@@ -16,6 +16,7 @@ from duet_operator.resources.config_maps import read_memory_document
 from duet_operator.room import Room, learn
 from duet_operator.signals.cold_start import ColdStarts
 from duet_operator.signals.picture import Gateways
+from duet_operator.world import not_newer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,8 @@ class Memory:
         self.profiles: Mapping[Role, WorkerProfile] = {}
         self._cold_starts = {role: ColdStarts() for role in history.POOL_ROLES}
         self.rooms: dict[Role, Room] = {}
-        self._counts: dict[Role, int] = {}
+        self._counts: dict[Role, tuple[int, str]] = {}
+        """Counts that pools were last seen with or set to, and their Deployments' resourceVersions then."""
         self._recalled = False
         self._saved: dict[str, Any] = history.to_document(history.History())
 
@@ -49,7 +51,7 @@ class Memory:
         past, problems = history.from_document(read_memory_document(config_map))
         for problem in problems:
             logger.warning("%s: %s", name, problem)
-        self.planner, self.profiles = past.planner, past.profiles
+        self.planner, self.profiles, self.rooms = past.planner, past.profiles, dict(past.rooms)
         for role, seconds in past.cold_start_seconds.items():
             self._cold_starts[role] = ColdStarts(seconds)
         self._saved = self.document()
@@ -81,12 +83,19 @@ class Memory:
                 self.rooms[role] = known
         return {role: room for role, room in self.rooms.items() if room.holds(now_seconds)}
 
-    def see_count(self, role: Role, replicas: int | None) -> int | None:
-        """The count that a pool had when it was last seen or set, where somebody else has changed it since."""
-        before = self._counts.pop(role, None)
-        if replicas is not None:
-            self._counts[role] = replicas
-        return None if replicas is None or before == replicas else before
+    def see_count(self, role: Role, replicas: int | None, *, version: str = "") -> int | None:
+        """The count that a pool had when it was last seen or set, where somebody else has changed it since.
+
+        `version` is its Deployment's: one that is no newer than what is known says nothing of anybody else.
+        """
+        known = self._counts.get(role)
+        if replicas is None:
+            self._counts.pop(role, None)
+            return None
+        if known is not None and not_newer(version, known[1]):
+            return None
+        self._counts[role] = (replicas, version)
+        return None if known is None or known[0] == replicas else known[0]
 
     def learn(self, profiles: Mapping[Role, WorkerProfile]) -> None:
         """What workers told of themselves; a pool without any worker keeps what its last one told."""
@@ -102,7 +111,9 @@ class Memory:
         """What is worth keeping."""
         cold_starts = {role: starts.seconds for role, starts in self._cold_starts.items() if starts.seconds}
         return history.to_document(
-            history.History(planner=self.planner, cold_start_seconds=cold_starts, profiles=self.profiles)
+            history.History(
+                planner=self.planner, cold_start_seconds=cold_starts, profiles=self.profiles, rooms=self.rooms
+            )
         )
 
     def unsaved(self) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ can't start for longer than the deadline is no capacity, and silence of a gatewa
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,11 @@ class PoolSight:
     pods: tuple[Pod, ...]
     first_replicas: int = 0
     """What it will be created with."""
-    may_move: bool = True
-    """False: whatever its count is, it's to stay."""
+
+    @property
+    def version(self) -> str:
+        """Its Deployment's resourceVersion."""
+        return "" if self.deployment is None else str(self.deployment["metadata"].get("resourceVersion", ""))
 
     @property
     def replicas(self) -> int:
@@ -46,7 +50,19 @@ class PoolSight:
     @property
     def base_replicas(self) -> int:
         """`replicas` without successors that are only there until their predecessors have left their nodes."""
-        return base_replicas(self.deployment) if self.deployment is not None and self.may_move else self.replicas
+        return self.replicas if self.deployment is None else base_replicas(self.deployment)
+
+    @property
+    def successors(self) -> int:
+        """Workers beyond its count, for those on nodes that are about to go."""
+        return self.replicas - self.base_replicas
+
+    @property
+    def places(self) -> Counter[str]:
+        """What one of its workers takes that only a leaving one gives back: its GPUs, by the name of their kind."""
+        pod = {} if self.deployment is None else self.deployment["spec"]["template"].get("spec") or {}
+        limits = [container.get("resources", {}).get("limits") or {} for container in pod.get("containers") or ()]
+        return +Counter({name: _whole(each[name]) for each in limits for name in each if "/" in name})
 
     @property
     def revision(self) -> str:
@@ -102,6 +118,18 @@ class PoolSight:
         return bool((self.deployment.get("status") or {}).get("replicas", 0) == len(self.alive))
 
     @property
+    def leaving(self) -> int:
+        """Pods on their way out, the cache's or its Deployment's number of them."""
+        told: int = ((self.deployment or {}).get("status") or {}).get("terminatingReplicas", 0)
+        return max(sum(pod.terminating for pod in self.pods), told)
+
+    @property
+    def grace_seconds(self) -> int:
+        """How long a leaving pod may take."""
+        template = ((self.deployment or {}).get("spec") or {}).get("template") or {}
+        return int((template.get("spec") or {}).get("terminationGracePeriodSeconds", 0))
+
+    @property
     def failed_creation(self) -> Mapping[str, str] | None:
         """The condition that says that pods can't even be created, such as for a quota."""
         return self._condition("ReplicaFailure", "True")
@@ -132,9 +160,11 @@ class Trouble:
     """One of the pods, or the message of the refusal."""
 
 
-def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> Trouble:
+def trouble(
+    sight: PoolSight, *, now_seconds: float, deadline_seconds: float, other: PoolSight | None = None
+) -> Trouble:
     """Pods that have not been ready, or were refused, for longer than the deadline."""
-    replacing = _replacing(sight, now_seconds=now_seconds, deadline_seconds=deadline_seconds)
+    replacing = _replacing(sight, other, now_seconds=now_seconds, deadline_seconds=deadline_seconds)
     stuck = [pod for pod in sight.alive if pod not in replacing and _stuck_seconds(pod, now_seconds) > deadline_seconds]
     unplaced = sum(not pod.node for pod in stuck)
     failure = sight.failed_creation
@@ -161,7 +191,9 @@ def trouble(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) ->
     )
 
 
-def stuck(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> str | None:
+def stuck(
+    sight: PoolSight, *, now_seconds: float, deadline_seconds: float, other: PoolSight | None = None
+) -> str | None:
     """Why a rollout doesn't get on, in the words of one of its pods; None where it does.
 
     Pods of the present template that aren't ready for longer than the deadline won't be by themselves.
@@ -169,7 +201,7 @@ def stuck(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> s
     exceeded = sight.deadline_exceeded
     if sight.deployment is None or not (sight.rollout_in_progress or exceeded):
         return None
-    replacing = _replacing(sight, now_seconds=now_seconds, deadline_seconds=deadline_seconds)
+    replacing = _replacing(sight, other, now_seconds=now_seconds, deadline_seconds=deadline_seconds)
     waiting = [pod for pod in sight.updated if _stuck_seconds(pod, now_seconds) > deadline_seconds]
     waiting = [pod for pod in waiting if pod not in replacing]
     failure = sight.failed_creation
@@ -194,23 +226,39 @@ def _stuck_seconds(pod: Pod, now_seconds: float) -> float:
     return now_seconds - (since or pod.created_seconds)
 
 
-def _replacing(sight: PoolSight, *, now_seconds: float, deadline_seconds: float) -> tuple[Pod, ...]:
-    """Unscheduled pods for which a pod that is still leaving will make room: one each.
+def _replacing(
+    sight: PoolSight, other: PoolSight | None, *, now_seconds: float, deadline_seconds: float
+) -> tuple[Pod, ...]:
+    """Unscheduled pods for which pods that are still leaving will make room.
 
-    A pod that has been leaving for longer than its grace period never does by itself: its node is gone.
+    What the other pool's leaving pods give back and its own pods don't wait for counts too. A pod that has been leaving
+    for longer than its grace period never does by itself: its node is gone.
     """
-    deployment = sight.deployment or {}
-    leaving = max(
-        sum(pod.terminating for pod in sight.pods), (deployment.get("status") or {}).get("terminatingReplicas", 0)
-    )
-    template = (deployment.get("spec") or {}).get("template") or {}
-    patience_seconds = deadline_seconds + (template.get("spec") or {}).get("terminationGracePeriodSeconds", 0)
-    unscheduled = [
+    patience_seconds = deadline_seconds + max(sight.grace_seconds, 0 if other is None else other.grace_seconds)
+    free = _times(sight.places, sight.leaving)
+    if other is not None:
+        needed = len(_unscheduled(other, now_seconds=now_seconds, patience_seconds=patience_seconds))
+        # Counters keep no negative numbers: of a kind that the other pool itself waits for nothing is left.
+        free += _times(other.places, other.leaving) - _times(other.places, needed)
+    waiting = _unscheduled(sight, now_seconds=now_seconds, patience_seconds=patience_seconds)
+    return waiting[: min((free[kind] // count for kind, count in sight.places.items()), default=sight.leaving)]
+
+
+def _whole(quantity: object) -> int:
+    """How many GPUs a limit asks for. Whoever writes that in another way than digits gets one."""
+    return int(str(quantity)) if str(quantity).isdecimal() else 1
+
+
+def _unscheduled(sight: PoolSight, *, now_seconds: float, patience_seconds: float) -> tuple[Pod, ...]:
+    return tuple(
         pod
         for pod in sight.alive
         if not pod.node and not pod.ready and now_seconds - pod.created_seconds <= patience_seconds
-    ]
-    return tuple(unscheduled[:leaving])
+    )
+
+
+def _times(places: Counter[str], pods: int) -> Counter[str]:
+    return Counter({kind: count * pods for kind, count in places.items()})
 
 
 def pool_state(
@@ -229,7 +277,7 @@ def pool_state(
         replacing=lost.replacing,
         terminating=sum(pod.holds_gpu for pod in sight.pods if pod.terminating),
         pending_too_long=lost.pods,
-        surge=sight.surge,
+        surge=sight.surge + sight.successors,
         room=room,
         queued_prefill_tokens=held.queued_prefill_tokens,
         running_requests=held.running_requests,

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from duet_engine.protocol import GATEWAY_ADMIN_PORT, PLAN_PATH, RoutingPlan
+from duet_operator.cluster import ClusterError
 from duet_operator.planner.reasons import CEILINGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from duet_operator.planner.types import Decision
-    from duet_operator.pods import Pod
+    from duet_operator.pods import Credentials, Pod
 
 logger = logging.getLogger(__name__)
 
+LONGEST_TOLD = 200
 SHARE_DIGITS = 1
 """A share of deflected prompts that moves by less is no news."""
 
@@ -49,16 +51,18 @@ class _Pushed:
 class PlanPusher:
     """Hands plans to gateways over HTTP."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, timeout_seconds: float) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, timeout_seconds: float, credentials: Credentials) -> None:
         self._session = session
+        self._credentials = credentials
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._pushed: dict[str, _Pushed] = {}
         """Pod uid -> what it took last."""
 
     async def push(self, pods: Sequence[Pod], plan: RoutingPlan, *, now_seconds: float) -> None:
-        """To each gateway that has another plan, or the same one for half its lease."""
+        """To each of one object's gateways that has another plan, or the same one for half its lease."""
         due = [pod for pod in pods if self._is_due(pod, plan, now_seconds)]
-        await asyncio.gather(*(self._push(pod, plan, now_seconds) for pod in due))
+        if due:
+            await self._push_all(due, plan, now_seconds)
         # Past its lease an entry means nothing, so those of pods that are gone go with it.
         self._pushed = {
             uid: pushed
@@ -70,14 +74,25 @@ class PlanPusher:
         pushed = self._pushed.get(pod.uid)
         return pushed is None or pushed.plan != plan or now_seconds - pushed.time_seconds > plan.lease_seconds / 2
 
-    async def _push(self, pod: Pod, plan: RoutingPlan, now_seconds: float) -> None:
+    async def _push_all(self, pods: Sequence[Pod], plan: RoutingPlan, now_seconds: float) -> None:
+        try:
+            credentials = await self._credentials(pods[0])
+        except ClusterError as error:
+            logger.info("%s/%s took no plan: no token to show it: %s", pods[0].namespace, pods[0].owner, error)
+            return
+        headers = {"Content-Type": "application/json", **credentials}
+        await asyncio.gather(*(self._push(pod, plan, headers, now_seconds) for pod in pods))
+
+    async def _push(self, pod: Pod, plan: RoutingPlan, headers: dict[str, str], now_seconds: float) -> None:
         url = f"http://{pod.endpoint('admin', GATEWAY_ADMIN_PORT)}{PLAN_PATH}"
-        headers = {"Content-Type": "application/json"}
         try:
             async with self._session.put(url, data=plan.write(), headers=headers, timeout=self._timeout) as response:
                 if response.status == HTTPStatus.OK:
                     self._pushed[pod.uid] = _Pushed(plan, now_seconds)
                 else:
-                    logger.info("%s/%s took no plan: it answered %d", pod.namespace, pod.name, response.status)
+                    told = (await response.read())[:LONGEST_TOLD].decode(errors="replace")
+                    logger.info(
+                        "%s/%s took no plan: it answered %d: %s", pod.namespace, pod.name, response.status, told
+                    )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             logger.info("%s/%s took no plan: %s", pod.namespace, pod.name, error or type(error).__name__)

@@ -5,15 +5,13 @@ Invariant: pure; nothing but what decisions need is kept, so that ten thousand p
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from duet_operator.resources.labels import OWNER, REVISION, ROLE, TEMPLATE
 from duet_operator.resources.pools import CONTAINER
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DRAIN_ANNOTATION = "duetserve.io/drain"
 """Set to "true" by hand: finish this pod's requests, then delete it so that a new one takes its place."""
@@ -112,6 +110,10 @@ class Pod:
         """`host:port` of one of its named ports."""
         host = f"[{self.address}]" if ":" in self.address else self.address
         return f"{host}:{self.ports.get(port_name, default_port)}"
+
+
+Credentials = Callable[[Pod], Awaitable[dict[str, str]]]
+"""Headers by which the server in a pod knows who calls."""
 
 
 def read_time(text: str | None) -> float | None:

@@ -36,13 +36,13 @@ from duet_operator.plans import PlanPusher
 from duet_operator.reporting import Reporter
 from duet_operator.scaling import PoolScaler
 from duet_operator.signals.gateways import GatewayReader
-from duet_operator.trust import EngineTokens, IssuerWatch, SharedToken
+from duet_operator.trust import IssuerWatch, PodTokens, SharedToken
 from duet_operator.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from duet_operator.pods import Pod
+    from duet_operator.pods import Credentials
     from duet_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -87,19 +87,16 @@ def services(
     def now() -> datetime:
         return datetime.now(UTC)
 
-    engines = EngineClient(
-        session,
-        timeout_seconds=settings.scrape_timeout_seconds,
-        credentials=_engine_credentials(settings, cluster, now=now),
-    )
+    credentials, timeout_seconds = _credentials(settings, cluster, now=now), settings.scrape_timeout_seconds
+    engines = EngineClient(session, timeout_seconds=timeout_seconds, credentials=credentials)
     drains = DrainExecutor(cluster=cluster, world=world, engines=engines, metrics=metrics, now=now)
     return Services(
         world=world,
         nodes=nodes,
         settings=settings,
-        reader=GatewayReader(session, timeout_seconds=settings.scrape_timeout_seconds),
+        reader=GatewayReader(session, timeout_seconds=timeout_seconds),
         knobs=KnobPusher(engines),
-        plans=PlanPusher(session, timeout_seconds=settings.scrape_timeout_seconds),
+        plans=PlanPusher(session, timeout_seconds=timeout_seconds, credentials=credentials),
         children=Children(cluster=cluster, world=world),
         scaler=PoolScaler(drains=drains),
         reporter=Reporter(
@@ -133,13 +130,11 @@ def pod_session(gate: Callable[[], float] | None) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, trace_configs=[trace])
 
 
-def _engine_credentials(
-    settings: Settings, cluster: KubernetesCluster, *, now: Callable[[], datetime]
-) -> Callable[[Pod], Awaitable[dict[str, str]]]:
-    """How engines know the operator: by its account, unless a file says otherwise."""
+def _credentials(settings: Settings, cluster: KubernetesCluster, *, now: Callable[[], datetime]) -> Credentials:
+    """How engines and gateways know the operator: by its account, unless a file says otherwise."""
     if settings.engine_token_path or not settings.service_account:
         return SharedToken(settings.engine_token_path).credentials
-    tokens = EngineTokens(
+    tokens = PodTokens(
         cluster,
         namespace=settings.namespace,
         account=settings.service_account,

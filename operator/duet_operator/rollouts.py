@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
 from duet_operator.planner.rolling import POOLS, Progress, strategies, waits
+from duet_operator.planner.types import Counts
 from duet_operator.resources.pools import rolling
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from duet_operator.observing import PoolSight
     from duet_operator.planner.rolling import Strategy
-    from duet_operator.planner.types import Counts, Observation, PlanSpec
+    from duet_operator.planner.types import Observation, PlanSpec
     from duet_operator.resources.rendering import PoolManifest
 
 Manifest = dict[str, Any]
@@ -43,7 +44,9 @@ def rollout(
     spec: PlanSpec,
 ) -> Rollout:
     """What to apply of both pools."""
-    counts = targets.at_least(observation.present)
+    # What the Deployments ask for: successors for workers on nodes that are about to go are no part of the observation.
+    asked = Counts(sights[Role.PREFILL].replicas, sights[Role.DECODE].replicas)
+    counts = targets.at_least(asked)
     ways = strategies(observation, counts, spec)
     held = _held(pools, ways)
     manifests = {}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from duet_operator.memory import Memory
     from duet_operator.metrics import Metrics
     from duet_operator.observing import Trouble
+    from duet_operator.planner.mode import Mode
     from duet_operator.planner.types import Counts, Decision, Observation, PlanSpec
     from duet_operator.pods import Pod
     from duet_operator.rollouts import Rollout
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from duet_operator.world import Key, World
 
 Manifest = dict[str, Any]
+
+_OTHER_POOL = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,10 @@ class Sight:
     def rolling(self) -> Mapping[str, PoolSight]:
         """All that rolls out pods, by its name for people."""
         return {**{role.value: pool for role, pool in self.pools.items()}, GATEWAY_ROLE: self.gateway}
+
+    def partner_of(self, name: str) -> PoolSight | None:
+        """The other pool, whose GPUs this one's pods may take; the gateway has none."""
+        return None if name == GATEWAY_ROLE else self.pools[_OTHER_POOL[Role(name)]]
 
     @property
     def draining(self) -> Mapping[Role, int]:
@@ -94,7 +101,9 @@ class Observer:
         pools = self._pools(deployment, spec)
         deadline = float(deployment.spec.scaling.pending_deadline_seconds)
         lost = {
-            role: observing.trouble(pool, now_seconds=now_seconds, deadline_seconds=deadline)
+            role: observing.trouble(
+                pool, now_seconds=now_seconds, deadline_seconds=deadline, other=pools[_OTHER_POOL[role]]
+            )
             for role, pool in pools.items()
         }
         rooms = self._memory.learn_room(pools, lost, now_seconds=now_seconds, deadline_seconds=deadline)
@@ -131,7 +140,6 @@ class Observer:
                 deployment=self.own(DEPLOYMENT, names.pool_name(self._key.name, role), uid=deployment.metadata.uid),
                 pods=tuple(pod for pod in pods if pod.role == role.value),
                 first_replicas=first.of(role),
-                may_move=deployment.spec.scaling.mode != "Recommend",
             )
             for role in POOL_ROLES
         }
@@ -181,7 +189,7 @@ def facts(
     rollout: Rollout,
 ) -> Facts:
     """What the report needs of the pass."""
-    signals = sight.signals
+    signals, mode = sight.signals, deployment.spec.scaling.mode
     return Facts(
         deployment=deployment,
         observation=replace(sight.observation, attainment=signals.attainment_told),
@@ -189,7 +197,8 @@ def facts(
         targets=targets,
         gateways_ready=signals.gateways,
         silent_gateways=signals.silent,
-        pending={role.value: told for role in sight.pools if (told := _pending(sight, role))},
+        pending={role.value: told for role in sight.pools if (told := _pending(sight, role, mode))},
+        kept_successors={role.value: pool.successors for role, pool in sight.pools.items() if mode == "Recommend"},
         rollout_stuck=_stuck(deployment, sight),
         rollout_held=rollout.held,
         rollout_told=_rolling(sight),
@@ -206,9 +215,10 @@ def facts(
 
 def _stuck(deployment: DuetDeployment, sight: Sight) -> str | None:
     """Which rollouts don't get on, why, and what to do."""
+    now_seconds = sight.observation.now_seconds
     deadline = float(deployment.spec.scaling.pending_deadline_seconds)
     found = {
-        name: observing.stuck(seen, now_seconds=sight.observation.now_seconds, deadline_seconds=deadline)
+        name: observing.stuck(seen, now_seconds=now_seconds, deadline_seconds=deadline, other=sight.partner_of(name))
         for name, seen in sight.rolling.items()
     }
     told = [f"{name}: {why}" for name, why in found.items() if why]
@@ -226,12 +236,13 @@ def _rolling(sight: Sight) -> str:
     return "".join(told)
 
 
-def _pending(sight: Sight, role: Role) -> str:
+def _pending(sight: Sight, role: Role, mode: Mode) -> str:
     """Which workers of a pool are no capacity and why, in words; empty if there are none."""
     lost, room = sight.lost[role], sight.rooms.get(role)
     if lost.pods:
         return f"{lost.pods} pods: {lost.reason} ({lost.example})"
-    if room is None:
+    if room is None or mode == "Manual":
         return ""
-    again = datetime.fromtimestamp(room.until_seconds, UTC)
-    return f"no place for more than {room.count} ({room.why}); more are asked for again after {again:%H:%M} UTC"
+    again = f"{datetime.fromtimestamp(room.until_seconds, UTC):%H:%M} UTC"
+    then = f"more are asked for again after {again}" if mode == "Auto" else f"more are recommended again after {again}"
+    return f"no place for more than {room.count} ({room.why}); {then}"

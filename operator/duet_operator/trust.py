@@ -1,7 +1,7 @@
-"""Trust between the operator, the cluster and engines: whose tokens engines may believe, and tokens to show them.
+"""Trust between the operator, the cluster and pods: whose tokens these may believe, and tokens to show them.
 
 Invariant: keys that were read once stay in force until others are; a failure to read them is said each time. A token is
-only good for the engines of one object, so that no tenant's engine can use it elsewhere.
+only good for the engines, or for the gateways, of one object, so that no tenant's engine can use it elsewhere.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from duet_engine.mounted_files import bearer, no_credentials, presented
-from duet_engine.protocol import token_audience
+from duet_engine.protocol import gateway_audience, token_audience
 from duet_operator.cluster import ClusterError
+from duet_operator.resources.labels import GATEWAY_ROLE
 from duet_operator.resources.trust import TOKEN_SECONDS, TokenIssuer
 from duet_operator.settings import PREFIX, SettingsError
 
@@ -85,8 +86,8 @@ class _Token:
     expires_at_seconds: float
 
 
-class EngineTokens:
-    """The operator's tokens for engines, one for each object, asked for when there is something to say."""
+class PodTokens:
+    """The operator's tokens, one for each object's engines and one for its gateways, asked for when they are needed."""
 
     def __init__(self, source: TokenSource, *, namespace: str, account: str, now_seconds: Callable[[], float]) -> None:
         self._source = source
@@ -96,12 +97,13 @@ class EngineTokens:
         self._tokens: dict[str, _Token] = {}
 
     async def credentials(self, pod: Pod) -> dict[str, str]:
-        """Headers for the engine of this pod.
+        """Headers for the server in this pod.
 
         Raises:
             ClusterError: there is no token, and none could be had.
         """
-        audience, now = token_audience(pod.namespace, pod.owner), self._now_seconds()
+        of_object = gateway_audience if pod.role == GATEWAY_ROLE else token_audience
+        audience, now = of_object(pod.namespace, pod.owner), self._now_seconds()
         known = self._tokens.get(audience)
         if known is None or now >= known.renewed_at_seconds:
             known = await self._request(audience, now)
@@ -119,7 +121,7 @@ class EngineTokens:
 
 
 class SharedToken:
-    """A token in a file, the same for all engines; none where no file is named.
+    """A token in a file, the same for all pods; none where no file is named.
 
     Raises:
         SettingsError: there is no token in the file.
@@ -132,5 +134,5 @@ class SharedToken:
             raise SettingsError(f"{PREFIX}ENGINE_TOKEN_PATH names {path!r}: {error}") from error
 
     async def credentials(self, _pod: Pod) -> dict[str, str]:
-        """Headers for any engine."""
+        """Headers for any pod."""
         return self._headers()

@@ -93,11 +93,11 @@ class World:
     def put(self, body: Mapping[str, Any]) -> None:
         """An object as an event, a list or an answer to a write shows it."""
         identity, version, owner = self._identify(body)
-        if owner is None or _older(version, self._gone.get(identity)):
+        if owner is None or not_newer(version, self._gone.get(identity)):
             return
         known = self._owners.get(identity)
         if known is not None:
-            if _older(version, known[1]) and known[0] == owner:
+            if not_newer(version, known[1]) and known[0] == owner:
                 return
             if known[0] != owner:
                 self._forget(identity)
@@ -109,7 +109,7 @@ class World:
         """An object that was deleted, or lost the label by which it's watched."""
         identity, version, _ = self._identify(body)
         known = self._owners.get(identity)
-        if known is not None and _older(version, known[1]) and version != known[1]:
+        if known is not None and not_newer(version, known[1]) and version != known[1]:
             return
         self._gone[identity] = version
         if known is not None:
@@ -126,13 +126,13 @@ class World:
 
         for identity, (owner, version) in tuple(self._owners.items()):
             known = (identity.namespace, identity.name) in listed
-            if listable(identity) and not known and not _older(resource_version, version):
+            if listable(identity) and not known and not not_newer(resource_version, version):
                 self._forget(identity)
                 self._on_change(owner)
         self._gone = {
             identity: version
             for identity, version in self._gone.items()
-            if not listable(identity) or _older(resource_version, version)
+            if not listable(identity) or not_newer(resource_version, version)
         }
 
     # --- inside ---
@@ -176,8 +176,8 @@ class World:
                 del cache[owner]
 
 
-def _older(version: str, than: str | None) -> bool:
-    """Whether `version` is no newer than `than`. Versions that aren't numbers can't be compared: newer."""
+def not_newer(version: str, than: str | None) -> bool:
+    """Whether a resourceVersion is no newer than `than`. Those that aren't numbers can't be compared: newer."""
     if than is None or not (version.isdigit() and than.isdigit()):
         return False
     return int(version) <= int(than)

@@ -11,7 +11,7 @@ from tests.support.waiting import until
 from duet_dev.cluster import Cluster
 from duet_dev.errors import DevError
 from duet_dev.kubeapi import ApiError
-from duet_engine.protocol import STATE_PATH
+from duet_engine.protocol import PLAN_PATH, STATE_PATH
 from duet_operator.cluster import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -54,6 +54,12 @@ async def test_an_applied_object_gets_ready_and_answers_through_its_service(
     assert (await serving.engine(prefill, "state"))["ready"]
     with pytest.raises(ApiError, match="a bearer token is needed") as refused:
         await serving.engine_without_token(prefill, STATE_PATH)
+    assert refused.value.status == 401
+
+    (gateway,) = await serving.pods("gateway")
+    assert (await serving.gateway(gateway, PLAN_PATH))["dispatch_share"] == 1.0, "the operator's plan was taken"
+    with pytest.raises(ApiError, match="a bearer token is needed") as refused:
+        await serving.change_gateway(gateway, PLAN_PATH)
     assert refused.value.status == 401
 
     log = operator.log()

@@ -99,13 +99,15 @@ class FakeCluster:
 
     async def patch_scale(
         self, kind: Kind, namespace: str, name: str, *, expected: int | None, replicas: int, version: str | None = None
-    ) -> None:
+    ) -> str:
         present = self._present(kind, namespace, name)
         self._check_version(present, {"resourceVersion": version})
         if expected is not None and present["spec"]["replicas"] != expected:
             raise ConflictError("scale", status=409, reason="Conflict", message="another count was expected")
         self._note("scale", present)
-        self.edit(kind, namespace, name, {"spec": {"replicas": replicas}}, manager=FIELD_MANAGER, subresource="scale")
+        spec = {"spec": {"replicas": replicas}}
+        scaled = self.edit(kind, namespace, name, spec, manager=FIELD_MANAGER, subresource="scale")
+        return str(scaled["metadata"]["resourceVersion"])
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Manifest) -> Manifest:
         result = copy.deepcopy(self._present(kind, namespace, name))

@@ -178,6 +178,12 @@ class Serving:
         """A document of a gateway's admin port, asked through the API server."""
         return await self._ask(pod, GATEWAY_ADMIN_PORT, path)
 
+    async def change_gateway(self, pod: Document, path: str) -> Document:
+        """What a gateway answers to somebody without a token who wants to change something there."""
+        return await self.api.post(
+            f"{POD.path(self.namespace, pod['metadata']['name'])}:{GATEWAY_ADMIN_PORT}/proxy{path}", {}
+        )
+
     async def _ask(self, pod: Document, port: int, path: str) -> Document:
         return await self.api.get(f"{POD.path(self.namespace, pod['metadata']['name'])}:{port}/proxy{path}")
 

@@ -41,6 +41,12 @@ _DEFAULTS = Limits()
     envvar="DUET_ENGINE_TOKEN_FILE",
     help="Token that engines ask for, read again when it is replaced; default: none is sent.",
 )
+@click.option(
+    "--trust-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="DUET_TRUST_FILE",
+    help="Who may give plans through the admin port, read again when it is replaced; default: everybody.",
+)
 @click.option("--host", default=None, help="Address of the public port; default: $POD_IP, else loopback.")
 @click.option("--port", default=GATEWAY_PORT)
 @click.option("--admin-host", default=None, help="Address of the admin port; default: --host.")
@@ -86,6 +92,7 @@ def main(
 def _settings(
     *,
     engine_token_file: Path | None,
+    trust_file: Path | None,
     host: str | None,
     port: int,
     admin_host: str | None,
@@ -107,6 +114,7 @@ def _settings(
         propagation_seconds=propagation_seconds,
         grace_seconds=grace_seconds,
         engine_token_file=engine_token_file,
+        trust_file=trust_file,
         limits=Limits(
             body_bytes=max_body_mib * 2**20,
             header_bytes=max_header_kib * 2**10,

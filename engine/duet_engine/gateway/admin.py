@@ -1,18 +1,20 @@
 """The port for operator, probes and monitoring: demand, plan, metrics, health.
 
-Invariant: reading changes nothing but the document's sequence number.
+Invariant: reading changes nothing but the document's sequence number; what changes more must be proven (`admin_guard`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from duet_engine.gateway.admin_guard import admin_guard
 from duet_engine.gateway.demand import Demand
 from duet_engine.gateway.inference import Inference
 from duet_engine.gateway.live_settings import LiveSettings
@@ -44,7 +46,9 @@ class AdminServer:
         inference: Inference,
         live: Callable[[], LiveSettings],
         unready_reason: Callable[[], str | None],
+        trust_file: Path | None = None,
     ) -> None:
+        self._guard = admin_guard(trust_file)
         self._name = name
         self._instance_id = instance_id
         self._demand = demand
@@ -63,7 +67,7 @@ class AdminServer:
         )
 
     def application(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[self._guard])
         app.router.add_get(DEMAND_PATH, self._get_demand)
         app.router.add_get(PLAN_PATH, self._get_plan)
         app.router.add_put(PLAN_PATH, self._put_plan)

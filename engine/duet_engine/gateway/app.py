@@ -97,6 +97,7 @@ class Gateway:
             inference=self._inference,
             live=self._live_now,
             unready_reason=self._unready_reason,
+            trust_file=settings.trust_file,
         )
         self._admin_runner: web.AppRunner | None = None
 

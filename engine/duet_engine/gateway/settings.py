@@ -69,6 +69,8 @@ class Settings:
     grace_seconds: float = 600.0
     engine_token_file: Path | None = None
     """The token that engines ask for; None sends none."""
+    trust_file: Path | None = None
+    """Who may change anything through the admin port; None asks nobody."""
     limits: Limits = Limits()
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from duet_engine.protocol import Trust, token_audience
+from duet_engine.protocol import Trust, gateway_audience, token_audience
 from duet_operator.resources.canonical import canonical
 from duet_operator.resources.names import gateway_name, history_name, live_name, trust_name
 from duet_operator.resources.owner import metadata
 from duet_operator.resources.pools import LIVE_ITL_KEY
-from duet_operator.resources.trust import TRUST_KEY, subject
+from duet_operator.resources.trust import GATEWAY_TRUST_KEY, TRUST_KEY, subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,18 +48,24 @@ def live_config_map(deployment: DuetDeployment) -> Manifest:
 
 
 def trust_config_map(deployment: DuetDeployment, issuer: TokenIssuer, *, operator: str) -> Manifest:
-    """The document that the object's engines read: its gateway and the operator may call. `operator` may be empty."""
+    """Whom the object's engines believe, its gateway and the operator, and whom its gateways do, the operator alone.
+
+    `operator` may be empty.
+    """
     name, namespace = deployment.metadata.name, deployment.metadata.namespace
     enabled = deployment.spec.gateway.enabled
-    callers = [subject(namespace, gateway_name(name))] if enabled else []
-    trust = Trust(
-        audience=token_audience(namespace, name),
-        issuer=issuer.issuer,
-        keys=tuple(sorted(issuer.keys, key=lambda key: str(key.get("kid", "")))),
-        callers=(*callers, *([operator] if operator else ())),
-        open_requests=not enabled,
-    )
-    return _config_map(deployment, trust_name(name), {TRUST_KEY: trust.write().decode()})
+    gateways = (subject(namespace, gateway_name(name)),) if enabled else ()
+    operators = (operator,) if operator else ()
+    engines = _trust(issuer, audience=token_audience(namespace, name), callers=gateways + operators)
+    documents = {TRUST_KEY: engines.model_copy(update={"open_requests": not enabled})}
+    if enabled:
+        documents[GATEWAY_TRUST_KEY] = _trust(issuer, audience=gateway_audience(namespace, name), callers=operators)
+    return _config_map(deployment, trust_name(name), {key: each.write().decode() for key, each in documents.items()})
+
+
+def _trust(issuer: TokenIssuer, *, audience: str, callers: tuple[str, ...]) -> Trust:
+    keys = tuple(sorted(issuer.keys, key=lambda key: str(key.get("kid", ""))))
+    return Trust(audience=audience, issuer=issuer.issuer, keys=keys, callers=callers)
 
 
 def _config_map(deployment: DuetDeployment, name: str, data: dict[str, str]) -> Manifest:

@@ -32,6 +32,8 @@ class Facts:
     """Gateway pod -> why it doesn't count as having answered."""
     pending: Mapping[str, str] = field(default_factory=dict)
     """Pool -> why its pods are past the pending deadline."""
+    kept_successors: Mapping[str, int] = field(default_factory=dict)
+    """Pool -> workers beyond its count, as scaling.mode Recommend ends no move off a node."""
     rollout_stuck: str | None = None
     """Why a rollout doesn't get on, and what to do."""
     rollout_held: str | None = None
@@ -165,14 +167,25 @@ def _stalled(progressing: Finding) -> Finding:
 def _scaling_active(facts: Facts) -> Finding:
     mode, decision = facts.deployment.spec.scaling.mode, facts.decision
     if decision.held:
-        return Finding("ScalingActive", "False", decision.reason, decision.message)
+        return Finding("ScalingActive", "False", decision.reason, decision.message + _kept_successors(facts))
     if mode == "Recommend":
-        message = "scaling.mode is Recommend: decisions are reported and change nothing"
+        message = "scaling.mode is Recommend: decisions are reported and change nothing" + _kept_successors(facts)
         return Finding("ScalingActive", "False", ConditionReason.RECOMMEND_MODE, message)
     if mode == "Manual":
         message = "scaling.mode is Manual: the numbers are the spec's, where absent the present ones"
         return Finding("ScalingActive", "False", ConditionReason.MANUAL_MODE, message)
     return Finding("ScalingActive", "True", ConditionReason.AUTO_MODE, "the numbers follow demand")
+
+
+def _kept_successors(facts: Facts) -> str:
+    """A move that was under way stands still, with more workers than anybody asked for."""
+    kept = [f"{count} {pool}" for pool, count in sorted(facts.kept_successors.items()) if count]
+    if not kept:
+        return ""
+    return (
+        f"; a move off nodes that are about to go stands still with {' and '.join(kept)} workers too many:"
+        " set scaling.mode to Auto or Manual to end it, or the count yourself"
+    )
 
 
 def _scaling_limited(facts: Facts) -> Finding:

@@ -1,4 +1,4 @@
-"""How engines learn whom to believe, and how gateways prove themselves to them: the parts of pods for it.
+"""How engines and gateways learn whom to believe, and how gateways prove themselves: the parts of pods for it.
 
 Invariant: the trust document itself is no part of a pod template, so a new key or caller rolls nothing. Engine pods get
 no token of the API server; gateway pods get one more, which only the engines of their own object accept.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 TRUST_KEY = "trust.json"
+GATEWAY_TRUST_KEY = "gateway.json"
 TRUST_FOLDER = "/etc/duet/trust"
 LOCAL_FOLDER = "/run/duet"
 GATEWAY_TOKEN_FOLDER = "/var/run/secrets/duetserve.io/engines"
@@ -70,17 +71,27 @@ def engine_variables() -> dict[str, str]:
 
 
 def gateway_volumes(deployment: DuetDeployment) -> list[Manifest]:
-    """A token for this object's engines."""
-    audience = token_audience(deployment.metadata.namespace, deployment.metadata.name)
+    """A token for this object's engines, and whose plans to believe; a gateway serves without any plan too."""
+    name = deployment.metadata.name
+    audience = token_audience(deployment.metadata.namespace, name)
     token = {"audience": audience, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN_FILE}
-    return [{"name": "engine-token", "projected": {"sources": [{"serviceAccountToken": token}]}}]
+    return [
+        {"name": "engine-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "trust", "configMap": {"name": trust_name(name), "optional": True}},
+    ]
 
 
 def gateway_mounts() -> list[Manifest]:
-    """Where a gateway finds it."""
-    return [{"name": "engine-token", "mountPath": GATEWAY_TOKEN_FOLDER, "readOnly": True}]
+    """Where a gateway finds them."""
+    return [
+        {"name": "engine-token", "mountPath": GATEWAY_TOKEN_FOLDER, "readOnly": True},
+        {"name": "trust", "mountPath": TRUST_FOLDER, "readOnly": True},
+    ]
 
 
 def gateway_variables() -> list[Manifest]:
-    """How a gateway is told of it."""
-    return [{"name": "DUET_ENGINE_TOKEN_FILE", "value": f"{GATEWAY_TOKEN_FOLDER}/{TOKEN_FILE}"}]
+    """How a gateway is told of them."""
+    return [
+        {"name": "DUET_ENGINE_TOKEN_FILE", "value": f"{GATEWAY_TOKEN_FOLDER}/{TOKEN_FILE}"},
+        {"name": "DUET_TRUST_FILE", "value": f"{TRUST_FOLDER}/{GATEWAY_TRUST_KEY}"},
+    ]

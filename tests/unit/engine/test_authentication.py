@@ -125,7 +125,7 @@ def test_answers_say_what_to_do(guarded: Callable[[Trust], Guard]) -> None:
     missing = ask(guard, None)
     assert missing is not None and (missing.status, missing.reason) == (401, DenialReason.MISSING)
     assert AUDIENCE in json.loads(missing.body())["message"]
-    assert missing.headers == {"www-authenticate": 'Bearer realm="duet-engine"'}
+    assert missing.headers == {"www-authenticate": 'Bearer realm="duet"'}
     forbidden = ask(guard, KEY.token(sub="system:serviceaccount:models:mallory"))
     assert forbidden is not None and (forbidden.status, forbidden.headers) == (403, {})
     assert json.loads(forbidden.body()) == {
@@ -150,8 +150,14 @@ def test_answers_say_what_to_do(guarded: Callable[[Trust], Guard]) -> None:
         ("/duet/knobs", True, True),
         ("/duet/anything-new", True, True),
         ("/generate", True, False),
-        ("/flush_cache", True, False),
-        ("/anything-new", True, False),
+        ("/v1/chat/completions", True, False),
+        ("/v1/loads", True, False),
+        ("/get_server_info", True, False),
+        ("/flush_cache", True, True),
+        ("/update_weights_from_disk", True, True),
+        ("/abort_request", True, True),
+        ("/anything-new", True, True),
+        ("/v1", True, True),
     ],
 )
 def test_what_needs_a_token(

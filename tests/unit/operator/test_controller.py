@@ -250,6 +250,25 @@ async def test_a_count_that_somebody_else_changed_is_told_once_where_it_is_set_b
     assert note.startswith("decode 3→1 by somebody else; scaling.mode is Auto, so it becomes 3")
 
 
+async def test_our_own_change_is_nobody_else_s_while_the_cache_does_not_know_of_it() -> None:
+    """Neither the answer after it nor the watch came: the cache goes on showing the count from before."""
+    bench = Bench()
+    await settled(bench)
+    bench.planner.decode = 3
+
+    async def unreachable(*_: object) -> None:
+        raise ClusterError("GET", status=0, reason="Timeout", message="")
+
+    read, bench.cluster.get = bench.cluster.get, unreachable  # type: ignore[method-assign]
+    bench.cluster.subscribers.clear()
+    await bench.run_pass(2)
+    assert (bench.replicas("decode"), bench.planner.seen[-1].decode.replicas) == (3, 1)
+    bench.cluster.get = read  # type: ignore[method-assign]
+    bench.world.put(bench.deployment("decode"))
+    await bench.run_pass()
+    assert FOREIGN_SCALE not in {reason for reason, _ in bench.events()}
+
+
 @pytest.mark.parametrize("mode", ["Recommend", "Manual"])
 async def test_a_count_that_is_left_to_somebody_else_is_no_warning(mode: str) -> None:
     bench = Bench({"scaling.mode": mode})
@@ -263,7 +282,8 @@ async def test_a_count_that_is_left_to_somebody_else_is_no_warning(mode: str) ->
 # --- what finds no place ---
 
 
-async def test_pods_that_find_no_place_are_told_of_and_still_are_when_they_were_taken_back() -> None:
+async def without_place() -> Bench:
+    """Two workers more were asked for, found no place for a deadline, and were taken back."""
     bench = Bench({"scaling.pendingDeadlineSeconds": 60})
     await settled(bench)
     bench.planner.decode = 3
@@ -285,13 +305,39 @@ async def test_pods_that_find_no_place_are_told_of_and_still_are_when_they_were_
     bench.cluster.control()
     await bench.run_pass()
     assert (bench.replicas("decode"), len(bench.pods("decode"))) == (1, 1)
+    return bench
+
+
+async def test_pods_that_find_no_place_are_told_of_and_still_are_when_they_were_taken_back() -> None:
+    bench = await without_place()
     status, _, message = bench.condition("CapacityPending")
     assert status == "True"
     assert "no place for more than 1 (Unschedulable: served-decode-" in message
+    assert message.endswith("more are asked for again after 08:02 UTC")
     bench.engines.now += 61
     await bench.run_pass()
     assert bench.planner.seen[-1].decode.room is None
     assert bench.condition("CapacityPending")[0] == "False"
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [("Recommend", "more are recommended again after 08:02 UTC"), ("Manual", "no pod is past")]
+)
+async def test_where_nothing_is_asked_for_nothing_is_said_to_be_asked_for_again(mode: str, said: str) -> None:
+    bench = await without_place()
+    bench.change_spec(scaling={"mode": mode})
+    await bench.run_pass()
+    assert said in bench.condition("CapacityPending")[2]
+
+
+async def test_a_new_operator_knows_what_found_no_place_and_how_often() -> None:
+    bench = await without_place()
+    await bench.controller.save()
+    known = bench.controller._memory.rooms
+    bench.controller = bench.new_controller()
+    await bench.run_pass()
+    assert bench.planner.seen[-1].decode.room == 1
+    assert bench.controller._memory.rooms == known != {}
 
 
 # --- what can't be read, or isn't heard ---
@@ -557,12 +603,13 @@ async def test_a_pool_on_its_way_out_is_not_scaled() -> None:
     assert ("scale", "Deployment", "served-decode") not in await bench.run_pass()
 
 
-async def test_a_spoilt_memory_is_forgotten() -> None:
+@pytest.mark.parametrize("spoilt", ['{"planner": 7}', '{"rooms": {"decode": {"count": -1}}}', '{"rooms": 7}'])
+async def test_a_spoilt_memory_is_forgotten(spoilt: str) -> None:
     bench = Bench()
     await settled(bench)
     bench.controller._memory.planner = PlannerMemory(correction=1.25)
     await bench.controller.save()
-    bench.cluster.edit(CONFIG_MAP, KEY.namespace, "served-duet-history", {"data": {"memory.json": '{"planner": 7}'}})
+    bench.cluster.edit(CONFIG_MAP, KEY.namespace, "served-duet-history", {"data": {"memory.json": spoilt}})
     bench.controller = bench.new_controller()
     await bench.run_pass()
     assert bench.planner.memory == PlannerMemory()

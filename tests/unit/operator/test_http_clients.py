@@ -236,7 +236,7 @@ async def test_a_plan_is_pushed_when_it_is_new_or_its_lease_is_half_over(session
 
     plan = RoutingPlan(generation=3, lease_seconds=30, dispatch_share=0.5)
     other = RoutingPlan(generation=3, lease_seconds=30, dispatch_share=1.0)
-    pusher = PlanPusher(session, timeout_seconds=1)
+    pusher = PlanPusher(session, timeout_seconds=1, credentials=SharedToken("").credentials)
     async with serving(gateway) as port:
         for now, offered, expected in (
             (0.0, plan, 1),
@@ -254,7 +254,30 @@ async def test_a_gateway_that_is_gone_takes_no_plan_and_harms_nothing(session: a
     async with serving(answering(b"")) as port:
         pass
     plan = RoutingPlan(lease_seconds=30)
-    await PlanPusher(session, timeout_seconds=1).push([pod("g", port)], plan, now_seconds=0.0)
+    pusher = PlanPusher(session, timeout_seconds=1, credentials=SharedToken("").credentials)
+    await pusher.push([pod("g", port)], plan, now_seconds=0.0)
+
+
+async def test_a_plan_comes_with_one_token_for_all_gateways_and_never_without(session: aiohttp.ClientSession) -> None:
+    presented: list[str | None] = []
+    asked: list[str] = []
+
+    async def gateway(request: web.Request) -> web.Response:
+        presented.append(request.headers.get("Authorization"))
+        return web.Response()
+
+    async def credentials(of: Pod) -> dict[str, str]:
+        asked.append(of.name)
+        if len(asked) > 1:
+            raise ClusterError("token", status=403, reason="Forbidden", message="not for you")
+        return {"Authorization": "Bearer ours"}
+
+    pusher = PlanPusher(session, timeout_seconds=1, credentials=credentials)
+    async with serving(gateway) as port:
+        gateways = [pod("g", port), pod("h", port)]
+        await pusher.push(gateways, RoutingPlan(lease_seconds=30), now_seconds=0.0)
+        await pusher.push(gateways, RoutingPlan(lease_seconds=30), now_seconds=20.0)
+    assert (presented, asked) == (["Bearer ours"] * 2, ["g", "g"])
 
 
 async def test_a_write_is_given_up_when_the_gate_s_time_is_over() -> None:

@@ -97,6 +97,51 @@ def test_each_pod_is_in_one_state(pods: list[Pod], expected: tuple[int, ...]) ->
     assert state(sight(*pods)) == expected
 
 
+def taking(of: PoolSight, gpus: int, kind: str = "nvidia.com/gpu") -> PoolSight:
+    """Each of its workers takes so many GPUs."""
+    assert of.deployment is not None
+    template = of.deployment["spec"]["template"]
+    template["spec"]["containers"] = [{"resources": {"limits": {kind: str(gpus), "memory": "1Gi"}}}]
+    return of
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "replacing"),
+    [
+        pytest.param(
+            taking(sight(unscheduled("a"), unscheduled("b")), 1),
+            taking(sight(ready("d", terminating=True)), 2),
+            2,
+            id="two wait for the two GPUs of one",
+        ),
+        pytest.param(
+            taking(sight(unscheduled("a")), 2), taking(sight(ready("d", terminating=True)), 1), 0, id="half of a place"
+        ),
+        pytest.param(
+            taking(sight(unscheduled("a")), 1),
+            taking(sight(ready("d", terminating=True), unscheduled("e")), 1),
+            0,
+            id="the other pool waits for it itself",
+        ),
+        pytest.param(
+            taking(sight(unscheduled("a")), 1),
+            taking(sight(ready("d", terminating=True)), 1, "nvidia.com/mig-3g.40gb"),
+            0,
+            id="another kind",
+        ),
+        pytest.param(
+            taking(sight(unscheduled("a"), ready("o", terminating=True)), 2),
+            taking(sight(ready("d")), 2),
+            1,
+            id="its own predecessor",
+        ),
+    ],
+)
+def test_a_pod_may_wait_for_a_gpu_of_the_other_pool(own: PoolSight, other: PoolSight, replacing: int) -> None:
+    found = trouble(own, other=other, now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)
+    assert found.replacing == replacing
+
+
 def test_only_pods_that_no_node_took_are_unplaced() -> None:
     of = sight(unscheduled("a", age=61), pod("b", trouble="CrashLoopBackOff", age=61), ready("c"))
     lost = trouble(of, now_seconds=NOW, deadline_seconds=DEADLINE_SECONDS)

@@ -228,17 +228,64 @@ async def test_without_room_in_the_budget_nobody_moves() -> None:
     assert (cluster.bench.replicas("decode"), len(cluster.serving_on(OLD_NODE))) == (3, 3)
 
 
-async def test_recommend_moves_nobody_and_leaving_it_midway_changes_no_count() -> None:
-    cluster = await Cluster.serving(2, {"scaling.mode": "Auto"})
+async def test_recommend_moves_nobody() -> None:
+    cluster = await Cluster.serving(2)
     cluster.bench.change_spec(scaling={"mode": "Recommend"})
     cluster.cordon()
     await cluster.steps(3)
     assert (cluster.bench.replicas("decode"), len(cluster.serving_on(OLD_NODE))) == (2, 2)
-    cluster.bench.change_spec(scaling={"mode": "Auto"})
+
+
+async def test_a_move_that_recommend_interrupts_stands_still_says_so_and_is_ended_later() -> None:
+    cluster = await Cluster.serving(2)
+    cluster.cordon()
     await cluster.steps(1)
     cluster.bench.change_spec(scaling={"mode": "Recommend"})
-    await cluster.steps(3)
-    assert cluster.bench.replicas("decode") == 4
+    await cluster.steps(4)
+    assert (cluster.bench.replicas("decode"), cluster.note) == (4, "2/4")
+    assert len(cluster.serving_on()) == 4
+    assert "2 decode workers too many" in cluster.bench.condition("ScalingActive")[2]
+    assert "ForeignScale" not in {reason for reason, _ in cluster.bench.events()}
+    cluster.bench.change_spec(scaling={"mode": "Auto"})
+    await cluster.steps(8)
+    assert (cluster.bench.replicas("decode"), cluster.note) == (2, None)
+    assert len(cluster.serving_on(NEW_NODE)) == 2
+    assert "too many" not in cluster.bench.condition("ScalingActive")[2]
+
+
+async def test_in_recommend_an_autoscaler_that_changes_the_count_during_a_move_is_left_alone() -> None:
+    cluster = await Cluster.serving(2)
+    cluster.cordon()
+    await cluster.steps(1)
+    cluster.bench.change_spec(scaling={"mode": "Recommend"})
+    for count in (3, 6, 1):
+        cluster.bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": count}})
+        await cluster.steps(2)
+        assert cluster.bench.replicas("decode") == count
+    assert "ForeignScale" not in {reason for reason, _ in cluster.bench.events()}
+    assert cluster.note is None
+
+
+@pytest.mark.parametrize("budget", [4, 5])
+async def test_a_rollout_that_begins_during_a_move_surges_only_by_what_the_successors_left(budget: int) -> None:
+    cluster = await Cluster.serving(3, {"scaling.maxGPUs": budget, "rollout.maxSurge": 1})
+    cluster.cordon()
+    await cluster.steps(1, node=None)
+    successors = cluster.bench.replicas("decode") - 3
+    assert successors == budget - 3
+    cluster.bench.change_spec(engine={"args": ["--new"]}, scaling={"maxGPUs": 5})
+    await cluster.steps(1, node=None)
+    surge = cluster.bench.deployment("decode")["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    assert cluster.bench.replicas("decode") + surge == 5
+
+
+async def test_growth_leaves_successors_their_gpus_before_their_pods_are_there() -> None:
+    cluster = await Cluster.serving(2)
+    cluster.cordon()
+    await cluster.run_pass()
+    await cluster.run_pass()
+    seen = cluster.bench.planner.seen[-1].decode
+    assert (seen.replicas, seen.surge) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from duet_operator.metrics import Metrics
 from duet_operator.pods import Pod
 from duet_operator.resources.trust import TokenIssuer
 from duet_operator.settings import SettingsError
-from duet_operator.trust import DISCOVERY_PATH, KEYS_PATH, EngineTokens, IssuerWatch, SharedToken
+from duet_operator.trust import DISCOVERY_PATH, KEYS_PATH, IssuerWatch, PodTokens, SharedToken
 
 TRUST = ("ConfigMap", KEY.namespace, "served-duet-trust")
 
@@ -127,16 +127,16 @@ async def test_the_budget_follows_the_drains_and_a_quiet_pass_writes_nothing() -
     assert [write for write in await bench.run_pass(2) if write[1] == "PodDisruptionBudget"] == []
 
 
-# --- tokens for engines ---
+# --- tokens for pods ---
 
 
-def pod(owner: str, namespace: str = "models") -> Pod:
-    return Pod(namespace=namespace, name=f"{owner}-1", uid=owner, owner=owner)
+def pod(owner: str, namespace: str = "models", role: str = "decode") -> Pod:
+    return Pod(namespace=namespace, name=f"{owner}-1", uid=owner, owner=owner, role=role)
 
 
 async def test_each_object_s_engines_are_shown_a_token_of_their_own() -> None:
     server = ApiServer()
-    tokens = EngineTokens(server, namespace="duet-system", account="duet-operator", now_seconds=lambda: server.now)
+    tokens = PodTokens(server, namespace="duet-system", account="duet-operator", now_seconds=lambda: server.now)
     first, other = await tokens.credentials(pod("a")), await tokens.credentials(pod("b"))
     assert first == {"Authorization": "Bearer token-1"} != other
     assert await tokens.credentials(pod("a")) == first
@@ -146,9 +146,18 @@ async def test_each_object_s_engines_are_shown_a_token_of_their_own() -> None:
     ]
 
 
+async def test_gateways_are_shown_another_token_than_engines() -> None:
+    """Else an engine could give its own gateway plans."""
+    server = ApiServer()
+    tokens = PodTokens(server, namespace="n", account="a", now_seconds=lambda: server.now)
+    shown = [await tokens.credentials(pod("a", role=role)) for role in ("prefill", "decode", "gateway")]
+    assert shown[0] == shown[1] != shown[2]
+    assert [audience for _, _, audience in server.asked] == ["duet-engine/models/a", "duet-gateway/models/a"]
+
+
 async def test_a_token_is_renewed_before_it_expires() -> None:
     server = ApiServer()
-    tokens = EngineTokens(server, namespace="n", account="a", now_seconds=lambda: server.now)
+    tokens = PodTokens(server, namespace="n", account="a", now_seconds=lambda: server.now)
     seen = []
     for minutes in (0, 47, 49, 90):
         server.now = NOW + 60 * minutes

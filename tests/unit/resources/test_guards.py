@@ -14,7 +14,7 @@ from duet_operator.resources.gateway import gateway_deployment
 from duet_operator.resources.images import resolve
 from duet_operator.resources.network import network_policies
 from duet_operator.resources.pools import pool_deployment
-from duet_operator.resources.trust import TRUST_KEY, TokenIssuer
+from duet_operator.resources.trust import GATEWAY_TRUST_KEY, TRUST_KEY, TokenIssuer
 
 WITHOUT_GATEWAY = deployment(
     {"spec.gateway.enabled": False, "spec.pools.prefill.minReplicas": 1}, name="full", namespace="models"
@@ -23,9 +23,14 @@ OPERATOR = "system:serviceaccount:duet-system:duet-operator"
 GATEWAY = "system:serviceaccount:models:full-gateway"
 
 
-def trust(duet: DuetDeployment, *, operator: str = OPERATOR) -> Trust:
+def documents(duet: DuetDeployment, *, operator: str = OPERATOR) -> dict[str, Trust]:
     assert SURROUNDINGS.issuer is not None
-    return Trust.read(trust_config_map(duet, SURROUNDINGS.issuer, operator=operator)["data"][TRUST_KEY])
+    data = trust_config_map(duet, SURROUNDINGS.issuer, operator=operator)["data"]
+    return {name: Trust.read(document) for name, document in data.items()}
+
+
+def trust(duet: DuetDeployment, *, operator: str = OPERATOR) -> Trust:
+    return documents(duet, operator=operator)[TRUST_KEY]
 
 
 def test_engines_believe_their_own_gateway_and_the_operator() -> None:
@@ -40,14 +45,28 @@ def test_engines_believe_their_own_gateway_and_the_operator() -> None:
 def test_without_a_gateway_requests_are_open_and_only_the_operator_is_believed() -> None:
     document = trust(WITHOUT_GATEWAY)
     assert (document.callers, document.open_requests) == ((OPERATOR,), True)
+    assert list(documents(WITHOUT_GATEWAY)) == [TRUST_KEY]
+
+
+def test_gateways_believe_the_operator_alone_and_no_token_that_engines_are_shown() -> None:
+    document = documents(FULL)[GATEWAY_TRUST_KEY]
+    assert (document.callers, document.audience) == ((OPERATOR,), "duet-gateway/models/full")
+    assert document.keys == trust(FULL).keys
+    spec = gateway_deployment(FULL, resolve(FULL))["spec"]["template"]["spec"]
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "trust"]
+    assert volume["configMap"] == {"name": "full-duet-trust", "optional": True}
+    container = spec["containers"][0]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "trust"]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["DUET_TRUST_FILE"] == f"{mount['mountPath']}/{GATEWAY_TRUST_KEY}"
 
 
 def test_the_order_of_keys_is_no_change() -> None:
     keys: Any = ({"kid": "b"}, {"kid": "a"})
-    documents = [
+    config_maps = [
         trust_config_map(FULL, TokenIssuer(issuer="i", keys=order), operator=OPERATOR) for order in (keys, keys[::-1])
     ]
-    assert documents[0] == documents[1]
+    assert config_maps[0] == config_maps[1]
 
 
 def test_a_gateway_s_token_is_for_the_audience_that_its_engines_ask_for() -> None:
@@ -76,10 +95,8 @@ def test_an_engine_pod_has_no_token_and_finds_its_files_in_its_mounts(role: Role
     (mounted,) = [each["configMap"]["name"] for each in spec["volumes"] if each["name"] == "trust"]
     assert SURROUNDINGS.issuer is not None
     config_map = trust_config_map(FULL, SURROUNDINGS.issuer, operator=OPERATOR)
-    assert (mounted, str(variables["DUET_TRUST_FILE"]).rpartition("/")[2]) == (
-        config_map["metadata"]["name"],
-        *config_map["data"],
-    )
+    assert mounted == config_map["metadata"]["name"]
+    assert str(variables["DUET_TRUST_FILE"]).rpartition("/")[2] == TRUST_KEY in config_map["data"]
 
 
 # --- the network: a small reading of NetworkPolicies ---

@@ -1,4 +1,4 @@
-"""The objects of a DuetDeployment. The golden files are rewritten with DUET_UPDATE_GOLDEN=1."""
+"""The objects of a DuetDeployment. The golden files are rewritten with DUET_WRITE_GOLDEN=1."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def template(duet: DuetDeployment, role: Role = Role.DECODE) -> Any:
 def test_manifests_are_the_golden_ones(duet: DuetDeployment) -> None:
     path = GOLDEN / f"{duet.metadata.name}.yaml"
     text = yaml.safe_dump(everything(duet), sort_keys=True, width=120)
-    if os.environ.get("DUET_UPDATE_GOLDEN") == "1":
+    if os.environ.get("DUET_WRITE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
     assert path.read_text(encoding="utf-8") == text
 
