@@ -303,6 +303,8 @@ class Dispatch(Message):
     """True: prefill here, no bootstrap. Only a decode worker takes it."""
     chunk_schedule_tokens: tuple[int, ...] = ()
     """Upper bounds for the successive chunks; empty leaves them to the worker. The worker may take smaller ones."""
+    chunk_budget_tokens: int | None = Field(default=None, ge=0)
+    """Upper bound for every chunk; with 0 the worker computes none, waits a while for nothing, and refuses."""
     uncached_tokens: int | None = None
 
 
@@ -316,6 +318,8 @@ class RefusalReason(StrEnum):
     QUEUE_FULL = "queue-full"
     DEFLECTION_OFF = "deflection-off"
     WRONG_ROLE = "wrong-role"
+    UNSUPPORTED = "unsupported"
+    """This request can't be deflected to any worker; by way of a prefill worker it can be served."""
 
 
 class Refusal(Message):
