@@ -91,19 +91,6 @@ class Role(StrEnum):
 # --- engine: performance facts ---
 
 
-class StepCoefficients(Message):
-    """Coefficients of `duet_engine.perf.linear.LinearStepModel`, which documents them; seconds."""
-
-    prefill_base_seconds: float
-    prefill_per_token_seconds: float
-    prefill_per_token_squared_seconds: float = 0.0
-    decode_base_seconds: float
-    decode_per_request_seconds: float = 0.0
-    decode_per_context_token_seconds: float = 0.0
-    transfer_base_seconds: float = 0.0
-    transfer_per_token_seconds: float = 0.0
-
-
 class WorkerProfile(Message):
     """What one replica can do. Workers of one pool and revision share it, so documents carry it once per digest."""
 
@@ -115,8 +102,10 @@ class WorkerProfile(Message):
     kv_capacity_tokens: int = Field(ge=0)
     max_running_requests: int = Field(ge=1)
     chunked_prefill_tokens: int = Field(ge=1)
-    steps: StepCoefficients
+    replica: dict[str, Any]
+    """Everything that its step times depend on, as `duet_engine.perf.replica` writes and reads it."""
     basis: Literal["measured", "kernel-composed", "data-sheet", "assumed"] = "assumed"
+    """What the steps of its role rest on."""
 
 
 # --- engine: /duet/info ---

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from duet_engine.perf.replica import replica_from_document
 from duet_engine.protocol import Role, WorkerProfile
 from duet_operator.planner import memory
 from duet_operator.planner.types import PlannerMemory
@@ -89,9 +90,13 @@ def _profiles(value: object, problems: list[str]) -> dict[Role, WorkerProfile]:
     result: dict[Role, WorkerProfile] = {}
     for role, profile in _by_role(value, "profiles", problems).items():
         try:
-            result[role] = WorkerProfile.model_validate(profile)
+            known = WorkerProfile.model_validate(profile)
+            replica_from_document(known.replica)
+            result[role] = known
         except ValidationError as error:
             problems.append(f"profile of {role.value}: {error.error_count()} bad fields; forgetting it")
+        except ValueError as error:
+            problems.append(f"profile of {role.value}: {error}; forgetting it")
     return result
 
 

@@ -24,7 +24,8 @@ from tests.support.simulated_engines import (
 )
 
 from duet_engine.perf import catalog
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.interface import StepBatch
+from duet_engine.perf.replica import replica_from_document
 from duet_engine.protocol import REFUSAL_HEADER, Role
 
 LONG = {"prompt": "tell me a long story", "max_tokens": 2000, "ignore_eos": True}
@@ -105,11 +106,11 @@ async def test_generate_streams_the_whole_text_so_far(engine: Engine, session: a
 
 
 async def test_no_request_is_faster_than_its_gpu(engine: Engine, session: aiohttp.ClientSession) -> None:
-    model = LinearStepModel.from_coefficients(catalog.profile("h100-sxm", SMALL_MODEL, role=Role.UNIFIED).steps)
+    model = replica_from_document(catalog.profile("h100-sxm", SMALL_MODEL, role=Role.UNIFIED).replica)
     body = {"input_ids": [1] * 3000, "sampling_params": {"max_new_tokens": 40, "ignore_eos": True}}
     _, answer = await ask(session, engine, "/generate", body)
-    decode = sum(model.decode_step_seconds(1, 3000 + done) for done in range(1, 40))
-    assert answer["meta_info"]["e2e_latency"] >= model.prefill_step_seconds(3000) + decode - 1e-6
+    decode = sum(model.step_seconds(StepBatch.decode(1, 3000 + done)) for done in range(1, 40))
+    assert answer["meta_info"]["e2e_latency"] >= model.step_seconds(StepBatch.prefill(3000)) + decode - 1e-6
 
 
 @pytest.mark.parametrize(

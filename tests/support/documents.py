@@ -1,14 +1,15 @@
 """Demand documents as gateways write them, with few numbers."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from duet_engine.perf import catalog
 from duet_engine.protocol import (
     ClassDemand,
     GatewayDemand,
     Histogram,
     MissCause,
     Role,
-    StepCoefficients,
     WorkerProfile,
     WorkerReport,
     WorkerState,
@@ -101,19 +102,8 @@ def report(
     )
 
 
-def profile(digest: str, *, role: Role = Role.DECODE) -> WorkerProfile:
-    """A small worker."""
-    return WorkerProfile(
-        digest=digest,
-        role=role,
-        model_id="m",
-        kv_capacity_tokens=100_000,
-        max_running_requests=64,
-        chunked_prefill_tokens=2048,
-        steps=StepCoefficients(
-            prefill_base_seconds=0.005,
-            prefill_per_token_seconds=1e-4,
-            decode_base_seconds=0.01,
-            decode_per_request_seconds=1e-4,
-        ),
-    )
+def profile(digest: str = "d", *, role: Role = Role.DECODE, **changes: Any) -> WorkerProfile:
+    """Qwen3-8B on an A100, with less memory."""
+    told = catalog.profile("a100-sxm", "Qwen/Qwen3-8B", role=role)
+    small = {"kv_capacity_tokens": 100_000, "max_running_requests": 64, "chunked_prefill_tokens": 2048}
+    return told.model_copy(update={"digest": digest, **small, **changes})

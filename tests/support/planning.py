@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from duet_engine.perf.linear import LinearStepModel
+from tests.support.step_times import LinearSteps
+
 from duet_engine.slo import Objective
 from duet_operator.planner.plan import plan
 from duet_operator.planner.types import (
@@ -21,7 +22,7 @@ from duet_operator.planner.types import (
     WorkerPerformance,
 )
 
-GPU = LinearStepModel(
+GPU = LinearSteps(
     prefill_base_seconds=0.0046,
     prefill_per_token_seconds=1.83e-5,
     prefill_per_token_squared_seconds=5.8e-10,
@@ -31,9 +32,20 @@ GPU = LinearStepModel(
     transfer_base_seconds=0.002,
     transfer_per_token_seconds=5e-6,
 )
+SLICED_GPU = LinearSteps(
+    prefill_base_seconds=7 * GPU.prefill_base_seconds,
+    prefill_per_token_seconds=7 * GPU.prefill_per_token_seconds,
+    prefill_per_token_squared_seconds=7 * GPU.prefill_per_token_squared_seconds,
+    decode_base_seconds=4 * GPU.decode_base_seconds,
+    decode_per_request_seconds=7 * GPU.decode_per_request_seconds,
+    decode_per_context_token_seconds=4 * GPU.decode_per_context_token_seconds,
+    transfer_base_seconds=GPU.transfer_base_seconds,
+    transfer_per_token_seconds=GPU.transfer_per_token_seconds,
+)
+"""A seventh of its SMs and a quarter of its bandwidth."""
 WHOLE = WorkerPerformance(steps=GPU, kv_capacity_tokens=450_000, max_running_requests=256, chunked_prefill_tokens=8192)
 SLICE = WorkerPerformance(
-    steps=GPU.scaled(compute_share=1 / 7, bandwidth_share=1 / 4),
+    steps=SLICED_GPU,
     kv_capacity_tokens=40_000,
     max_running_requests=64,
     chunked_prefill_tokens=2048,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from duet_dev.demo.records import Pulse, Record
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.replica import replica_from_document
 from duet_engine.policy.estimates import unloaded_pair_seconds
 from duet_engine.protocol import WorkerProfile
 from duet_engine.slo import Objective, Verdict, attainment, judge
@@ -26,7 +26,7 @@ class UnloadedTtft:
     profile: WorkerProfile
 
     def seconds(self, input_tokens: int) -> float:
-        steps = LinearStepModel.from_coefficients(self.profile.steps)
+        steps = replica_from_document(self.profile.replica)
         return unloaded_pair_seconds(input_tokens, steps, chunk_tokens=self.profile.chunked_prefill_tokens)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from duet_engine.gateway.breaker import Breaker
 from duet_engine.gateway.discovery import Member
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.interface import StepTimes
+from duet_engine.perf.replica import replica_from_document
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker
 from duet_engine.protocol import RefusalReason, Role, StepKind, WorkerInfo, WorkerProfile, WorkerReport, WorkerState
@@ -44,7 +45,7 @@ class Worker:
         self.state_received_at = 0.0
         self.profile: WorkerProfile | None = None
         self.bootstrap_port = member.bootstrap_port
-        self.steps: LinearStepModel | None = None
+        self.steps: StepTimes | None = None
         self.breaker = Breaker()
         self.errors_total = 0
         self.refusals_total = 0
@@ -77,7 +78,7 @@ class Worker:
     def describe(self, info: WorkerInfo) -> None:
         """The worker said what it is."""
         self.profile = info.profile
-        self.steps = LinearStepModel.from_coefficients(info.profile.steps)
+        self.steps = replica_from_document(info.profile.replica)
         self.bootstrap_port = info.bootstrap_port or self.member.bootstrap_port
 
     def heard(self, state: WorkerState, now: float) -> None:

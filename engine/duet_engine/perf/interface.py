@@ -6,9 +6,8 @@ decides from a step time reads its basis too: a gain that rests on an assumption
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -44,9 +43,11 @@ def weakest(*bases: Basis) -> Basis:
     return max(bases, key=order.index)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepBatch:
-    """What one forward pass computes, by its moments. Either part may be empty."""
+class StepBatch(NamedTuple):
+    """What one forward pass computes, by its moments. Either part may be empty.
+
+    A tuple, because the loops that look for chunks make dozens of them for one decision.
+    """
 
     decode_requests: float = 0.0
     decode_context_tokens: float = 0.0
@@ -61,41 +62,40 @@ class StepBatch:
     """Pairs of tokens that attend to each other: q·c + q(q+1)/2 for each chunk of q tokens behind c."""
 
     @classmethod
-    def decode(cls, requests: float, context_tokens: float) -> Self:
+    def decode(cls, requests: float, context_tokens: float) -> StepBatch:
         """One token for each of `requests` requests whose contexts are `context_tokens` long in all."""
-        return cls(decode_requests=requests, decode_context_tokens=context_tokens)
+        return cls(requests, context_tokens)
 
     @classmethod
     def prefill(
         cls, chunk_tokens: float, context_tokens: float = 0.0, *, requests: float = 1.0, printed: bool = False
-    ) -> Self:
+    ) -> StepBatch:
         """Equal chunks of `requests` prompts: `chunk_tokens` new tokens behind `context_tokens` each."""
         return cls().with_chunks(chunk_tokens, context_tokens, requests=requests, printed=printed)
 
     def with_chunks(
         self, chunk_tokens: float, context_tokens: float = 0.0, *, requests: float = 1.0, printed: bool = False
-    ) -> Self:
+    ) -> StepBatch:
         """This batch and equal chunks of more prompts beside it.
 
         `printed` counts pairs as the DuetServe paper prints it, q(q+c): without the causal half, so a prompt's chunks
         cost less than the prompt. For reproducing the paper only.
         """
+        decode_requests, decode_context_tokens, prompts, tokens, ahead_tokens, pairs = self
         new_pairs = chunk_tokens * (chunk_tokens if printed else (chunk_tokens + 1.0) / 2.0)
-        pairs = chunk_tokens * context_tokens + new_pairs
-        return type(self)(
-            decode_requests=self.decode_requests,
-            decode_context_tokens=self.decode_context_tokens,
-            prefill_requests=self.prefill_requests + requests,
-            prefill_tokens=self.prefill_tokens + requests * chunk_tokens,
-            prefill_context_tokens=self.prefill_context_tokens + requests * context_tokens,
-            prefill_pairs=self.prefill_pairs + requests * pairs,
+        return StepBatch(
+            decode_requests,
+            decode_context_tokens,
+            prompts + requests,
+            tokens + requests * chunk_tokens,
+            ahead_tokens + requests * context_tokens,
+            pairs + requests * (chunk_tokens * context_tokens + new_pairs),
         )
 
     @classmethod
-    def of(cls, parts: Iterable[Self]) -> Self:
+    def of(cls, parts: Iterable[StepBatch]) -> StepBatch:
         """All parts in one step: moments add up."""
-        parts = list(parts)
-        return cls(**{name: sum(getattr(part, name) for part in parts) for name in cls.__slots__})
+        return cls(*(sum(moments) for moments in zip(*(cls(), *parts), strict=True)))
 
     @property
     def tokens(self) -> float:
@@ -103,19 +103,14 @@ class StepBatch:
         return self.decode_requests + self.prefill_tokens
 
     @property
-    def decode_part(self) -> Self:
+    def decode_part(self) -> StepBatch:
         """The decode batch alone."""
-        return type(self).decode(self.decode_requests, self.decode_context_tokens)
+        return StepBatch.decode(self.decode_requests, self.decode_context_tokens)
 
     @property
-    def prefill_part(self) -> Self:
+    def prefill_part(self) -> StepBatch:
         """The chunks alone."""
-        return type(self)(
-            prefill_requests=self.prefill_requests,
-            prefill_tokens=self.prefill_tokens,
-            prefill_context_tokens=self.prefill_context_tokens,
-            prefill_pairs=self.prefill_pairs,
-        )
+        return self._replace(decode_requests=0.0, decode_context_tokens=0.0)
 
 
 class StepTime(NamedTuple):

@@ -1,4 +1,4 @@
-"""Models known by their id, so that nobody needs a config.json for the common ones.
+"""Models by their id, or by a config.json where the table lacks them.
 
 Invariant: each entry is what `shape_from_config` makes of that model's config.json; variants that share their shape
 (`-Instruct`, `-Base`, `Meta-` names, dated releases) are found by the name without them.
@@ -6,9 +6,12 @@ Invariant: each entry is what `shape_from_config` makes of that model's config.j
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cache
+from pathlib import Path
 
-from duet_engine.perf.shape import Experts, LatentAttention, ModelShape
+from duet_engine.perf.shape import Experts, LatentAttention, ModelShape, shape_from_config
 
 
 class UnknownModelError(ValueError):
@@ -140,11 +143,20 @@ def _plain(model_id: str) -> str:
 _BY_PLAIN_NAME = {_plain(model_id): shape for model_id, shape in MODELS.items()}
 
 
-def find_shape(model_id: str) -> ModelShape:
-    """The shape of a known model, whatever its variant."""
+@cache
+def find_shape(model: str) -> ModelShape:
+    """The shape of a known model, whatever its variant, or of the model that a config.json describes.
+
+    Raises:
+        UnknownModelError: for an id that the table lacks.
+        OSError: when the config.json can't be read.
+        ValueError: when it isn't JSON, or not of a known architecture.
+    """
+    if model.endswith(".json"):
+        return shape_from_config(json.loads(Path(model).read_text(encoding="utf-8")))
     try:
-        return _BY_PLAIN_NAME[_plain(model_id)]
+        return _BY_PLAIN_NAME[_plain(model)]
     except KeyError:
         raise UnknownModelError(
-            f"unknown model {model_id!r}; give its config.json, or one of {', '.join(sorted(MODELS))}"
+            f"unknown model {model!r}; give its config.json, or one of {', '.join(sorted(MODELS))}"
         ) from None

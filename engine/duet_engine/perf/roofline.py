@@ -10,6 +10,7 @@ sequence-level ones (attention, by request) and communication (two all-reduces),
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,8 @@ UNSPLIT_FROM_SHARE = 0.5
 """runs one block for each request and KV head once these fill this share of the SMs,"""
 LONG_CONTEXT_TOKENS, LONG_CONTEXT_HEADS, LONG_CONTEXT_BLOCKS = 8192, 16, 64
 """and with long contexts, from so many on, no more than so many blocks (all three as in the A100's kernel table)."""
+REMEMBERED_SIZES = 16_384
+"""Numbers of tokens whose part of a step is kept: a batch of any size costs a look-up then."""
 
 
 class Terms(NamedTuple):
@@ -76,6 +79,9 @@ class Roofline:
         self.calibrated = calibrated or efficiencies_for(gpu)
         self.curve = curve or SmCurve.assumed(gpu)
         self._compile()
+        self._own_share = self.curve.at(gpu.sm_share)
+        self._seconds_by_tokens = lru_cache(REMEMBERED_SIZES)(self._own_token_seconds)
+        self._seconds_by_rows = lru_cache(REMEMBERED_SIZES)(self._own_row_seconds)
 
     # --- what the replica is made of ---
 
@@ -151,9 +157,22 @@ class Roofline:
         """How long this batch takes on `sm_share` of the SMs; 0 for an empty one."""
         if batch.decode_requests + batch.prefill_tokens <= 0:
             return 0.0
+        if sm_share == 1.0:
+            return self._own_step_seconds(batch)
         share = sm_share * self.gpu.sm_share
         compute, bandwidth = self.curve.at(share)
         return float(sum(self._terms(batch, compute, bandwidth, share * self.gpu.whole_sms, max, math.ceil)))
+
+    def _own_step_seconds(self, batch: StepBatch) -> float:
+        """On all SMs there are: what only depends on the number of tokens is remembered."""
+        compute, bandwidth = self._own_share
+        seconds = self._seconds_by_tokens(batch.decode_requests + batch.prefill_tokens)
+        seconds += self._seconds_by_rows(batch.decode_requests + batch.prefill_requests)
+        if batch.prefill_tokens > 0:
+            seconds += self._prefill_attention(batch, compute, bandwidth)
+        if batch.decode_requests > 0:
+            seconds += self._decode_attention(batch, compute, bandwidth, self.gpu.sms, max, math.ceil)
+        return float(seconds)
 
     def step_seconds_over(self, batch: StepBatch, sm_shares: FloatArray) -> FloatArray:
         """The same batch at each of many shares."""
@@ -253,8 +272,19 @@ class Roofline:
             decode,
             self._elementwise_launch_seconds + self._elementwise_seconds_per_token * tokens / bandwidth,
             self._allreduces * self._allreduce_seconds(tokens) if self._allreduces else 0.0,
-            self._head_launch_seconds + self._products_seconds(self._head, rows, compute, bandwidth),
+            self._vocabulary_seconds(rows, compute, bandwidth),
         )
+
+    def _own_token_seconds(self, tokens: float) -> float:
+        """Everything of a step on all SMs but attention and vocabulary."""
+        terms = self._terms(StepBatch(prefill_tokens=tokens), *self._own_share, self.gpu.sms, max, math.ceil)
+        return float(terms.linear + terms.experts + terms.elementwise + terms.communication)
+
+    def _own_row_seconds(self, rows: float) -> float:
+        return float(self._vocabulary_seconds(rows, *self._own_share))
+
+    def _vocabulary_seconds(self, rows: float, compute: Quantity, bandwidth: Quantity) -> Quantity:
+        return self._head_launch_seconds + self._products_seconds(self._head, rows, compute, bandwidth)
 
     def _products_seconds(
         self, products: tuple[_Product, ...], tokens: float, compute: Quantity, bandwidth: Quantity

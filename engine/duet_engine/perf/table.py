@@ -10,11 +10,8 @@ config.json.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from duet_engine.perf.calibrate import CalibrationRow
 from duet_engine.perf.efficiencies import Calibrated, efficiencies_for
@@ -22,7 +19,7 @@ from duet_engine.perf.hardware import Gpu, find_gpu
 from duet_engine.perf.interface import Basis, StepBatch
 from duet_engine.perf.models import find_shape
 from duet_engine.perf.roofline import Roofline
-from duet_engine.perf.shape import ModelShape, shape_from_config
+from duet_engine.perf.shape import ModelShape
 
 REQUIRED = ("system", "model", "tp", "phase", "batch", "isl_or_ctx")
 ADDED = ("predicted_ms", "kv_fits", "calibration", "basis")
@@ -97,7 +94,7 @@ def _row(place: str, cells: Mapping[str, str]) -> TableRow:
         place=place,
         cells=cells,
         gpu=find_gpu(cells["system"]),
-        shape=_shape(cells["model"]),
+        shape=find_shape(cells["model"]),
         ranks=_count(cells, "tp"),
         batch=StepBatch.prefill(tokens, requests=batch) if prefill else StepBatch.decode(batch, batch * tokens),
         kv_tokens=batch * tokens,
@@ -114,14 +111,6 @@ def _count(cells: Mapping[str, str], column: str) -> int:
     if count < 1:
         raise ValueError(f"{column}: must be a whole number from 1 on, got {cells[column]!r}")
     return count
-
-
-@cache
-def _shape(model: str) -> ModelShape:
-    if not model.endswith(".json"):
-        return find_shape(model)
-    with Path(model).open(encoding="utf-8") as file:
-        return shape_from_config(json.load(file))
 
 
 class Predictor:

@@ -66,6 +66,11 @@ class SafeSizes:
         return None
 
 
+def allowed_sizes(candidates_tokens: Iterable[int], *, most_tokens: int) -> tuple[int, ...]:
+    """The candidates that an engine's buffers allow; its own limit when all are larger."""
+    return tuple(size for size in candidates_tokens if size <= most_tokens) or (most_tokens,)
+
+
 def step_budget_seconds(*, itl_seconds: float, beta: float, engine_gap_seconds: float = 0.0) -> float:
     """How long a step may take beside residents: beta·tau - o.
 

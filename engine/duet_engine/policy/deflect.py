@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from duet_engine.perf.interface import StepBatch, StepTimes
-from duet_engine.policy.chunks import ChunkSchedule, largest_safe_schedule, step_budget_seconds
+from duet_engine.policy.chunks import ChunkSchedule, allowed_sizes, largest_safe_schedule, step_budget_seconds
 from duet_engine.policy.estimates import PRINTED_TERMS, PathTerms
 from duet_engine.policy.fleet import DecodeWorker, Prompt
 
@@ -85,8 +85,8 @@ def takes_prompts(worker: DecodeWorker, rule: DeflectionRule) -> bool:
 
 
 def candidates_for(worker: DecodeWorker, rule: DeflectionRule) -> tuple[int, ...]:
-    """The rule's chunk sizes that this worker's buffers allow; its own limit when all are larger."""
-    return tuple(size for size in rule.candidates_tokens if size <= worker.chunk_tokens) or (worker.chunk_tokens,)
+    """The rule's chunk sizes that this worker's buffers allow."""
+    return allowed_sizes(rule.candidates_tokens, most_tokens=worker.chunk_tokens)
 
 
 def local_pace(worker: DecodeWorker, rule: DeflectionRule) -> LocalPace | None:

@@ -16,6 +16,7 @@ import click  # noqa: E402 - the cold start counts from the process's start, imp
 import uvloop  # noqa: E402
 
 from duet_engine.perf import catalog  # noqa: E402
+from duet_engine.perf.models import find_shape  # noqa: E402
 from duet_engine.protocol import BOOTSTRAP_PORT, ENGINE_PORT, Role, WorkerProfile  # noqa: E402
 from duet_engine.simulated_engine.app import App  # noqa: E402
 from duet_engine.simulated_engine.settings import Settings, worker_profile  # noqa: E402
@@ -109,7 +110,7 @@ def main(
         model=model,
         model_path=_model_path(model_path or model),
         served_name=served_name or model,
-        context_length=context_length or catalog.find_model(model).context_length,
+        context_length=context_length or find_shape(model).context_length,
         tensor_parallel_size=tensor_parallel_size,
         worker=worker or f"{host}:{port}",
         **options,  # type: ignore[arg-type]  # click has checked the types above

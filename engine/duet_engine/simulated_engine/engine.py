@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from duet_engine.drain import Drain, Stamp
 from duet_engine.knobs import changes
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.replica import replica_from_document
 from duet_engine.protocol import Dispatch, DrainRequest, Knobs, RefusalReason, Role, StepKind, WorkerState
 from duet_engine.simulated_engine.decode_role import DecodeScheduler
 from duet_engine.simulated_engine.measurements import Measurements
@@ -263,7 +263,7 @@ class Engine:
 
 
 def _scheduler(settings: Settings, profile: WorkerProfile, knobs: Knobs) -> Scheduler:
-    model = LinearStepModel.from_coefficients(profile.steps)
+    model = replica_from_document(profile.replica)
     limits = Limits(
         kv_capacity_tokens=profile.kv_capacity_tokens,
         max_running_requests=profile.max_running_requests,

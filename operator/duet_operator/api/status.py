@@ -123,6 +123,8 @@ class DecisionStatus(ApiModel):
     """Measurements that it was made from; names end with the unit."""
     capacity_per_replica: Quantities | None = None
     """What one worker of each pool holds at the objectives; names end with the unit."""
+    capacity_basis: Literal["measured", "kernel-composed", "data-sheet", "assumed"] | None = None
+    """What these capacities rest on: the weakest of the step times in them, deflected chunks included."""
     forecast: Quantities | None = None
     """Demand that is expected at the end of a cold start; names end with the unit."""
 

@@ -7,17 +7,22 @@ swings in the number of resident requests are in it, so demand may be compared w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from duet_engine.perf.interface import StepBatch, weakest
+from duet_engine.policy.chunks import SafeSizes, allowed_sizes
+from duet_engine.policy.estimates import unloaded_pair_seconds
 from duet_engine.protocol import Knobs
 from duet_operator.planner.lengths import Patience, WaitLimit, utilisation, wait_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duet_engine.perf.interface import Basis
     from duet_engine.slo import Objective
     from duet_operator.planner.lengths import Lengths
     from duet_operator.planner.load import Load
@@ -64,6 +69,14 @@ class Fleet:
     attainment_goal: float
     deflection: bool
 
+    @property
+    def basis(self) -> Basis:
+        """What these capacities rest on: the weaker of both pools' step times, and with deflection those of chunks."""
+        bases = [self.prefill.basis, self.decode.basis]
+        if self.deflection:
+            bases.append(self.decode.steps.step(StepBatch.decode(1, 1).with_chunks(1)).basis)
+        return weakest(*bases)
+
     # --- decode ---
 
     @cached_property
@@ -78,7 +91,7 @@ class Fleet:
 
     @property
     def _lone_step_seconds(self) -> float:
-        return self.decode.steps.decode_step_seconds(1, self.lengths.context_tokens)
+        return self._decode_step_seconds(1)
 
     @cached_property
     def most_resident_requests(self) -> int:
@@ -96,7 +109,10 @@ class Fleet:
         return max(too_many - 1, 1)
 
     def _decode_step_seconds(self, requests: int) -> float:
-        return self.decode.steps.decode_step_seconds(requests, requests * self.lengths.context_tokens)
+        return self.decode.steps.step_seconds(self._decode_batch_of(requests))
+
+    def _decode_batch_of(self, requests: float) -> StepBatch:
+        return StepBatch.decode(requests, requests * self.lengths.context_tokens)
 
     def output_capacity(self, decode_replicas: int) -> float:
         """Output tokens/s of so many decode workers: n resident requests where n + z·√n just fit."""
@@ -108,23 +124,31 @@ class Fleet:
 
     @cached_property
     def prompt_seconds(self) -> float:
-        """Mean work of one prompt on a prefill worker; long prompts weigh more than their number."""
-        steps, lengths = self.prefill.steps, self.lengths
-        launch_seconds = steps.prefill_step_seconds(1.0) - steps.chunk_seconds(1.0)
-        launches = -(-lengths.uncached_tokens // self.prefill.chunked_prefill_tokens)
-        long_tokens = lengths.weighted_uncached_tokens
-        token_seconds = steps.chunk_seconds(long_tokens, lengths.cached_tokens) / long_tokens
-        return launches * launch_seconds + lengths.uncached_tokens * token_seconds
+        """Mean work of one prompt on a prefill worker: what the classes of prompts take for each of their tokens."""
+        classes = [self._split(tokens) for tokens in self.lengths.typical_inputs()]
+        work_seconds = math.fsum(
+            self.prefill.steps.prompt_seconds(
+                uncached + cached, cached_tokens=cached, chunk_tokens=self.prefill.chunked_prefill_tokens
+            )
+            for uncached, cached in classes
+        )
+        return self.lengths.uncached_tokens * work_seconds / sum(uncached for uncached, _ in classes)
+
+    def _split(self, input_tokens: float) -> tuple[int, int]:
+        """Tokens of a prompt of this length that must be computed, and those that needn't."""
+        uncached = max(int(input_tokens * self.lengths.uncached_share), 1)
+        return uncached, max(int(input_tokens) - uncached, 0)
 
     def unloaded_ttft_seconds(self, input_tokens: float) -> float:
         """Prefill, transfer and first step on idle workers."""
-        steps = self.prefill.steps
-        alone_seconds = steps.prompt_seconds(
-            max(int(input_tokens), 1),
-            cached_tokens=int(input_tokens * (1 - self.lengths.uncached_share)),
+        uncached, cached = self._split(input_tokens)
+        pair_seconds = unloaded_pair_seconds(
+            uncached,
+            self.prefill.steps,
+            cached_tokens=cached,
             chunk_tokens=self.prefill.chunked_prefill_tokens,
         )
-        return alone_seconds + steps.transfer_seconds(input_tokens) + self.step_limit_seconds
+        return pair_seconds + self.step_limit_seconds
 
     @property
     def ttft_feasible(self) -> bool:
@@ -166,7 +190,7 @@ class Fleet:
     # --- deflection ---
 
     def headroom(self, output_tokens_per_second: float) -> float:
-        """Prefill tokens/s of one decode worker beside its share of the decode work, in mixed steps within the limit.
+        """Prefill tokens/s of one decode worker beside its share of the decode work, in the largest safe chunks.
 
         The batch is that of steps at the limit: shorter ones leave fewer requests resident, so this errs to the safe.
         """
@@ -174,18 +198,16 @@ class Fleet:
         requests = output_tokens_per_second * limit
         if requests > self.most_resident_requests:
             return 0.0
-        best = 0.0
-        for chunk_tokens in CHUNK_CANDIDATES_TOKENS:
-            done_tokens = max(self.lengths.weighted_uncached_tokens - chunk_tokens, 0.0) / 2
-            step = self.decode.steps.mixed_step_seconds(
-                requests=requests,
-                context_tokens=requests * self.lengths.context_tokens,
-                chunk_tokens=chunk_tokens,
-                cached_tokens=self.lengths.cached_tokens + done_tokens,
-            )
-            if step <= limit and chunk_tokens <= self.decode.chunked_prefill_tokens:
-                best = max(best, chunk_tokens / step)
-        return best
+        decoding = self._decode_batch_of(requests)
+        prompt_tokens, cached_tokens = self.lengths.weighted_uncached_tokens, self.lengths.cached_tokens
+
+        def beside(chunk_tokens: int) -> StepBatch:
+            """The batch and a chunk from the middle of a prompt."""
+            return decoding.with_chunks(chunk_tokens, cached_tokens + max(prompt_tokens - chunk_tokens, 0.0) / 2)
+
+        sizes = allowed_sizes(CHUNK_CANDIDATES_TOKENS, most_tokens=self.decode.chunked_prefill_tokens)
+        safe = SafeSizes(sizes, limit).largest(beside, self.decode.steps.step_seconds)
+        return safe.size_tokens / safe.seconds if safe else 0.0
 
     def deflectable(self, decode_replicas: int, load: Load) -> float:
         """Uncached input tokens/s that the decode workers can take off the prefill pool within both objectives.

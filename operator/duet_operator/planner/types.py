@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.interface import Basis, StepTimes
+from duet_engine.perf.replica import replica_from_document
 from duet_engine.protocol import Role
 
 if TYPE_CHECKING:
@@ -135,29 +136,17 @@ class Observation:
         return self.prefill if role is Role.PREFILL else self.decode
 
 
-class StepModel(Protocol):
-    """The part of the performance model that planning needs; `duet_engine.perf` provides it."""
-
-    def prompt_seconds(self, prompt_tokens: int, *, cached_tokens: int = 0, chunk_tokens: int) -> float: ...
-    def chunk_seconds(self, chunk_tokens: float, cached_tokens: float = 0.0) -> float: ...
-    def prefill_step_seconds(self, chunk_tokens: float, cached_tokens: float = 0.0) -> float: ...
-    def decode_step_seconds(self, requests: float, context_tokens: float) -> float: ...
-    def mixed_step_seconds(
-        self, *, requests: float, context_tokens: float, chunk_tokens: float, cached_tokens: float = 0.0
-    ) -> float: ...
-    def transfer_seconds(self, tokens: float) -> float: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPerformance:
-    """One replica of a pool: its step model and its memory, from the profile that the engine reports."""
+    """One replica of a pool: its step times and its memory, from the profile that the engine reports."""
 
-    steps: StepModel
+    steps: StepTimes
     kv_capacity_tokens: int
     max_running_requests: int
     chunked_prefill_tokens: int
     gpus_per_replica: int = 1
-    basis: str = "assumed"
+    basis: Basis = Basis.ASSUMED
+    """What the step times of its role rest on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +253,8 @@ class Decision:
     limited_by: tuple[str, ...] = ()
     inputs: Mapping[str, float] = field(default_factory=dict)
     capacity_per_replica: Mapping[str, float] = field(default_factory=dict)
+    capacity_basis: Basis | None = None
+    """What these capacities rest on; None where none was worked out."""
     forecast: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -278,10 +269,10 @@ class Planner(Protocol):
 def worker_performance(profile: WorkerProfile) -> WorkerPerformance:
     """A replica as its engine describes it."""
     return WorkerPerformance(
-        steps=LinearStepModel.from_coefficients(profile.steps),
+        steps=replica_from_document(profile.replica),
         kv_capacity_tokens=profile.kv_capacity_tokens,
         max_running_requests=profile.max_running_requests,
         chunked_prefill_tokens=profile.chunked_prefill_tokens,
         gpus_per_replica=profile.gpus_per_replica,
-        basis=profile.basis,
+        basis=Basis(profile.basis),
     )

@@ -81,6 +81,7 @@ def decision(grounds: Grounds, memory: PlannerMemory) -> Decision:
         limited_by=tuple(dict.fromkeys((*decode.limited_by, *prefill.limited_by))),
         inputs=_inputs(grounds),
         capacity_per_replica=_capacity_per_replica(grounds),
+        capacity_basis=grounds.fleet.basis,
         forecast=_forecast(grounds.outlook),
     )
 

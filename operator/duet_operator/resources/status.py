@@ -145,6 +145,7 @@ def _decision(decision: Decision, now: datetime) -> DecisionStatus:
         limited_by=decision.limited_by[:MOST_LIMITS] or None,
         inputs=_quantities(decision.inputs),
         capacity_per_replica=_quantities(decision.capacity_per_replica),
+        capacity_basis=decision.capacity_basis and decision.capacity_basis.value,
         forecast=_quantities(decision.forecast),
     )
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, GatewayDemand, ProtocolError
+from duet_engine.perf.replica import replica_from_document
+from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, GatewayDemand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,6 +63,9 @@ class GatewayReader:
         if _NOT_FINITE.search(body):
             return "sent a number that isn't one"
         try:
-            return GatewayDemand.read(body)
-        except ProtocolError as error:
+            document = GatewayDemand.read(body)
+            for profile in document.profiles:
+                replica_from_document(profile.replica)
+            return document
+        except ValueError as error:
             return f"sent what can't be read: {error}"

@@ -4,16 +4,16 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from tests.support.step_times import LinearSteps
 from tests.support.virtual_engine import VirtualWorker
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.protocol import Knobs, RefusalReason, StepKind
 from duet_engine.simulated_engine.decode_role import DecodeScheduler
 from duet_engine.simulated_engine.request import Refused, Request, Room, Stage
 from duet_engine.simulated_engine.scheduler import Limits
 from duet_engine.simulated_engine.steps import Step
 
-MODEL = LinearStepModel(
+MODEL = LinearSteps(
     prefill_base_seconds=0.005,
     prefill_per_token_seconds=1e-4,
     prefill_per_token_squared_seconds=0.0,

@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
+from tests.support.step_times import LinearSteps
 from tests.support.virtual_engine import VirtualWorker
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.protocol import StepKind
 from duet_engine.simulated_engine.prefill_role import PrefillScheduler
 from duet_engine.simulated_engine.request import Request, Room
 from duet_engine.simulated_engine.scheduler import Limits, UnifiedScheduler
 
-MODEL = LinearStepModel(
+MODEL = LinearSteps(
     prefill_base_seconds=0.01,
     prefill_per_token_seconds=1e-4,
     prefill_per_token_squared_seconds=0.0,

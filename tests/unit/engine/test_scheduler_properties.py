@@ -6,9 +6,9 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.step_times import LinearSteps
 from tests.support.virtual_engine import VirtualWorker
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.chunks import DecodeBatch, protects_anyone
 from duet_engine.protocol import Knobs, StepKind
 from duet_engine.simulated_engine.decode_role import DecodeScheduler
@@ -26,7 +26,7 @@ SMALL = Limits(
     max_deflected_requests=4,
 )
 KNOBS = Knobs(generation=1, itl_milliseconds=20, chunk_candidates_tokens=(256, 128, 64, 32))
-MODEL = LinearStepModel(
+MODEL = LinearSteps(
     prefill_base_seconds=0.005,
     prefill_per_token_seconds=5e-5,
     prefill_per_token_squared_seconds=2e-8,

@@ -3,40 +3,29 @@
 from typing import Any
 
 import pytest
+from tests.support import documents
 
 from duet_engine.gateway.breaker import FAILURES_TO_EJECT, Breaker
 from duet_engine.gateway.discovery import Member
 from duet_engine.gateway.workers import STALE_SECONDS, Worker, Workers
+from duet_engine.perf.replica import replica_from_document
 from duet_engine.protocol import (
     RefusalReason,
     Role,
-    StepCoefficients,
     StepKind,
     Work,
     WorkerInfo,
-    WorkerProfile,
     WorkerState,
 )
 
-STEPS = StepCoefficients(
-    prefill_base_seconds=0.01,
-    prefill_per_token_seconds=1e-4,
-    decode_base_seconds=0.01,
-)
+PROFILE = documents.profile(kv_capacity_tokens=10_000, max_running_requests=10, chunked_prefill_tokens=1000)
+PROMPT_SECONDS = replica_from_document(PROFILE.replica).prompt_seconds(1000, chunk_tokens=1000)
 
 
 def worker(role: Role = Role.DECODE, *, heard: bool = True, **state: Any) -> Worker:
     member = Member(uid="u", name="w", url="http://127.0.0.1:1", role=role)
     made = Worker(member, gateway_id="g")
-    profile = WorkerProfile(
-        digest="x",
-        role=role,
-        model_id="m",
-        kv_capacity_tokens=10_000,
-        max_running_requests=10,
-        chunked_prefill_tokens=1000,
-        steps=STEPS,
-    )
+    profile = PROFILE.model_copy(update={"role": role})
     made.describe(WorkerInfo(worker="w", role=role, profile=profile))
     if heard:
         made.heard(state_of(role, **state), 100.0)
@@ -88,12 +77,12 @@ def test_other_gateways_confirmations_are_not_ours() -> None:
 
 def test_work_ahead_of_a_prefill_worker() -> None:
     prefill = worker(Role.PREFILL, queued_prefill_tokens=2000, work=Work(queued=2))
-    reported = 2 * (0.01 + 0.1)
+    reported = 2 * PROMPT_SECONDS
     assert prefill.prefill_view(100.0).ahead_seconds == pytest.approx(reported)
     assert prefill.prefill_view(100.05).ahead_seconds == pytest.approx(reported - 0.05), "it has worked since"
     assert prefill.prefill_view(109.0).ahead_seconds == 0.0
     send(prefill, 1000)
-    assert prefill.prefill_view(109.0).ahead_seconds == pytest.approx(0.11)
+    assert prefill.prefill_view(109.0).ahead_seconds == pytest.approx(PROMPT_SECONDS)
 
 
 def test_a_step_under_way_is_partly_done() -> None:
@@ -103,9 +92,9 @@ def test_a_step_under_way_is_partly_done() -> None:
         work=Work(queued=1),
         step=StepKind.PREFILL,
         step_started_at_seconds=5000.00,
-        written_at_seconds=5000.08,
+        written_at_seconds=5000.02,
     )
-    assert prefill.prefill_view(100.01).ahead_seconds == pytest.approx(0.11 - 0.08 - 0.01)
+    assert prefill.prefill_view(100.01).ahead_seconds == pytest.approx(PROMPT_SECONDS - 0.02 - 0.01)
 
 
 @pytest.mark.parametrize("reason", [RefusalReason.DRAINING, RefusalReason.NOT_READY])

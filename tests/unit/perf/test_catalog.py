@@ -1,55 +1,50 @@
-"""The catalogue: slices are slower by their shares, memory bounds KV, and what is assumed says so."""
+"""Profiles: what a replica can do by the names of its GPU and its model, and what that rests on."""
+
+from pathlib import Path
 
 import pytest
 
 from duet_engine.perf import catalog
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.hardware import find_gpu
+from duet_engine.perf.interface import StepBatch
+from duet_engine.perf.models import find_shape
+from duet_engine.perf.replica import replica_from_document
+from duet_engine.perf.roofline import Roofline
 from duet_engine.protocol import Role
 
 LLAMA = catalog.REFERENCE_MODEL
 
 
-def steps(gpu: str, model: str) -> LinearStepModel:
-    return LinearStepModel.from_coefficients(catalog.profile(gpu, model, role=Role.DECODE).steps)
+def test_a_profile_predicts_what_the_performance_model_does() -> None:
+    told = catalog.profile("h100_sxm", "Qwen/Qwen3-32B", role=Role.DECODE, tensor_parallel_size=2)
+    model = Roofline(find_shape("Qwen/Qwen3-32B"), find_gpu("h100-sxm"), ranks=2)
+    read = replica_from_document(told.replica)
+    batch = StepBatch.decode(16, 16_000).with_chunks(512, 1000)
+    assert read.step(batch) == model.step(batch)
+    assert (told.gpu, told.gpus_per_replica, told.kv_capacity_tokens) == ("h100-sxm", 2, model.kv_capacity_tokens)
 
 
-def test_the_fits_are_those_of_the_data_s_notes() -> None:
-    """H100, 8B: prefill 4.59 + 0.01829 n + 5.80e-7 n² ms; decode 6.49 + 0.00765 B + 4.21e-5 B ctx ms."""
-    model = steps("h100-sxm", LLAMA)
-    assert model.prefill_step_seconds(2000) * 1e3 == pytest.approx(4.59 + 36.58 + 2.32)
-    assert model.decode_step_seconds(64, 64 * 1000) * 1e3 == pytest.approx(6.49 + 0.4896 + 2.6944)
+@pytest.mark.parametrize(
+    ("gpu", "role", "basis"),
+    [
+        ("a100-sxm", Role.PREFILL, "kernel-composed"),
+        ("a100-sxm", Role.UNIFIED, "kernel-composed"),
+        ("a100-3g.40gb", Role.DECODE, "data-sheet"),
+        ("b200-sxm", Role.DECODE, "data-sheet"),
+        ("b200-4g.90gb", Role.DECODE, "data-sheet"),
+    ],
+)
+def test_a_profile_says_what_its_role_s_steps_rest_on(gpu: str, role: Role, basis: str) -> None:
+    assert catalog.profile(gpu, LLAMA, role=role).basis == basis
 
 
-@pytest.mark.parametrize("family", ["a100", "h100", "h200"])
-def test_a_slice_has_its_share_of_sms_and_of_bandwidth(family: str) -> None:
-    small = "Qwen/Qwen3-0.6B"
-    whole = steps(f"{family}-sxm", small)
-    name = next(name for name in sorted(catalog.GPUS) if name.startswith(f"{family}-3g"))
-    part = steps(name, small)
-    assert part.prefill_step_seconds(1000) == pytest.approx(whole.prefill_step_seconds(1000) * 7 / 3)
-    assert part.decode_step_seconds(0, 5000) == pytest.approx(whole.decode_step_seconds(0, 5000) * 2)
-
-
-def test_a_larger_model_is_slower_and_leaves_less_kv() -> None:
-    names = ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", "Qwen/Qwen3-8B", "Qwen/Qwen3-14B"]
-    profiles = [catalog.profile("h100-sxm", name, role=Role.PREFILL) for name in names]
-    capacities = [profile.kv_capacity_tokens for profile in profiles]
-    seconds = [LinearStepModel.from_coefficients(profile.steps).prefill_step_seconds(4000) for profile in profiles]
-    assert capacities == sorted(capacities, reverse=True)
-    assert seconds == sorted(seconds)
-
-
-def test_only_the_fitted_model_on_a_whole_gpu_is_more_than_assumed() -> None:
-    assert catalog.profile("a100-sxm", LLAMA, role=Role.DECODE).basis == "kernel-composed"
-    assert catalog.profile("a100-7g.80gb", "Qwen/Qwen3-8B", role=Role.DECODE).basis == "assumed"
-    assert catalog.profile("a100-3g.40gb", LLAMA, role=Role.DECODE).basis == "assumed"
-
-
-def test_two_gpus_are_faster_and_hold_more_than_one() -> None:
-    one = catalog.profile("h100-sxm", "Qwen/Qwen3-32B", role=Role.DECODE)
-    two = catalog.profile("h100-sxm", "Qwen/Qwen3-32B", role=Role.DECODE, tensor_parallel_size=2)
-    assert two.kv_capacity_tokens > 2 * one.kv_capacity_tokens
-    assert one.steps.decode_base_seconds / 2 < two.steps.decode_base_seconds < one.steps.decode_base_seconds
+def test_a_model_may_be_a_config(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        '{"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 512, "vocab_size": 1000,'
+        ' "num_attention_heads": 8, "intermediate_size": 1024}'
+    )
+    assert catalog.profile("a100-1g.10gb", str(config), role=Role.DECODE).kv_capacity_tokens > 10**6
 
 
 def test_equal_profiles_have_equal_digests_and_others_have_not() -> None:
@@ -63,7 +58,7 @@ def test_equal_profiles_have_equal_digests_and_others_have_not() -> None:
     ("gpu", "model", "message"),
     [
         ("v100", LLAMA, "unknown GPU 'v100'; known are a100-1g.10gb"),
-        ("h100-sxm", "gpt-2", "unknown model 'gpt-2'; known are"),
+        ("h100-sxm", "gpt-2", "unknown model 'gpt-2'; give its config.json, or one of"),
         ("h100-1g.10gb", LLAMA, "15.0 GiB for its weights and doesn't fit 1 x h100-1g.10gb"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.planning import SLICE, WHOLE
 
+from duet_engine.perf.interface import StepBatch
 from duet_engine.slo import Objective
 from duet_operator.planner.capacity import ITL_SHARE, Fleet, fewest
 from duet_operator.planner.lengths import Lengths, Patience, WaitLimit, utilisation, wait_limit
@@ -37,6 +38,10 @@ def load(output_tokens: float = 0.0, input_tokens: float = 1e9) -> Load:
     return Load(requests=1.0, input_tokens=input_tokens, output_tokens=output_tokens)
 
 
+def decode_step_seconds(requests: float, context_tokens: float) -> float:
+    return WHOLE.steps.step_seconds(StepBatch.decode(requests, context_tokens))
+
+
 @given(threshold=st.integers(0, 300), most=st.integers(0, 200))
 def test_fewest_finds_the_first_that_is_enough(threshold: int, most: int) -> None:
     assert fewest(lambda number: number >= threshold, most=most) == min(threshold, most + 1)
@@ -49,7 +54,7 @@ def test_largest_batch_is_within_itl_and_one_more_is_not() -> None:
     roomy = replace(WHOLE, kv_capacity_tokens=10**9, max_running_requests=10**6)
     many = fleet(decode=roomy)
     context = many.lengths.context_tokens
-    step = WHOLE.steps.decode_step_seconds
+    step = decode_step_seconds
     limit = ITL_SHARE * many.objective.itl_seconds
     assert step(many.decode_batch, many.decode_batch * context) <= limit
     assert step(many.decode_batch + 1, (many.decode_batch + 1) * context) > limit
@@ -70,9 +75,7 @@ def test_batch_fits_memory_and_settings(worker: Any, batch: int) -> None:
 def test_output_capacity_keeps_room_for_swings() -> None:
     """Per replica a large pool holds more, and none holds all its slots' tokens."""
     many = fleet()
-    full = many.decode_batch / WHOLE.steps.decode_step_seconds(
-        many.decode_batch, many.decode_batch * many.lengths.context_tokens
-    )
+    full = many.decode_batch / decode_step_seconds(many.decode_batch, many.decode_batch * many.lengths.context_tokens)
     shares = [many.output_capacity(count) / count / full for count in (1, 2, 8, 64)]
     assert shares == sorted(shares)
     assert 0.8 < shares[0] < shares[-1] < 1.0
@@ -147,10 +150,8 @@ def test_headroom_fits_beside_the_batch() -> None:
     output = 0.5 * one.output_capacity(1)
     limit = one.step_limit_seconds
     chunk = one.headroom(output) * limit
-    step = WHOLE.steps.mixed_step_seconds(
-        requests=output * limit, context_tokens=output * limit * one.lengths.context_tokens, chunk_tokens=0.5 * chunk
-    )
-    assert step <= limit
+    decoding = StepBatch.decode(output * limit, output * limit * one.lengths.context_tokens)
+    assert WHOLE.steps.step_seconds(decoding.with_chunks(0.5 * chunk)) <= limit
 
 
 def test_nothing_is_deflected_when_it_is_off() -> None:

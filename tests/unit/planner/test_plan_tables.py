@@ -351,7 +351,7 @@ def test_message_has_the_numbers_of_both_pools() -> None:
     decision = decide(observation, spec=spec(), memory=remembered(observation, spec()))
     assert decision.message == (
         "decode 3→7: 4.00k output tok/s expected in 110 s (cold start p90), one replica holds 666 at ITL 50 ms;"
-        " prefill 2→5: 20.0k input tok/s expected, one replica prefills 5.16k within TTFT 800 ms,"
+        " prefill 2→5: 20.0k input tok/s expected, one replica prefills 5.15k within TTFT 800 ms,"
         " 0 % of prompts deflected, headroom 22 %."
     )
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.routing import decode, prefill, prompt
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.baselines import (
     Baseline,
     LeastLoaded,
@@ -21,38 +21,9 @@ from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import has_room
 from duet_engine.policy.dispatch import DeflectReason, Hold, HoldReason, Local, Pair
 from duet_engine.policy.estimates import prefill_path_seconds
-from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
+from duet_engine.policy.fleet import Fleet, Prompt
 
-STEPS = LinearStepModel(
-    prefill_base_seconds=0.005,
-    prefill_per_token_seconds=2e-5,
-    prefill_per_token_squared_seconds=1e-10,
-    decode_base_seconds=0.005,
-    decode_per_request_seconds=1e-4,
-    decode_per_context_token_seconds=1e-7,
-    transfer_base_seconds=0.001,
-    transfer_per_token_seconds=1e-6,
-)
-PROMPT = Prompt(tokens=1000, waited_seconds=0.0, ttft_objective_seconds=0.8)
-
-
-def prefill(key: str, **changes: object) -> PrefillWorker:
-    worker = PrefillWorker(key=key, revision="r", steps=STEPS, chunk_tokens=2048)
-    return replace(worker, **changes)  # type: ignore[arg-type]  # any field
-
-
-def decode(key: str, **changes: object) -> DecodeWorker:
-    worker = DecodeWorker(
-        key=key,
-        revision="r",
-        steps=STEPS,
-        chunk_tokens=2048,
-        batch=DecodeBatch(0, 0),
-        kv_capacity_tokens=100_000,
-        kv_free_tokens=100_000,
-        free_slots=100,
-    )
-    return replace(worker, **changes)  # type: ignore[arg-type]  # any field
+PROMPT = prompt(ttft_objective_seconds=0.8)
 
 
 fleets = st.builds(

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.step_times import LinearSteps
 
 from duet_engine.perf.hardware import find_gpu
 from duet_engine.perf.interface import StepBatch
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.perf.models import find_shape
 from duet_engine.perf.roofline import Roofline
 from duet_engine.policy.chunks import (
@@ -21,7 +21,7 @@ from duet_engine.policy.chunks import (
 CANDIDATES = (2048, 1024, 512, 256, 128)
 
 models = st.builds(
-    LinearStepModel,
+    LinearSteps,
     prefill_base_seconds=st.floats(1e-4, 0.02),
     prefill_per_token_seconds=st.floats(1e-6, 2e-4),
     prefill_per_token_squared_seconds=st.floats(0, 1e-9),
@@ -35,16 +35,15 @@ candidate_lists = st.lists(st.sampled_from(CANDIDATES), min_size=1, unique=True)
 )
 
 
-def step_seconds(model: LinearStepModel, batch: DecodeBatch, *, chunk: int, done: int) -> float:
-    return model.mixed_step_seconds(
-        requests=batch.requests, context_tokens=batch.context_tokens, chunk_tokens=chunk, cached_tokens=done
-    )
+def step_seconds(model: LinearSteps, batch: DecodeBatch, *, chunk: int, done: int) -> float:
+    decoding = batch.moments()
+    return model.step_seconds(decoding.with_chunks(chunk, done) if chunk else decoding)
 
 
 @settings(deadline=None)
 @given(models, batches, st.integers(1, 20_000), candidate_lists, st.floats(0.001, 0.2))
 def test_no_chunk_is_unsafe_while_a_safe_one_exists(
-    model: LinearStepModel, batch: DecodeBatch, prompt: int, candidates: tuple[int, ...], budget: float
+    model: LinearSteps, batch: DecodeBatch, prompt: int, candidates: tuple[int, ...], budget: float
 ) -> None:
     schedule = largest_safe_schedule(
         model, batch, prompt_tokens=prompt, candidates_tokens=candidates, step_budget_seconds=budget
@@ -66,7 +65,7 @@ def test_no_chunk_is_unsafe_while_a_safe_one_exists(
 @settings(deadline=None)
 @given(models, batches, st.integers(1, 20_000), st.floats(0.001, 0.2))
 def test_a_prompt_costs_the_sum_of_its_chunks(
-    model: LinearStepModel, batch: DecodeBatch, prompt: int, budget: float
+    model: LinearSteps, batch: DecodeBatch, prompt: int, budget: float
 ) -> None:
     schedule = largest_safe_schedule(
         model, batch, prompt_tokens=prompt, candidates_tokens=CANDIDATES, step_budget_seconds=budget
@@ -80,12 +79,12 @@ def test_a_prompt_costs_the_sum_of_its_chunks(
     assert schedule.seconds == pytest.approx(total)
     work = schedule.seconds - len(schedule.chunks_tokens) * step_seconds(model, batch, chunk=0, done=0)
     if batch.requests and model.prefill_base_seconds <= model.decode_base_seconds:
-        assert work == pytest.approx(model.chunk_seconds(prompt), rel=1e-6, abs=1e-9)
+        assert work == pytest.approx(model.chunk_seconds(StepBatch.prefill(prompt)), rel=1e-6, abs=1e-9)
 
 
 @settings(deadline=None)
 @given(models, batches, st.integers(1, 20_000), st.floats(0.001, 0.2))
-def test_chunks_never_grow_but_for_none(model: LinearStepModel, batch: DecodeBatch, prompt: int, budget: float) -> None:
+def test_chunks_never_grow_but_for_none(model: LinearSteps, batch: DecodeBatch, prompt: int, budget: float) -> None:
     schedule = largest_safe_schedule(
         model, batch, prompt_tokens=prompt, candidates_tokens=CANDIDATES, step_budget_seconds=budget
     )
@@ -93,7 +92,7 @@ def test_chunks_never_grow_but_for_none(model: LinearStepModel, batch: DecodeBat
     assert list(chunks) == sorted(chunks, reverse=True)
 
 
-MODEL = LinearStepModel(
+MODEL = LinearSteps(
     prefill_base_seconds=0.005,
     prefill_per_token_seconds=2e-5,
     prefill_per_token_squared_seconds=0.0,

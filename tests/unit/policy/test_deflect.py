@@ -1,12 +1,13 @@
 """Who is deflected, and where to: tables for each rule, properties for the choice."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.routing import decode, prompt
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import (
     MOST_SCHEDULES,
@@ -23,31 +24,9 @@ from duet_engine.policy.deflect import (
 from duet_engine.policy.estimates import PRINTED_TERMS
 from duet_engine.policy.fleet import DecodeWorker, Prompt
 
-STEPS = LinearStepModel(
-    prefill_base_seconds=0.005,
-    prefill_per_token_seconds=2e-5,
-    prefill_per_token_squared_seconds=1e-10,
-    decode_base_seconds=0.005,
-    decode_per_request_seconds=1e-4,
-    decode_per_context_token_seconds=1e-7,
-)
 RULE = DeflectionRule(itl_seconds=0.05)
-PROMPT = Prompt(tokens=2000, waited_seconds=0.0, ttft_objective_seconds=0.8)
-
-
-def decode_worker(key: str = "d", **changes: object) -> DecodeWorker:
-    worker = DecodeWorker(
-        key=key,
-        revision="r",
-        steps=STEPS,
-        chunk_tokens=8192,
-        batch=DecodeBatch(8, 8000),
-        kv_capacity_tokens=100_000,
-        kv_free_tokens=80_000,
-        free_slots=100,
-        prefills=True,
-    )
-    return replace(worker, **changes)  # type: ignore[arg-type]  # any field
+PROMPT = prompt(2000, ttft_objective_seconds=0.8)
+decode_worker = partial(decode, chunk_tokens=8192, batch=DecodeBatch(8, 8000), kv_free_tokens=80_000, prefills=True)
 
 
 def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> LocalPath | None:
@@ -70,8 +49,8 @@ def local_path(prompt: Prompt, worker: DecodeWorker, rule: DeflectionRule) -> Lo
     ids=["no prefill worker", "not in danger", "in danger", "but later", "waited long", "both late", "local later"],
 )
 def test_lazy(waited: float, prefill_path: float | None, local: float, expected: bool) -> None:
-    prompt = replace(PROMPT, waited_seconds=waited)
-    assert deflects(prompt, RULE, prefill_ttft_seconds=prefill_path, local_ttft_seconds=local) is expected
+    late = replace(PROMPT, waited_seconds=waited)
+    assert deflects(late, RULE, prefill_ttft_seconds=prefill_path, local_ttft_seconds=local) is expected
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """One pass over a queue: order, windows, revisions, and nobody starves."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support import routing
+from tests.support.routing import fleet, prompt
+from tests.support.step_times import SLOW
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import DeflectionMode, DeflectionRule
 from duet_engine.policy.dispatch import (
@@ -19,51 +22,13 @@ from duet_engine.policy.dispatch import (
     hold_reason,
 )
 from duet_engine.policy.estimates import prefill_path_seconds, unloaded_ttft_seconds
-from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
+from duet_engine.policy.fleet import Fleet, Prompt
 
-STEPS = LinearStepModel(
-    prefill_base_seconds=0.005,
-    prefill_per_token_seconds=1e-4,
-    prefill_per_token_squared_seconds=0.0,
-    decode_base_seconds=0.005,
-    decode_per_request_seconds=1e-4,
-    decode_per_context_token_seconds=1e-7,
-    transfer_base_seconds=0.001,
-    transfer_per_token_seconds=1e-6,
-)
 RULE = DeflectionRule(itl_seconds=0.1)
 OFF = replace(RULE, mode=DeflectionMode.OFF)
 WINDOW = 0.15
-
-
-def prefill(key: str, ahead: float = 0.0, revision: str = "r", dispatches: int = 0) -> PrefillWorker:
-    return PrefillWorker(
-        key=key, revision=revision, steps=STEPS, chunk_tokens=2048, ahead_seconds=ahead, dispatches=dispatches
-    )
-
-
-def decode(key: str, **changes: object) -> DecodeWorker:
-    worker = DecodeWorker(
-        key=key,
-        revision="r",
-        steps=STEPS,
-        chunk_tokens=2048,
-        batch=DecodeBatch(0, 0),
-        kv_capacity_tokens=100_000,
-        kv_free_tokens=100_000,
-        free_slots=100,
-        prefills=True,
-    )
-    return replace(worker, **changes)  # type: ignore[arg-type]  # any field
-
-
-def prompt(tokens: int = 1000, waited: float = 0.0, **changes: object) -> Prompt:
-    made = Prompt(tokens=tokens, waited_seconds=waited, ttft_objective_seconds=1.0)
-    return replace(made, **changes)  # type: ignore[arg-type]  # any field
-
-
-def fleet(prefills: list[PrefillWorker], decodes: list[DecodeWorker]) -> Fleet:
-    return Fleet(tuple(prefills), tuple(decodes))
+prefill = partial(routing.prefill, steps=SLOW)
+decode = partial(routing.decode, steps=SLOW, prefills=True)
 
 
 def run(prompts: list[Prompt], workers: Fleet, rule: DeflectionRule = RULE) -> list[Pair | Local | Hold]:
@@ -72,7 +37,7 @@ def run(prompts: list[Prompt], workers: Fleet, rule: DeflectionRule = RULE) -> l
 
 def test_the_least_loaded_pair_is_taken() -> None:
     workers = fleet(
-        [prefill("p0", ahead=0.1), prefill("p1", ahead=0.02)],
+        [prefill("p0", ahead_seconds=0.1), prefill("p1", ahead_seconds=0.02)],
         [decode("d0", batch=DecodeBatch(20, 20_000)), decode("d1", batch=DecodeBatch(3, 3_000))],
     )
     (route,) = run([prompt()], workers)
@@ -90,7 +55,7 @@ def test_equal_workers_take_turns() -> None:
 
 def test_only_workers_of_one_revision_are_paired() -> None:
     workers = fleet(
-        [prefill("old", revision="1"), prefill("new", ahead=0.1, revision="2")], [decode("d", revision="2")]
+        [prefill("old", revision="1"), prefill("new", ahead_seconds=0.1, revision="2")], [decode("d", revision="2")]
     )
     (route,) = run([prompt()], workers)
     assert isinstance(route, Pair)
@@ -196,7 +161,7 @@ def test_nor_does_it_when_all_prefill_where_they_decode() -> None:
             OFF,
             HoldReason.DECODE_FULL,
         ),
-        (fleet([prefill("p", ahead=9.0)], [decode("d", prefills=False)]), RULE, HoldReason.PREFILL_BUSY),
+        (fleet([prefill("p", ahead_seconds=9.0)], [decode("d", prefills=False)]), RULE, HoldReason.PREFILL_BUSY),
     ],
 )
 def test_a_hold_says_why(workers: Fleet, rule: DeflectionRule, reason: HoldReason) -> None:
@@ -204,23 +169,25 @@ def test_a_hold_says_why(workers: Fleet, rule: DeflectionRule, reason: HoldReaso
 
 
 def test_the_unloaded_ttft_is_that_of_the_idle_pool() -> None:
-    workers = fleet([prefill("p", ahead=3.0)], [decode("d")])
+    workers = fleet([prefill("p", ahead_seconds=3.0)], [decode("d")])
     assert unloaded_ttft_seconds(1000, workers) == pytest.approx(
-        STEPS.prompt_seconds(1000, chunk_tokens=2048) + STEPS.transfer_seconds(1000)
+        SLOW.prompt_seconds(1000, chunk_tokens=2048) + SLOW.transfer_seconds(1000)
     )
     assert unloaded_ttft_seconds(1000, fleet([], [decode("d")])) == pytest.approx(
-        STEPS.prompt_seconds(1000, chunk_tokens=2048)
+        SLOW.prompt_seconds(1000, chunk_tokens=2048)
     ), "nothing to transfer"
     assert unloaded_ttft_seconds(1000, fleet([], [])) == 0.0
 
 
 prompts = st.lists(
-    st.builds(prompt, tokens=st.integers(1, 9000), waited=st.floats(0, 3), output_reserve_tokens=st.integers(0, 512)),
+    st.builds(
+        prompt, tokens=st.integers(1, 9000), waited_seconds=st.floats(0, 3), output_reserve_tokens=st.integers(0, 512)
+    ),
     max_size=12,
 )
 fleets = st.builds(
     fleet,
-    st.lists(st.builds(prefill, st.uuids().map(str), ahead=st.floats(0, 1)), max_size=3),
+    st.lists(st.builds(prefill, st.uuids().map(str), ahead_seconds=st.floats(0, 1)), max_size=3),
     st.lists(
         st.builds(
             decode,

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.step_times import LinearSteps
 
-from duet_engine.perf.linear import LinearStepModel
+from duet_engine.perf.interface import StepBatch
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.estimates import (
     PRINTED_TERMS,
@@ -19,7 +20,7 @@ from duet_engine.policy.estimates import (
 )
 from duet_engine.policy.fleet import DecodeWorker, PrefillWorker, Prompt
 
-H100_8B = LinearStepModel(
+H100_8B = LinearSteps(
     prefill_base_seconds=4.59e-3,
     prefill_per_token_seconds=1.829e-5,
     prefill_per_token_squared_seconds=5.80e-10,
@@ -51,8 +52,8 @@ def test_the_printed_queue_term_grows_with_the_square_of_the_queue() -> None:
     waiting = [QueuedPrompt(1000)] * 100
     exact = queue_seconds(H100_8B, waiting, chunk_tokens=1000)
     printed = queue_seconds(H100_8B, waiting, chunk_tokens=1000, form=QueueForm.PRINTED)
-    assert exact == pytest.approx(100 * H100_8B.prefill_step_seconds(1000))
-    assert printed == pytest.approx(100 * H100_8B.prefill_step_seconds(1000, 50_000))
+    assert exact == pytest.approx(100 * H100_8B.step_seconds(StepBatch.prefill(1000)))
+    assert printed == pytest.approx(100 * H100_8B.step_seconds(StepBatch.prefill(1000, 50_000)))
     assert printed > 3 * exact
 
 
@@ -64,7 +65,7 @@ def test_the_queue_is_the_sum_of_its_prompts_chunks(queued: list[QueuedPrompt], 
         done = prompt.done_tokens
         while done < prompt.tokens:
             step = min(chunk, prompt.tokens - done)
-            total += H100_8B.prefill_step_seconds(step, done)
+            total += H100_8B.step_seconds(StepBatch.prefill(step, done))
             done += step
     assert queue_seconds(H100_8B, queued, chunk_tokens=chunk) == pytest.approx(total)
 
@@ -78,8 +79,8 @@ def test_one_more_prompt_ahead_is_never_sooner(queued: list[QueuedPrompt], more:
 
 
 def test_the_paper_as_printed() -> None:
-    execution = H100_8B.prefill_step_seconds(2048) + H100_8B.prefill_step_seconds(952, 2048)
-    queue = 6000 / CHUNK * H100_8B.prefill_step_seconds(CHUNK, 3000)
+    execution = H100_8B.step_seconds(StepBatch.prefill(2048)) + H100_8B.step_seconds(StepBatch.prefill(952, 2048))
+    queue = 6000 / CHUNK * H100_8B.step_seconds(StepBatch.prefill(CHUNK, 3000))
     assert prefill_path_seconds(PROMPT, PREFILL, DECODE, PRINTED_TERMS) == pytest.approx(queue + execution)
     cached = replace(PROMPT, tokens=1000, cached_tokens=2000)
     assert prefill_path_seconds(cached, PREFILL, DECODE, PRINTED_TERMS) == pytest.approx(queue + execution)
@@ -90,10 +91,10 @@ def test_every_term_adds_what_it_names() -> None:
     without_transfer = prefill_path_seconds(PROMPT, PREFILL, DECODE, PathTerms(transfer=False))
     without_admission = prefill_path_seconds(PROMPT, PREFILL, DECODE, PathTerms(admission=False))
     assert whole - without_transfer == pytest.approx(H100_8B.transfer_seconds(CHUNK))
-    assert whole - without_admission == pytest.approx(H100_8B.decode_step_seconds(9, 11_000))
+    assert whole - without_admission == pytest.approx(H100_8B.step_seconds(StepBatch.decode(9, 11_000)))
     warm = replace(PROMPT, tokens=1000, cached_tokens=2000)
     uncached = prefill_path_seconds(warm, PREFILL, DECODE, PathTerms(transfer=False, admission=False))
-    assert uncached == pytest.approx(PREFILL.ahead_seconds + H100_8B.prefill_step_seconds(1000, 2000))
+    assert uncached == pytest.approx(PREFILL.ahead_seconds + H100_8B.step_seconds(StepBatch.prefill(1000, 2000)))
 
 
 def test_a_slow_link_delays_by_the_whole_prompt() -> None:

@@ -37,7 +37,6 @@ from duet_engine.protocol import (
     RefusalReason,
     Role,
     RoutingPlan,
-    StepCoefficients,
     StepKind,
     Trust,
     Work,
@@ -58,16 +57,7 @@ PROFILE = WorkerProfile(
     kv_capacity_tokens=400_000,
     max_running_requests=256,
     chunked_prefill_tokens=8192,
-    steps=StepCoefficients(
-        prefill_base_seconds=0.004,
-        prefill_per_token_seconds=0.00002,
-        prefill_per_token_squared_seconds=5e-10,
-        decode_base_seconds=0.006,
-        decode_per_request_seconds=0.00001,
-        decode_per_context_token_seconds=4e-8,
-        transfer_base_seconds=0.001,
-        transfer_per_token_seconds=0.000002,
-    ),
+    replica={"shape": {"layers": 36}, "gpu": {"name": "h100-sxm", "sms": 132}, "ranks": 1},
     basis="kernel-composed",
 )
 STATE = WorkerState(
