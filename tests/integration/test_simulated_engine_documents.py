@@ -97,7 +97,7 @@ async def test_knobs_of_a_newer_version_may_have_unknown_fields(engine: Engine, 
 @pytest.mark.parametrize(
     ("options", "environment", "named"),
     [
-        (["--gpu", "h100"], {}, "--gpu"),
+        (["--gpu", "v100"], {}, "--gpu"),
         (["--role", "both"], {}, "--role"),
         (["--speed", "3"], {}, "--speed"),
         ([], {"DUET_ROLE": "both"}, "--role"),

@@ -54,7 +54,10 @@ def _arrivals(kind: Kind, source: random.Random) -> list[Arrival]:
     times = list(_poisson_times(kind.requests_per_second, source))
     inputs = _spread(kind.input_tokens, len(times), source)
     outputs = _spread(kind.output_tokens, len(times), source)
-    return [Arrival(round(time, 3), *lengths) for time, *lengths in zip(times, inputs, outputs, strict=True)]
+    return [
+        Arrival(round(time, 3), input_tokens, output_tokens)
+        for time, input_tokens, output_tokens in zip(times, inputs, outputs, strict=True)
+    ]
 
 
 def _poisson_times(rate: type_points, source: random.Random) -> Iterator[float]:
