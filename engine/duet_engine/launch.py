@@ -1,8 +1,9 @@
-"""`duet-engine`: commands of an engine pod's container.
+"""`duet-engine`: starts SGLang with Duet's plugin, and commands of an engine pod's container.
 
-Invariant: `duet-engine drain` ends with 0 only when the worker holds nothing any more, or is gone; it needs nothing
-but the standard library, because a pod's grace period runs while it starts. Calls present the token that the engine
-has written for its own container (DUET_LOCAL_TOKEN_FILE), where it asks for any.
+Invariant: SGLang takes this process's place, so that signals reach it. `duet-engine drain` ends with 0 only when the
+worker holds nothing any more, or is gone; it needs nothing but the standard library, because a pod's grace period runs
+while it starts. Calls present the token that the engine has written for its own container (DUET_LOCAL_TOKEN_FILE),
+where it asks for any.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import argparse
 import http.client
 import json
 import os
+import shlex
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 DRAIN_PATH = "/duet/drain"
+COMMANDS = ("show", "drain")
 DOCUMENTS = ("state", "info", "drain", "knobs")
 LOCAL_TOKEN_VARIABLE = "DUET_LOCAL_TOKEN_FILE"
 DEFAULT_PORT = 30_000
@@ -33,19 +36,37 @@ SETTLE_SECONDS = 1.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = _parser()
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given:
-        parser.print_help(sys.stderr)
-        sys.exit(2)
-    options = parser.parse_args(given)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or given[0] not in (*COMMANDS, "-h", "--help"):
+        start(given)
+    options = _parser().parse_args(given)
     if options.command == "show":
         sys.exit(show(options.url, options.document))
     sys.exit(drain(options.url, timeout_seconds=options.timeout))
 
 
+def start(given: list[str]) -> NoReturn:
+    """Become SGLang, or end with what to change."""
+    from duet_engine.plugin import starting
+
+    try:
+        command, environment = starting.prepare(os.environ, given)
+    except ValueError as error:
+        _say(f"duet-engine: {error}")
+        sys.exit(2)
+    _say(f"duet-engine: {shlex.join(command)}")
+    os.execve(command[0], command, environment)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="duet-engine", description="Commands of an engine pod.")
+    parser = argparse.ArgumentParser(
+        prog="duet-engine",
+        usage="duet-engine [SGLANG ARGUMENT ...] | duet-engine COMMAND ...",
+        description=(
+            "Without a command: start SGLang as the environment says (DUET_ROLE, DUET_MODEL_ID, ...; docs/engine.md), "
+            "with the given arguments of `sglang.launch_server` beside."
+        ),
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     address = os.environ.get("POD_IP", "127.0.0.1")
     address = f"[{address}]" if ":" in address else address
@@ -62,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         default=_default_timeout_seconds(),
         help="seconds; afterwards end with status 1 (default: DUET_DRAIN_TIMEOUT_SECONDS, %(default)s)",
     )
+    assert set(commands.choices) == set(COMMANDS)
     return parser
 
 

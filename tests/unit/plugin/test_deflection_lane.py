@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from duet_engine.perf.linear import LinearStepModel
+
 from duet_engine.plugin import deflection_view as view
 from duet_engine.plugin.deflection_lane import Lane
 from duet_engine.plugin.deflection_request import ATTRIBUTE, Deflection

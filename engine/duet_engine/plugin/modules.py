@@ -1,0 +1,31 @@
+"""The parts of the plugin beside its frame: the contract is in the package's docstring.
+
+Invariant: this list is the only place where the frame knows of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duet_engine.plugin.asgi import Module as ServerModule
+    from duet_engine.plugin.hooks import Hook
+    from duet_engine.plugin.scheduler_side import SchedulerSide
+    from duet_engine.plugin.server_side import ServerSide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginModule:
+    """One part."""
+
+    name: str
+    hooks: tuple[Hook, ...] = ()
+    scheduler_started: Callable[[SchedulerSide], None] | None = None
+    server_module: Callable[[ServerSide], ServerModule] | None = None
+
+
+def loaded() -> tuple[PluginModule, ...]:
+    """All of them, in the order in which they see a request."""
+    return ()

@@ -1,0 +1,229 @@
+"""Duet in a scheduler process: what it observes of the loop and tells the server process.
+
+Invariant: nothing here decides anything; a step costs it a few microseconds, counted in `hook_seconds_total`. Clocks
+are read on every rank, so no rank may let them change what it schedules (`docs/engine.md`, tensor parallelism).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duet_engine.perf.interface import StepBatch, StepTimes
+from duet_engine.perf.roofline import Roofline
+from duet_engine.plugin import modules
+from duet_engine.plugin.board import Numbers, pin_card
+from duet_engine.plugin.facts import FACT_NAMES, STEP_KINDS, SchedulerFacts
+from duet_engine.plugin.hooks import HookTable, Process
+from duet_engine.plugin.profile import replica_model
+from duet_engine.plugin.settings import EngineSettings
+from duet_engine.plugin.steps import Step, StepTimer
+from duet_engine.protocol import Knobs, ProcessInfo, Role, StepKind
+
+REFRESH_SECONDS = 0.02
+"""How old queue lengths may get while the loop turns without a step."""
+ROLES = tuple(Role)
+MODES = {"null": Role.UNIFIED, "prefill": Role.PREFILL, "decode": Role.DECODE}
+
+
+class SchedulerSide:
+    """One scheduler process. `modules` of the plugin find it by `of(scheduler)`."""
+
+    def __init__(self, scheduler: Any, numbers: Numbers, *, knobs: Knobs, model: StepTimes) -> None:  # noqa: ANN401
+        self.scheduler = scheduler
+        self.facts = SchedulerFacts(
+            kv_capacity_tokens=float(scheduler.max_total_num_tokens),
+            max_running_requests=float(scheduler.max_running_requests),
+            chunked_prefill_tokens=float(scheduler.chunked_prefill_size or scheduler.max_total_num_tokens),
+        )
+        self.knobs = knobs
+        self.model = model
+        """Predicted step times."""
+        self.on_knobs: list[Callable[[Knobs], None]] = []
+        """Modules that want to hear of new settings; called on every rank at the same place in the loop."""
+        self.on_refresh: list[Callable[[SchedulerFacts], None]] = []
+        """Modules that set facts of theirs before these are written."""
+        self.on_step: list[Callable[[Step], None]] = []
+        """Modules that want to see each step that has ended."""
+        self.timer = StepTimer()
+        self._numbers = numbers
+        self._refreshed_at = 0.0
+
+    def loop_turned(self) -> None:
+        """The scheduler has taken in its requests once more."""
+        now = time.monotonic()
+        self.facts.heartbeat_at = now
+        if now - self._refreshed_at >= REFRESH_SECONDS:
+            self.refresh(now)
+
+    def step_begins(self, batch: Any) -> None:  # noqa: ANN401
+        """A batch is about to run."""
+        began = time.perf_counter()
+        step = self.timer.begin(batch)
+        if step is None:
+            return
+        facts = self.facts
+        step.predicted_seconds = self._predicted(step)
+        facts.step_kind = float(STEP_KINDS.index(step.kind))
+        facts.step_started_at = step.started_at
+        facts.step_predicted_seconds = step.predicted_seconds
+        facts.decode_requests, facts.decode_context_tokens = float(step.decode_rows), float(step.decode_context_tokens)
+        self.refresh(step.started_at)
+        facts.hook_seconds_total += time.perf_counter() - began
+
+    def step_ended(self, batch: Any) -> None:  # noqa: ANN401
+        """A batch's results are there and processed."""
+        began = time.perf_counter()
+        step = self.timer.end(batch)
+        if step is None:
+            return
+        self._count(step)
+        for observe in self.on_step:
+            observe(step)
+        self.facts.last_step_ended_at = step.ended_at
+        if not self.timer.under_way:
+            self.facts.step_kind = self.facts.step_started_at = self.facts.step_predicted_seconds = 0.0
+            self.refresh(step.ended_at)
+        self.facts.hook_seconds_total += time.perf_counter() - began
+
+    def apply_knobs(self, knobs: Knobs) -> None:
+        """New settings are in force from here on."""
+        self.knobs = knobs
+        self.facts.knobs_generation = float(knobs.generation)
+        for tell in self.on_knobs:
+            tell(knobs)
+        self.refresh(time.monotonic())
+
+    def refresh(self, now: float) -> None:
+        """Count what the scheduler holds, and write it down."""
+        scheduler, facts = self.scheduler, self.facts
+        self._refreshed_at = now
+        self._count_work(scheduler, facts)
+        allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
+        free = allocator.available_size() + cache.evictable_size()
+        facts.kv_used_tokens = max(0.0, facts.kv_capacity_tokens - free)
+        facts.queued_prefill_tokens = float(uncached_tokens(scheduler.waiting_queue, scheduler.chunked_req))
+        if facts.role == ROLES.index(Role.DECODE):
+            # What waits there has its KV already.
+            facts.queued_prefill_tokens = 0.0
+        facts.paused = float(scheduler._engine_paused)
+        for contribute in self.on_refresh:
+            contribute(facts)
+        if facts.runnable_work == 0:
+            facts.runnable_since = 0.0
+        elif facts.runnable_since == 0.0:
+            facts.runnable_since = now
+        self._numbers.write(facts.values())
+
+    def _count_work(self, scheduler: Any, facts: SchedulerFacts) -> None:  # noqa: ANN401
+        mode = MODES[scheduler.disaggregation_mode.value]
+        facts.role = float(ROLES.index(mode))
+        facts.running = float(len(scheduler.running_batch.reqs) + self.timer.rows_outside(scheduler.running_batch))
+        chunked = scheduler.chunked_req is not None and mode is not Role.PREFILL
+        facts.queued = float(len(scheduler.waiting_queue) + len(scheduler.grammar_manager.grammar_queue) + chunked)
+        if mode is Role.PREFILL:
+            facts.prefill_bootstrap = float(len(scheduler.disagg_prefill_bootstrap_queue.queue))
+            facts.prefill_inflight = float(len(scheduler.disagg_prefill_inflight_queue))
+        elif mode is Role.DECODE:
+            waiting = scheduler.disagg_decode_prealloc_queue
+            facts.decode_prealloc = float(len(waiting.queue) + len(waiting.retracted_queue))
+            facts.decode_transfer = float(len(scheduler.disagg_decode_transfer_queue.queue))
+
+    def _predicted(self, step: Step) -> float:
+        return self.model.step_seconds(
+            StepBatch(
+                decode_requests=step.decode_rows,
+                decode_context_tokens=step.decode_context_tokens,
+                prefill_requests=len(step.chunk_tokens),
+                prefill_tokens=step.prefill_tokens,
+                prefill_context_tokens=sum(step.chunk_context_tokens),
+                prefill_pairs=step.prefill_pairs,
+            )
+        )
+
+    def _count(self, step: Step) -> None:
+        facts, seconds = self.facts, step.seconds
+        facts.busy_seconds_total += seconds
+        facts.predicted_seconds_total += step.predicted_seconds
+        facts.prefill_tokens_total += step.prefill_tokens
+        facts.chunks_total += len(step.chunk_tokens)
+        facts.output_tokens_total += step.output_tokens
+        if step.kind is StepKind.PREFILL:
+            facts.prefill_steps_total += 1
+            facts.prefill_seconds_total += seconds
+        elif step.kind is StepKind.DECODE:
+            facts.decode_steps_total += 1
+            facts.decode_seconds_total += seconds
+        elif step.kind is StepKind.MIXED:
+            facts.mixed_steps_total += 1
+            facts.mixed_seconds_total += seconds
+        else:
+            facts.split_steps_total += 1
+            facts.split_seconds_total += seconds
+
+
+def uncached_tokens(waiting: Iterable[Any], chunked: Any) -> int:  # noqa: ANN401
+    """Prompt tokens that are still to be computed, those of the prompt under way included."""
+    total = sum(max(0, len(request.origin_input_ids) - int(request.num_matched_prefix_tokens)) for request in waiting)
+    return total + (max(0, int(chunked.seqlen) - int(chunked.prefix_len)) if chunked is not None else 0)
+
+
+@dataclass(slots=True)
+class _Here:
+    """This process."""
+
+    settings: EngineSettings
+    board: Path
+    hooks: HookTable
+    side: SchedulerSide | None = None
+
+
+_here: list[_Here] = []
+
+
+def prepare(settings: EngineSettings, board: Path, hooks: HookTable) -> None:
+    """Remember what the scheduler will need once it is there."""
+    _here[:] = [_Here(settings, board, hooks)]
+
+
+def start(scheduler: Any) -> SchedulerSide:  # noqa: ANN401
+    """The scheduler's loop is about to begin: tell who this process is and which hooks are in force."""
+    (here,) = _here
+    rank = scheduler_rank()
+    numbers = Numbers(here.board / f"scheduler-{rank}.numbers", FACT_NAMES, create=True)
+    knobs = Knobs(generation=0, itl_milliseconds=here.settings.itl_milliseconds)
+    here.side = side = SchedulerSide(scheduler, numbers, knobs=knobs, model=_replica(here.settings, scheduler))
+    for module in modules.loaded():
+        if module.scheduler_started is not None:
+            module.scheduler_started(side)
+    side.refresh(time.monotonic())
+    card = ProcessInfo(name=Process.SCHEDULER.value, rank=rank, pid=os.getpid(), hooks=here.hooks.statuses())
+    pin_card(here.board, card)
+    return side
+
+
+def of(scheduler: Any) -> SchedulerSide:  # noqa: ANN401
+    """The side of this process's scheduler."""
+    side = _here[0].side
+    assert side is not None
+    assert side.scheduler is scheduler
+    return side
+
+
+def scheduler_rank() -> int:
+    """Its place among all schedulers of this engine."""
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    return int(parallel.pp_rank * parallel.tp_size + parallel.tp_rank)
+
+
+def _replica(settings: EngineSettings, scheduler: Any) -> Roofline:  # noqa: ANN401
+    arguments = scheduler.server_args
+    return replica_model(
+        settings, model_path=arguments.model_path, ranks=int(arguments.tp_size) * int(arguments.pp_size)
+    )

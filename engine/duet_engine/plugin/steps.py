@@ -1,0 +1,112 @@
+"""Steps as SGLang's scheduler runs them: what was in each, and how long it took.
+
+Invariant: a step lasts from its launch, or the end of the step before where that is later, to the moment at which its
+results have been processed: with overlap two are under way, and their times still add up to the time that passed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from duet_engine.protocol import StepKind
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One forward pass."""
+
+    kind: StepKind
+    started_at: float
+    decode_rows: int = 0
+    decode_context_tokens: int = 0
+    chunk_tokens: tuple[int, ...] = ()
+    """New tokens of each prompt's chunk."""
+    chunk_context_tokens: tuple[int, ...] = ()
+    """Tokens before each chunk, cached or computed by earlier ones."""
+    unfinished_chunks: int = 0
+    """Chunks that aren't their prompt's last."""
+    predicted_seconds: float = 0.0
+    ended_at: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(self.chunk_tokens)
+
+    @property
+    def prefill_pairs(self) -> float:
+        """Pairs of tokens that attend to each other, as `perf.interface.StepBatch` counts them."""
+        chunks = zip(self.chunk_tokens, self.chunk_context_tokens, strict=True)
+        return sum(new * before + new * (new + 1) / 2 for new, before in chunks)
+
+    @property
+    def output_tokens(self) -> int:
+        """One for each row but those whose prompt goes on. Speculative decoding makes more."""
+        return self.decode_rows + len(self.chunk_tokens) - self.unfinished_chunks
+
+
+class StepTimer:
+    """Pairs the begin of each step with its end."""
+
+    def __init__(self) -> None:
+        self._begun: Step | None = None
+        self._batch: Any = None
+        self._launched: dict[int, tuple[Step, Any]] = {}
+        self._last_ended_at = 0.0
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._launched)
+
+    def begin(self, batch: Any) -> Step | None:  # noqa: ANN401
+        """Before the batch runs; None where it computes nothing."""
+        self._begun, self._batch = step_of(batch), batch
+        return self._begun
+
+    def launched(self, batch: Any) -> None:  # noqa: ANN401
+        """The batch has its number: its results may come much later."""
+        if self._begun is not None:
+            self._launched[batch.forward_iter] = (self._begun, batch)
+        self._begun = self._batch = None
+
+    def end(self, batch: Any) -> Step | None:  # noqa: ANN401
+        """Its results have been processed; None where it was no step."""
+        step, _ = self._launched.pop(batch.forward_iter, (None, None))
+        if step is None:
+            return None
+        step.ended_at = time.monotonic()
+        step.seconds = step.ended_at - max(step.started_at, self._last_ended_at)
+        self._last_ended_at = step.ended_at
+        return step
+
+    def rows_outside(self, running: Any) -> int:  # noqa: ANN401
+        """Requests in steps under way that the running batch doesn't hold: prompts, and all of a mixed step."""
+        batches = [batch for _, batch in self._launched.values()]
+        newest = self._batch if self._begun is not None else batches[-1] if batches else None
+        if newest is None or newest is running or newest.forward_mode.is_decode():
+            return 0
+        return len(newest.reqs)
+
+
+def step_of(batch: Any) -> Step | None:  # noqa: ANN401
+    """What is in a batch that is about to run; None where it computes nothing, as when KV has come from elsewhere."""
+    mode, now = batch.forward_mode, time.monotonic()
+    if mode.is_decode():
+        context = 0 if batch.seq_lens_cpu is None else int(batch.seq_lens_cpu.sum())
+        return Step(kind=StepKind.DECODE, started_at=now, decode_rows=len(batch.reqs), decode_context_tokens=context)
+    if not mode.is_extend() or batch.extend_lens is None:
+        return None
+    decoding = len(batch.decoding_reqs) if mode.is_mixed() and batch.decoding_reqs else 0
+    prompts = len(batch.extend_lens) - decoding
+    split = mode.is_split_prefill()
+    return Step(
+        kind=StepKind.SPLIT if split else StepKind.MIXED if decoding else StepKind.PREFILL,
+        started_at=now,
+        decode_rows=decoding,
+        decode_context_tokens=sum(batch.prefix_lens[prompts:]) + decoding,
+        chunk_tokens=tuple(batch.extend_lens[:prompts]),
+        chunk_context_tokens=tuple(batch.prefix_lens[:prompts]),
+        unfinished_chunks=0 if batch.chunked_req is None else 1,
+    )
