@@ -108,7 +108,8 @@ def build(tools: Iterable[Tool] = ALL_TOOLS) -> None:
 
 
 def _build_all(go: Path, todo: list[Tool]) -> None:
-    with JobProgress("fetching the modules") as progress:
+    # The standard library needs no module: it is compiled while the network is what the build waits for.
+    with _meanwhile([str(go), "build", *_flags(), "std"]), JobProgress("fetching the modules") as progress:
         packages = _packages_to_compile(go, todo, progress)
     say(f"to build: {', '.join(tool.name for tool in todo)}")
     partial = binary_path(todo[0]).parent / PARTIAL
@@ -157,17 +158,22 @@ def _flags() -> list[str]:
     return [*COMMON_FLAGS, "-ldflags", linker_flags(TOOLS)]
 
 
+@contextmanager
+def _meanwhile(command: list[str]) -> Iterator[None]:
+    """A `go` command whose results go to the build cache; why it failed, a later command that needs them says."""
+    process = _start(command, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        raise
+    finally:
+        process.wait()
+
+
 def _go_lines(command: list[str]) -> Iterator[str]:
     """What a `go` command prints, line by line; ends it when the reader stops, raises when it fails."""
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", "--", *command],
-        cwd=TOOLS,
-        env={**os.environ, **COMPILER_ENVIRONMENT},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = _start(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     recent: list[str] = []
     try:
@@ -182,6 +188,18 @@ def _go_lines(command: list[str]) -> Iterator[str]:
             process.send_signal(signal.SIGINT)
             process.wait()
         process.stdout.close()
+
+
+def _start(command: list[str], *, stdout: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["setpriv", "--pdeathsig", "TERM", "--", *command],
+        cwd=TOOLS,
+        env={**os.environ, **COMPILER_ENVIRONMENT},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def _cores() -> int:
