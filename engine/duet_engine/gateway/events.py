@@ -2,7 +2,8 @@
 
 Invariant: what goes on is what came, cut only at event ends, less the usage event that the gateway asked for and the
 client didn't. Nothing is parsed but that event, and only where its marker stands; a marker can't stand inside a JSON
-string, where its quotes would be escaped.
+string, where its quotes would be escaped. An event that differs from one already looked at only inside the string that
+is its text, without a quote in it, has the same structure, so nothing in it is looked for again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _USAGE = re.compile(rb'"usage":\s?\{')
 _ERROR = re.compile(rb'data:\s?\{"error":')
 _ROLE = re.compile(rb'"delta":\s?\{[^{}]*"role":\s?"')
 _FINISH = re.compile(rb'"finish_reason":\s?"')
+_TEXT = re.compile(rb'"(?:text|content|reasoning_content)":\s?"([^"\\]*)"')
+_QUOTE = ord('"')
 LARGEST_EVENT_BYTES = 16 * 2**20
 
 
@@ -43,6 +46,8 @@ class EventScanner:
         self._chat = chat
         self._rest = b""
         self._last = b""
+        self._before, self._after = END, END
+        """What stands around the text of an event that carries one token and says nothing else."""
         self.usage: Usage | None = None
         self.done = False
         self.failed = False
@@ -50,6 +55,11 @@ class EventScanner:
 
     def feed(self, chunk: bytes) -> tuple[bytes, int]:
         """Whole events, ready to go on, and how many of them carry tokens."""
+        if chunk.startswith(self._before) and chunk.endswith(self._after) and not self._rest:
+            text = chunk[len(self._before) : -len(self._after)]
+            if _QUOTE not in text:
+                self._last = chunk
+                return chunk, 1
         if not self._rest and chunk.endswith(END):
             whole = chunk
         else:
@@ -73,7 +83,15 @@ class EventScanner:
             return self._take_usage(whole, events)
         if whole != DONE:
             self._last = whole
+        if events == 1 == whole.count(END) and not self.failed:
+            self._learn(whole)
         return whole, events
+
+    def _learn(self, event: bytes) -> None:
+        """Remember the structure of an event that carries one token and nothing to be looked at."""
+        text = _TEXT.search(event)
+        if text is not None:
+            self._before, self._after = event[: text.start(1)], event[text.end(1) :]
 
     def final_usage(self) -> Usage | None:
         """The usage event, else what the last event says (SGLang's own endpoint counts in each)."""

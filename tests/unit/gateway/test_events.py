@@ -124,3 +124,30 @@ def test_split_and_payload() -> None:
 )
 def test_failures_inside_a_200(payload: dict[str, Any], failure: AnswerFailure | None) -> None:
     assert failure_of(payload) == failure
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["token", "quoted", "usage", "finish", "error", "role", "two", "done"]), max_size=12))
+def test_an_event_is_looked_at_however_much_it_resembles_the_last_one(kinds: list[str]) -> None:
+    """Whole events, one a read, as engines send them: what was learned of one must hide nothing in another."""
+
+    def delta(content: str, **fields: Any) -> bytes:
+        choice = {"index": 0, "delta": {"role": None, "content": content}, "finish_reason": None, **fields}
+        return event({"id": "a", "choices": [choice], "usage": None})
+
+    reads = {
+        "token": (delta("x"), 1),
+        "quoted": (delta('a","finish_reason":"stop'), 1),
+        "usage": (event({"id": "a", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}), 0),
+        "finish": (delta("", finish_reason="stop"), 0),
+        "error": (event({"error": {"message": "x"}}), 1),
+        "role": (delta("", delta={"role": "assistant", "content": ""}), 0),
+        "two": (delta("x") + delta("y"), 2),
+        "done": (DONE, 0),
+    }
+    scanner, seen = EventScanner(hide_usage=True, chat=True), [reads["token"], *(reads[kind] for kind in kinds)]
+    for read, tokens in seen:
+        expected = b"" if read == reads["usage"][0] else read
+        assert scanner.feed(read) == (expected, tokens)
+    assert scanner.failed == ("error" in kinds) and scanner.done == ("done" in kinds)
+    assert (scanner.usage is not None) == ("usage" in kinds)

@@ -1,0 +1,3 @@
+module duetserve.io/bench/streams
+
+go 1.22
