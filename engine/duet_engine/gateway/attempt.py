@@ -243,6 +243,9 @@ class Attempt:
         }
 
     def _own_fields(self, worker: Worker, work: SentWork, bootstrap: dict[str, Any]) -> dict[str, Any]:
+        own = {"rid": self.rid, **bootstrap}
+        if worker.plain:
+            return own
         route = self.assignment.route
         local = isinstance(route, Local)
         dispatch = {  # `protocol.Dispatch`, without the cost of validating what was just made here
@@ -253,7 +256,7 @@ class Attempt:
             "chunk_schedule_tokens": route.chunks_tokens if isinstance(route, Local) else (),
             "uncached_tokens": work.prompt_tokens,
         }
-        return {"rid": self.rid, **bootstrap, DISPATCH_FIELD: dispatch}
+        return {**own, DISPATCH_FIELD: dispatch}
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -31,6 +31,8 @@ class Member:
     role: Role
     revision: str = ""
     bootstrap_port: int = BOOTSTRAP_PORT
+    gpu: str = ""
+    """Of a server that can't say so itself; empty: unknown."""
     ready: bool = True
     """The source has no objection to new work."""
 
@@ -115,4 +117,5 @@ def _static_member(worker: StaticWorker) -> Member:
         role=worker.role,
         revision=worker.revision,
         bootstrap_port=worker.bootstrap_port,
+        gpu=worker.gpu,
     )

@@ -86,6 +86,8 @@ class StaticWorker(_Part):
     name: str | None = None
     revision: str = ""
     bootstrap_port: int = Field(default=BOOTSTRAP_PORT, gt=0, lt=65_536)
+    gpu: str = ""
+    """Whose step times to predict with where the engine doesn't say: a plain SGLang server."""
 
     @field_validator("url")
     @classmethod

@@ -1,6 +1,7 @@
 """Listens to one engine: what it is, then its state line by line, and pushes it the knobs that it lacks.
 
 Invariant: the stream is the probe. A worker whose stream is broken or silent is out of service until a line comes.
+A server without Duet's endpoints is asked for its load instead, to the same effect.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from time import monotonic
+from typing import NoReturn
 
 import aiohttp
 
 from duet_engine.gateway.knobs import KnobPusher
 from duet_engine.gateway.lines import lines
+from duet_engine.gateway.plain_sglang import POLL_SECONDS, PlainServer
 from duet_engine.gateway.workers import Worker
 from duet_engine.mounted_files import no_credentials
 from duet_engine.protocol import INFO_PATH, STATE_PATH, ProtocolError, WorkerInfo, WorkerState
@@ -40,7 +43,8 @@ async def listen(
     pause_seconds, complained = FIRST_PAUSE_SECONDS, False
     while True:
         try:
-            await _describe(worker, session, credentials())
+            if not await _describe(worker, session, credentials()):
+                await _follow_plain(worker, PlainServer(worker, session, _TIMEOUT, credentials), changed)
             async with session.get(
                 worker.member.url + STATE_PATH, params={"stream": "1"}, headers=credentials(), timeout=_TIMEOUT
             ) as response:
@@ -63,10 +67,28 @@ async def listen(
         pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
 
 
-async def _describe(worker: Worker, session: aiohttp.ClientSession, headers: dict[str, str]) -> None:
+async def _describe(worker: Worker, session: aiohttp.ClientSession, headers: dict[str, str]) -> bool:
+    """Ask what it is; False when it doesn't know the question."""
     async with session.get(worker.member.url + INFO_PATH, headers=headers, timeout=_TIMEOUT) as response:
+        if response.status == HTTPStatus.NOT_FOUND:
+            return False
         await _check(response)
-        info = WorkerInfo.read(await response.read())
+        _take(worker, WorkerInfo.read(await response.read()))
+    worker.plain = False
+    return True
+
+
+async def _follow_plain(worker: Worker, server: PlainServer, changed: Callable[[], None]) -> NoReturn:
+    """Ask again and again, until it can't be reached."""
+    _take(worker, await server.info())
+    worker.plain = True
+    while True:
+        worker.heard(await server.state(), monotonic())
+        changed()
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _take(worker: Worker, info: WorkerInfo) -> None:
     if info.role is not worker.member.role:
         raise ProtocolError(f"it runs as {info.role}, but is listed as {worker.member.role}")
     worker.describe(info)

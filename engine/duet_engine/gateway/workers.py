@@ -40,7 +40,10 @@ class Worker:
 
     def __init__(self, member: Member, *, gateway_id: str) -> None:
         self.member = member
+        self.gateway_id = gateway_id
         self.connected = False
+        self.plain = False
+        """SGLang without Duet's endpoints: it is asked for its load, and its requests carry no field of ours."""
         self.state: WorkerState | None = None
         self.state_received_at = 0.0
         self.profile: WorkerProfile | None = None
@@ -51,7 +54,6 @@ class Worker:
         self.refusals_total = 0
         self.on_lost: set[Callable[[Worker], None]] = set()
         """Who wants to know when nothing is heard of it any more."""
-        self._gateway_id = gateway_id
         self._sequence = 0
         self._sent: dict[int, SentWork] = {}
         self._out_of_service = False
@@ -68,6 +70,11 @@ class Worker:
     @property
     def revision(self) -> str:
         return self.member.revision or (self.state.revision if self.state else "")
+
+    @property
+    def dispatches(self) -> int:
+        """How many it has been sent."""
+        return self._sequence
 
     @property
     def inflight(self) -> int:
@@ -226,14 +233,14 @@ class Worker:
     def _preallocation_tokens(self, state: WorkerState) -> int:
         """KV for which requests queue in the engine: reported nowhere, so taken for as much as its others have."""
         waiting = state.work.decode_prealloc
-        confirmed = state.accepted.get(self._gateway_id, 0)
+        confirmed = state.accepted.get(self.gateway_id, 0)
         own = [work for work in self._sent.values() if work.sequence <= confirmed and not work.local]
         if own:
             return waiting * sum(work.prompt_tokens + work.output_reserve_tokens for work in own) // len(own)
         return waiting * state.decode_context_tokens // max(1, state.decode_requests)
 
     def _unconfirmed(self) -> Iterator[SentWork]:
-        confirmed = self.state.accepted.get(self._gateway_id, 0) if self.state else 0
+        confirmed = self.state.accepted.get(self.gateway_id, 0) if self.state else 0
         return (work for work in self._sent.values() if work.sequence > confirmed)
 
 
