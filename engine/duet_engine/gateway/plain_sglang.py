@@ -15,12 +15,12 @@ from typing import Any
 import aiohttp
 
 from duet_engine.gateway.workers import Worker
-from duet_engine.perf.catalog import UnknownName, profile, with_digest
+from duet_engine.perf.catalog import REFERENCE_MODEL, profile, with_digest
 from duet_engine.protocol import ProtocolError, Role, Work, WorkerInfo, WorkerProfile, WorkerState
 
 POLL_SECONDS = 0.5
 """One answer costs the server some 14 ms."""
-ASSUMED_GPU, ASSUMED_MODEL = "h100-sxm", "meta-llama/Llama-3.1-8B"
+ASSUMED_GPU = "h100-sxm"
 """For step times of a model or GPU that nobody named: predictions are then good for comparing workers only."""
 _INFO_PATH, _LOADS_PATH, _READY_PATH = "/server_info", "/v1/loads", "/ready"
 _ROLES = {"null": Role.UNIFIED, "prefill": Role.PREFILL, "decode": Role.DECODE}
@@ -92,8 +92,8 @@ def _profile(said: Mapping[str, Any], *, role: Role, gpu: str) -> WorkerProfile:
     ranks = _whole(said, "tp_size") or 1
     try:
         known = profile(gpu, str(said.get("model_path", "")), role=role, tensor_parallel_size=ranks)
-    except UnknownName:
-        known = profile(ASSUMED_GPU, ASSUMED_MODEL, role=role)
+    except (ValueError, OSError):
+        known = profile(ASSUMED_GPU, REFERENCE_MODEL, role=role)
     own = {
         "model_id": str(said.get("model_path", "")),
         "gpus_per_replica": ranks,
