@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
 from duet_operator import observing, scaling
-from duet_operator.acting import Children, ForeignObjectError
 from duet_operator.api.v1alpha1 import InvalidObjectError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.engine_knobs import KnobPusher, knobs_of
@@ -25,31 +24,27 @@ from duet_operator.reading import Reading
 from duet_operator.relocation import relocate
 from duet_operator.resources import names
 from duet_operator.resources.config_maps import history_config_map
-from duet_operator.resources.guards import Surroundings, guards
-from duet_operator.resources.pins import read_pin
 from duet_operator.resources.pools import RELOCATION_ANNOTATION, relocating
-from duet_operator.resources.rendering import Defaults
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.rollouts import rollout
 from duet_operator.scaling import Order, PoolScaler
-from duet_operator.settings import package_version
 from duet_operator.sight import Observer, facts
+from duet_operator.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from duet_operator.api.effects import Pods
+    from duet_operator.acting import Children
     from duet_operator.api.v1alpha1 import DuetDeployment
     from duet_operator.drain_executor import Scaled
     from duet_operator.metrics import Metrics
     from duet_operator.nodes import Nodes
-    from duet_operator.observing import PoolSight
     from duet_operator.planner.types import Counts, Decision, Planner, PlanSpec
+    from duet_operator.pool_sight import PoolSight
     from duet_operator.relocation import Relocation
     from duet_operator.reporting import Reporter
     from duet_operator.resources.findings import Facts
-    from duet_operator.resources.pins import Pin
     from duet_operator.resources.rendering import Rendering
     from duet_operator.settings import Settings
     from duet_operator.sight import Sight
@@ -104,6 +99,13 @@ class Controller:
             metrics=services.metrics,
             now=services.now,
         )
+        self._upkeep = Upkeep(
+            key,
+            children=services.children,
+            issuers=services.issuers,
+            settings=services.settings,
+            observer=self._observer,
+        )
 
     async def run_pass(self) -> float:
         """One pass; returns the seconds until the next one is due."""
@@ -112,7 +114,7 @@ class Controller:
             return UNREADABLE_INTERVAL_SECONDS
         try:
             deployment = self._reading.parse(duet)
-            rendering = self._reading.render(deployment, self._pins(deployment), self._defaults())
+            rendering = self._upkeep.render(deployment, self._reading)
         except (InvalidObjectError, InvalidTemplateError) as error:
             await self._services.reporter.reject(duet, str(error))
             return UNREADABLE_INTERVAL_SECONDS
@@ -126,9 +128,7 @@ class Controller:
         rolled = rollout(rendering.pools, sight.pools, observation=sight.observation, targets=targets, spec=spec)
         moves = self._relocate(deployment, sight, targets, spec, rollout_begins=rolled.begins)
         pools = {role: relocating(manifest, moves[role].note) for role, manifest in rolled.manifests.items()}
-        guarding = guards(deployment, self._surroundings(), draining=sight.draining)
-        problems = await self._keep_children(deployment, (*guarding, *rendering.plain), pools, first=targets)
-        problems += self._trustless(deployment)
+        problems = await self._upkeep.keep(deployment, rendering.plain, pools, draining=sight.draining, first=targets)
         await self._tell_of_others(duet, sight, moves, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
         await self._advise(deployment, sight, decision)
@@ -171,81 +171,11 @@ class Controller:
         await self._services.children.ensure(manifest, key=self.key, uid=deployment.metadata.uid)
         self._memory.saved(document)
 
-    def _pins(self, deployment: DuetDeployment) -> dict[Pods, Pin]:
-        """What the Deployments that exist carry."""
-        name, uid = self.key.name, deployment.metadata.uid
-        deployments: dict[Pods, str] = {
-            "prefill": names.pool_name(name, Role.PREFILL),
-            "decode": names.pool_name(name, Role.DECODE),
-            "gateway": names.gateway_name(name),
-        }
-        found = {pods: read_pin(self._observer.own(DEPLOYMENT, child, uid=uid)) for pods, child in deployments.items()}
-        return {pods: pin for pods, pin in found.items() if pin is not None}
-
-    def _defaults(self) -> Defaults:
-        settings = self._services.settings
-        return Defaults(
-            operator_version=package_version(),
-            engine_image=settings.engine_image,
-            gateway_image=settings.gateway_image,
-            pull_secrets=settings.image_pull_secrets,
-            pull_policy=settings.image_pull_policy,
-        )
-
-    def _surroundings(self) -> Surroundings:
-        settings = self._services.settings
-        return Surroundings(
-            operator_namespace=settings.namespace,
-            operator_account=settings.service_account,
-            issuer=self._services.issuers.issuer,
-        )
-
-    def _trustless(self, deployment: DuetDeployment) -> list[str]:
-        """What is wrong where engines can't even start, for want of a trust document."""
-        name = names.trust_name(deployment.metadata.name)
-        if self._services.issuers.issuer or self._observer.own(CONFIG_MAP, name, uid=deployment.metadata.uid):
-            return []
-        return ["the keys of the cluster's service-account tokens can't be read, so engines can't tell whom to believe"]
-
     def _recall(self, deployment: DuetDeployment) -> None:
         name = names.history_name(deployment.metadata.name)
         self._memory.recall(self._observer.own(CONFIG_MAP, name, uid=deployment.metadata.uid), name=str(self.key))
 
     # --- act ---
-
-    async def _keep_children(
-        self,
-        deployment: DuetDeployment,
-        manifests: tuple[Manifest, ...],
-        pools: Mapping[Role, Manifest],
-        *,
-        first: Counts,
-    ) -> list[str]:
-        """All children as they should be; what went wrong comes back in words."""
-        children, uid = self._services.children, deployment.metadata.uid
-        problems: list[str] = []
-        # Decode first: where only one GPU is free a decode worker can serve alone, a prefill worker can't.
-        wanted = [(manifest, None) for manifest in manifests] + [
-            (pools[role], first.of(role)) for role in (Role.DECODE, Role.PREFILL)
-        ]
-        for manifest, replicas in wanted:
-            try:
-                await children.ensure(manifest, key=self.key, uid=uid, first_replicas=replicas)
-            except (ClusterError, ForeignObjectError) as error:
-                problems.append(str(error))
-        keep = {(manifest["kind"], manifest["metadata"]["name"]) for manifest, _ in wanted}
-        # Not always among the wanted ones: written seldom, or not to be had at the moment.
-        keep |= {
-            (CONFIG_MAP.name, names.history_name(self.key.name)),
-            (CONFIG_MAP.name, names.trust_name(self.key.name)),
-        }
-        try:
-            await children.prune(keep, key=self.key, uid=uid)
-        except ClusterError as error:
-            problems.append(str(error))
-        for problem in problems:
-            logger.warning("%s: %s", self.key, problem)
-        return problems
 
     def _relocate(
         self, deployment: DuetDeployment, sight: Sight, targets: Counts, spec: PlanSpec, *, rollout_begins: bool

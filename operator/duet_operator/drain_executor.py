@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from duet_operator.cluster import DEPLOYMENT, POD, ClusterError
 from duet_operator.deployments import steady
-from duet_operator.drain import VICTIM_COST, Cancel, Remove, Renew, Replace, Start, Unmark, confirmed
+from duet_operator.drain_actions import VICTIM_COST, Cancel, Remove, Renew, Replace, Start, Unmark, confirmed
 from duet_operator.engines import EngineError
 from duet_operator.pods import (
     DELETION_COST_ANNOTATION,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from duet_engine.protocol import DrainStatus
     from duet_operator.cluster import Cluster
-    from duet_operator.drain import Action
+    from duet_operator.drain_actions import Action
     from duet_operator.engines import EngineClient
     from duet_operator.metrics import Metrics
     from duet_operator.pods import Pod

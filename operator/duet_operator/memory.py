@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duet_engine.protocol import WorkerProfile
-    from duet_operator.observing import PoolSight, Trouble
+    from duet_operator.observing import Trouble
+    from duet_operator.pool_sight import PoolSight
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from duet_engine.protocol import Role
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from duet_operator.observing import PoolSight
     from duet_operator.planner.types import Counts, Observation, PlanSpec
     from duet_operator.pods import Pod
+    from duet_operator.pool_sight import PoolSight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

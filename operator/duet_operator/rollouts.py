@@ -16,9 +16,9 @@ from duet_operator.resources.pools import rolling
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from duet_operator.observing import PoolSight
     from duet_operator.planner.rolling import Strategy
     from duet_operator.planner.types import Observation, PlanSpec
+    from duet_operator.pool_sight import PoolSight
     from duet_operator.resources.rendering import PoolManifest
 
 Manifest = dict[str, Any]

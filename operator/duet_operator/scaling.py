@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from duet_operator.cluster import ConflictError
-from duet_operator.drain import Pool, Rules, Worker, decide
+from duet_operator.drain import decide
+from duet_operator.drain_actions import Pool, Rules, Worker
 from duet_operator.drain_executor import DrainExecutor, Place, Scaled
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from duet_engine.protocol import DrainStatus, WorkerState
     from duet_operator.api.v1alpha1 import DuetSpec
-    from duet_operator.observing import PoolSight
+    from duet_operator.pool_sight import PoolSight
 
 logger = logging.getLogger(__name__)
 

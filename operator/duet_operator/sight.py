@@ -13,9 +13,9 @@ from duet_engine.protocol import Role
 from duet_operator import observing
 from duet_operator.cluster import DEPLOYMENT
 from duet_operator.history import POOL_ROLES
-from duet_operator.observing import PoolSight
 from duet_operator.ownership import controlled_by
 from duet_operator.planner.mode import initial_counts
+from duet_operator.pool_sight import PoolSight
 from duet_operator.resources import names
 from duet_operator.resources.findings import Facts
 from duet_operator.resources.labels import GATEWAY_ROLE

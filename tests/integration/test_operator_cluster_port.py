@@ -13,14 +13,8 @@ from duet_dev.cluster import Cluster
 from duet_engine.authentication import DeniedError, TokenVerifier
 from duet_engine.protocol import Trust, token_audience
 from duet_operator import ownership
-from duet_operator.cluster import (
-    CONFIG_MAP,
-    DEPLOYMENT,
-    FIELD_MANAGER,
-    ConflictError,
-    KubernetesCluster,
-    connect,
-)
+from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, FIELD_MANAGER, ConflictError
+from duet_operator.kubernetes_cluster import KubernetesCluster, connect
 from duet_operator.metrics import Metrics
 from duet_operator.resources.config_maps import trust_config_map
 from duet_operator.resources.trust import TRUST_KEY

@@ -31,8 +31,8 @@ from duet_operator.cluster import (
     SERVICE_ACCOUNT,
     ClusterError,
     Kind,
-    connect,
 )
+from duet_operator.kubernetes_cluster import connect
 from duet_operator.resources.gateway import CLUSTER_ROLE
 
 pytestmark = [

@@ -26,10 +26,10 @@ from duet_operator.cluster import (
     SERVICE_ACCOUNT,
     ClusterError,
     Kind,
-    KubernetesCluster,
 )
+from duet_operator.kubernetes_cluster import KubernetesCluster
 from duet_operator.loop import OWN_SELECTOR
-from duet_operator.process import ClusterLeaseStore
+from duet_operator.assembly import ClusterLeaseStore
 from duet_operator.resources.gateway import CLUSTER_ROLE
 from duet_operator.world import Key, World
 

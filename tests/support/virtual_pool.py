@@ -15,12 +15,12 @@ from tests.support.workers import NOW
 from duet_engine.drain import Drain
 from duet_engine.protocol import DrainStatus, Knobs, Role, Work
 from duet_operator.cluster import DEPLOYMENT, FIELD_MANAGER, POD
-from duet_operator.drain import Rules
+from duet_operator.drain_actions import Rules
 from duet_operator.drain_executor import DrainExecutor
 from duet_operator.engines import EngineError
 from duet_operator.metrics import Metrics
-from duet_operator.observing import PoolSight
 from duet_operator.pods import Pod
+from duet_operator.pool_sight import PoolSight
 from duet_operator.scaling import Order, Outcome, PoolScaler
 from duet_operator.world import Key, World
 

@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from duet_engine.protocol import DrainPhase, DrainStatus, Work
-from duet_operator.drain import Pool, Rules, Worker
+from duet_operator.drain_actions import Pool, Rules, Worker
 from duet_operator.pods import (
     DELETION_COST_ANNOTATION,
     DRAIN_ANNOTATION,

@@ -6,7 +6,8 @@ import pytest
 from tests.support.workers import NOW, drained, draining, pool, ready, rules, starting
 
 from duet_engine.protocol import DrainPhase, Work
-from duet_operator.drain import (
+from duet_operator.drain import choose, decide
+from duet_operator.drain_actions import (
     VICTIM_COST,
     Action,
     Cancel,
@@ -16,9 +17,7 @@ from duet_operator.drain import (
     Start,
     Unmark,
     Worker,
-    choose,
     confirmed,
-    decide,
 )
 
 

@@ -4,7 +4,7 @@ import pytest
 from tests.support.virtual_pool import KEY, NAME, SETTLE_SECONDS, VirtualPool
 
 from duet_operator.cluster import DEPLOYMENT, POD, ClusterError, Kind
-from duet_operator.drain import VICTIM_COST
+from duet_operator.drain_actions import VICTIM_COST
 from duet_operator.pods import DELETION_COST_ANNOTATION, DRAIN_ANNOTATION
 
 

@@ -13,11 +13,12 @@ from kubernetes.aio import client
 from tests.support.documents import document, served
 
 from duet_engine.protocol import DrainPhase, DrainStatus, RoutingPlan
-from duet_operator.cluster import CONCURRENT_REQUESTS, POD, ClusterError, ConflictError, KubernetesCluster
+from duet_operator.assembly import pod_session
+from duet_operator.cluster import POD, ClusterError, ConflictError
 from duet_operator.engines import EngineClient, EngineError
+from duet_operator.kubernetes_cluster import CONCURRENT_REQUESTS, KubernetesCluster
 from duet_operator.plans import PlanPusher
 from duet_operator.pods import Pod
-from duet_operator.process import pod_session
 from duet_operator.signals.gateways import GatewayReader
 from duet_operator.trust import SharedToken
 

@@ -9,8 +9,9 @@ from tests.support.workers import NOW, time_text
 
 from duet_engine.protocol import Role
 from duet_operator.memory import Memory
-from duet_operator.observing import PoolSight, Trouble, observe, performance, pool_state, stuck, trouble
+from duet_operator.observing import Trouble, observe, performance, pool_state, stuck, trouble
 from duet_operator.pods import DRAIN_STARTED_ANNOTATION, Pod, read_pod
+from duet_operator.pool_sight import PoolSight
 from duet_operator.signals.picture import Signals
 from duet_operator.signals.workers import freshest, states
 

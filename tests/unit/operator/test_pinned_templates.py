@@ -60,7 +60,7 @@ def next_version(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{builders}.pool_deployment", lambda *a, **k: derived_otherwise(build_pool(*a, **k)))
     monkeypatch.setattr(f"{builders}.plain_children", lambda *a: tuple(map(derived_otherwise, build_others(*a))))
     monkeypatch.setattr(pools, "revision", lambda *a: f"v2-{hash_of(*a)}"[:10])
-    monkeypatch.setattr("duet_operator.controller.package_version", lambda: "99.0.0")
+    monkeypatch.setattr("duet_operator.upkeep.package_version", lambda: "99.0.0")
     bench.settings = Settings(engine_image="engine:2", gateway_image="gateway:2")
     bench.controller = bench.new_controller()
 
