@@ -11,6 +11,7 @@ from tests.support.duet_objects import minimal, patched
 from tests.support.waiting import until
 
 from duet_operator.acting import Children
+from duet_operator.assembly import ClusterLeaseStore
 from duet_operator.cluster import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -29,7 +30,6 @@ from duet_operator.cluster import (
 )
 from duet_operator.kubernetes_cluster import KubernetesCluster
 from duet_operator.loop import OWN_SELECTOR
-from duet_operator.assembly import ClusterLeaseStore
 from duet_operator.resources.gateway import CLUSTER_ROLE
 from duet_operator.world import Key, World
 
