@@ -1,13 +1,14 @@
 """What the operator costs at rest, and how soon it acts on a load step.
 
-Run: `python tests/bench/bench_operator.py [--objects 50] [--seconds 60] [--steps 5] [--name operator]`. Writes
-docs/results/NAME.json and NAME.md. At rest: the operator as a process with the chart's rights on a real API server,
-while this program plays the Deployments' controllers and the nodes: a thousand objects are there within minutes. Every
-object has Ready pods and a gateway that answers, first without traffic, then with light traffic whose numbers swing by
-more than a tenth. Writes come from the operator's own counters, its Lease apart; CPU and memory from /proc. Steps: the
-chart's release with default settings on the local cluster, an object with default interval and simulated engines, a
-fresh one for each step; the time runs from the first request of the step to the patched count, at a random moment of
-the interval.
+Run: `python tests/bench/bench_operator.py [--objects 50] [--seconds 60] [--phases quiet swinging steps] [--steps 5]
+[--name operator]`. Writes docs/results/NAME.json and NAME.md; figures of phases that aren't run stay as they are there.
+Quiet and swinging: the operator as a process with the chart's rights on a real API server, while this program plays the
+Deployments' controllers and the nodes: a thousand objects are there within minutes. Every object has Ready pods and a
+gateway that answers, without traffic, or with light traffic that changes by more than a tenth, and for all objects at
+once, which is the worst case. Writes come from the operator's own counters, its Lease apart; CPU and memory from /proc.
+Steps: the chart's release with default settings on the local cluster, an object with default interval and simulated
+engines, a fresh one for each step; the time runs from the first request of the step to the patched count, at a random
+moment of the interval.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.support.documents import served  # noqa: E402
 from tests.support.duet_objects import minimal, patched  # noqa: E402
-from tests.support.operator_process import OperatorProcess, install, running_operator  # noqa: E402
+from tests.support.operator_process import ACCOUNT, OperatorProcess, install, running_operator  # noqa: E402
 from tests.support.operator_release import OperatorRelease  # noqa: E402
 from tests.support.recorder import Recorder  # noqa: E402
 from tests.support.serving import PROMPT_TOKENS, Serving  # noqa: E402
@@ -49,9 +50,13 @@ NAMESPACE = "bench"
 GATEWAY_ADDRESS = "127.77.0.1"
 """Of this machine's loopback network, where nothing else listens on a gateway's admin port."""
 SETTLE_SECONDS = 60.0
-MAKE_SECONDS = 420.0
-TRAFFIC_SETTLE_SECONDS = 90.0
+MAKE_SECONDS = 480.0
+TRAFFIC_SETTLE_SECONDS = 75.0
 """Until the windows over which the status averages are full: states change once then."""
+SWING_SECONDS = 20.0
+"""As long as the window over which demand is averaged, so that its numbers follow."""
+WANTED = ("Ready", "SignalsFresh")
+PHASES = ("quiet", "swinging", "steps")
 SHOWN_LOG_CHARACTERS = 6000
 MODEL, GPU = "Qwen/Qwen3-8B", "h100-sxm"
 INTERVAL_SECONDS = 5
@@ -64,7 +69,7 @@ LIMIT_MIB_OBJECTS = 50
 Row = dict[str, object]
 
 
-def row(figure: str, value: float, unit: str, peer: str, peer_value: float | None) -> Row:
+def row(figure: str, value: float, unit: str, peer: str = "-", peer_value: float | None = None) -> Row:
     ratio = round(value / peer_value, 3) if peer_value else None
     return {"figure": figure, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value, "ratio": ratio}
 
@@ -73,22 +78,23 @@ def row(figure: str, value: float, unit: str, peer: str, peer_value: float | Non
 
 
 class Gateway:
-    """The demand documents of all objects' gateways: no traffic, or about a request a second each."""
+    """The demand documents of all objects' gateways: no traffic, or up to two requests a second each."""
 
     def __init__(self) -> None:
         self.busy = False
         self._sequence = 0
         self._began = time.time()
         self._source = random.Random(1)
-        self._served = 0.0
-        self._told_at = time.monotonic()
+        self._served, self._rate = 0.0, 0.0
+        self._told_at = self._swung_at = time.monotonic()
         self._profiles = tuple(catalog.profile(GPU, MODEL, role=role) for role in (Role.PREFILL, Role.DECODE))
 
     async def answer(self, _request: web.Request) -> web.Response:
         self._sequence += 1
         now = time.monotonic()
-        if self.busy:
-            self._served += (now - self._told_at) * self._source.uniform(0.0, 2.0)
+        if self.busy and now - self._swung_at > SWING_SECONDS:
+            self._swung_at, self._rate = now, self._source.uniform(0.2, 2.0)
+        self._served += (now - self._told_at) * self._rate
         self._told_at = now
         document = GatewayDemand(
             gateway="stand-in",
@@ -106,9 +112,12 @@ async def play_controllers(api: Api, objects: int) -> None:
     """Each Deployment gets its pods, and each pod a node that runs it; all gateways are at one address."""
     pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
-    async def all_made() -> list[JsonObject] | None:
-        found: list[JsonObject] = (await api.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"))["items"]
-        return found if len(found) >= 3 * objects else None
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+
+    async def all_made() -> bool:
+        # Counted, not listed: thousands of them again and again would be most of what this machine does.
+        first = await api.get(path, limit="1")
+        return len(first["items"]) + first["metadata"].get("remainingItemCount", 0) >= 3 * objects
 
     room = asyncio.Semaphore(16)
 
@@ -126,11 +135,11 @@ async def play_controllers(api: Api, objects: int) -> None:
                 status = {"phase": "Running", "startTime": timestamp(), "conditions": [ready], **address}
                 await api.patch(f"{pods}/{name}/status", {"status": status}, kind=STRATEGIC_MERGE)
             told = {"observedGeneration": deployment["metadata"]["generation"]}
-            path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{deployment['metadata']['name']}/status"
-            await api.patch(path, {"status": told})
+            await api.patch(f"{path}/{deployment['metadata']['name']}/status", {"status": told})
 
-    deployments = await until(f"{3 * objects} Deployments exist", all_made, seconds=MAKE_SECONDS)
-    await asyncio.gather(*(play(each) for each in deployments))
+    await until(f"{3 * objects} Deployments exist", all_made, seconds=MAKE_SECONDS)
+    print(f"{3 * objects} Deployments exist")
+    await asyncio.gather(*(play(each) for each in (await api.get(path))["items"]))
 
 
 def writes(operator: OperatorProcess) -> float:
@@ -172,15 +181,16 @@ async def make_objects(cluster: Cluster, operator: OperatorProcess, *, objects: 
         print(f"{objects} objects have their pods")
 
         async def all_quiet() -> bool:
-            found = (await api.get(f"/apis/duetserve.io/v1alpha1/namespaces/{NAMESPACE}/duetdeployments"))["items"]
-            conditions = [each for one in found for each in one.get("status", {}).get("conditions", ())]
-            if sum(each["type"] in ("Ready", "SignalsFresh") and each["status"] == "True" for each in conditions) < (
-                2 * objects
-            ):
-                return False
             before = await asyncio.to_thread(told, operator)
             await asyncio.sleep(3 * INTERVAL_SECONDS)
-            return await asyncio.to_thread(told, operator) == before
+            if await asyncio.to_thread(told, operator) != before:
+                return False
+            found = (await api.get(f"/apis/duetserve.io/v1alpha1/namespaces/{NAMESPACE}/duetdeployments"))["items"]
+            conditions = [each for one in found for each in one.get("status", {}).get("conditions", ())]
+            good = [
+                each for each in conditions if each["type"] in ("Ready", "SignalsFresh") and each["status"] == "True"
+            ]
+            return len(good) == 2 * objects
 
         await until("all objects are Ready and nothing is written", all_quiet, seconds=MAKE_SECONDS)
 
@@ -211,32 +221,43 @@ async def measured(operator: OperatorProcess, *, seconds: float) -> Measured:
     wall = time.monotonic() - began
     after = await asyncio.to_thread(state)
     written, saved, passed, cpu = (late - early for late, early in zip(after, before, strict=True))
-    print(f"{written:.0f} writes in {passed:.0f} passes over {wall:.0f} s, {operator.writes()}")
+    print(f"{written:.0f} writes in {passed:.0f} passes over {wall:.0f} s")
     return Measured(wall, written, saved, most, passed, cpu)
 
 
-async def at_rest(operator: OperatorProcess, gateway: Gateway, *, objects: int, seconds: float) -> list[Row]:
-    quiet = await measured(operator, seconds=seconds)
-    gateway.busy = True
-    await asyncio.sleep(TRAFFIC_SETTLE_SECONDS)
-    busy = await measured(operator, seconds=seconds)
-    swings = f"over {objects} objects whose numbers swing"
-    per_pass = f"a pass each {quiet.wall * objects / quiet.passes:.1f} s"
+async def quiet(operator: OperatorProcess, *, objects: int, seconds: float) -> list[Row]:
+    seen = await measured(operator, seconds=seconds)
+    per_pass = f"a pass each {seen.wall * objects / seen.passes:.1f} s"
     limit = LIMIT_MIB if objects <= LIMIT_MIB_OBJECTS else None
     memory = round(operator.memory_mib(), 1)
-    per_round = round((quiet.writes - quiet.saves) / quiet.passes * objects, 3)
+    told_each = round((seen.writes - seen.saves) / seen.passes * objects, 3)
+    whole = f"over {objects} quiet objects"
     return [
-        row(f"writes per pass over {objects} quiet objects, saved memories apart", per_round, "writes", "goal", 0),
-        row(f"writes per second {swings}", round(busy.writes / busy.wall, 2), "1/s", "limit", LIMIT_WRITES_PER_SECOND),
-        row(f"most writes in one second {swings}", round(busy.most_writes_in_a_second, 1), "1/s", "-", None),
+        row(f"writes per pass {whole}, saved memories apart", told_each, "writes", "goal", 0),
+        row(f"writes per second {whole}", round(seen.writes / seen.wall, 2), "1/s", "limit", LIMIT_WRITES_PER_SECOND),
         row(f"resident memory at {objects} objects", memory, "MiB", "limit" if limit else "-", limit),
-        row(f"CPU at {objects} quiet objects, {per_pass}", round(quiet.cpu / quiet.wall, 3), "cores", "-", None),
-        row("CPU of one pass of one object", round(1e3 * quiet.cpu / quiet.passes, 2), "ms", "-", None),
+        row(f"CPU at {objects} quiet objects, {per_pass}", round(seen.cpu / seen.wall, 3), "cores", "-", None),
+        row(f"CPU of one pass of one of {objects} objects", round(1e3 * seen.cpu / seen.passes, 2), "ms", "-", None),
     ]
 
 
-async def rest(folder: Path, *, objects: int, seconds: float) -> list[Row]:
-    gateway = Gateway()
+async def swinging(operator: OperatorProcess, gateway: Gateway, *, objects: int, seconds: float) -> list[Row]:
+    gateway.busy = True
+    print(f"traffic begins; {TRAFFIC_SETTLE_SECONDS:g} s until it is measured")
+    await asyncio.sleep(TRAFFIC_SETTLE_SECONDS)
+    seen = await measured(operator, seconds=seconds)
+    swings = f"over {objects} objects whose numbers swing"
+    most = round(seen.most_writes_in_a_second, 1)
+    return [
+        row(f"writes per second {swings}", round(seen.writes / seen.wall, 2), "1/s", "limit", LIMIT_WRITES_PER_SECOND),
+        row(f"most writes in one second {swings}", most, "1/s", "-", None),
+        row(f"CPU {swings}", round(seen.cpu / seen.wall, 3), "cores", "-", None),
+        row(f"seconds between two passes of an object, {swings}", round(seen.wall * objects / seen.passes, 1), "s"),
+    ]
+
+
+async def rest(folder: Path, *, objects: int, seconds: float, phases: list[str]) -> list[Row]:
+    gateway, rows = Gateway(), list[Row]()
     app = web.Application()
     app.add_routes([web.get(DEMAND_PATH, gateway.answer), web.put(PLAN_PATH, taken)])
     runner = web.AppRunner(app, access_log=None)
@@ -246,11 +267,15 @@ async def rest(folder: Path, *, objects: int, seconds: float) -> list[Row]:
         config = ClusterConfig("bench-operator", components=API_SERVER_ONLY, isolation="host")
         with Cluster(config, folder / "rest") as cluster:
             kubeconfig = await asyncio.to_thread(install, cluster)
-            with running_operator(kubeconfig, folder / "operator.log") as operator:
+            with running_operator(kubeconfig, folder / "operator.log", service_account=ACCOUNT) as operator:
                 await asyncio.to_thread(operator.wait_until_acting)
                 try:
                     await make_objects(cluster, operator, objects=objects)
-                    return await at_rest(operator, gateway, objects=objects, seconds=seconds)
+                    if "quiet" in phases:
+                        rows += await quiet(operator, objects=objects, seconds=seconds)
+                    if "swinging" in phases:
+                        rows += await swinging(operator, gateway, objects=objects, seconds=seconds)
+                    return rows
                 except AssertionError as error:
                     error.add_note(operator.log[-SHOWN_LOG_CHARACTERS:])
                     raise
@@ -321,34 +346,51 @@ async def steps(folder: Path, *, count: int, seed: int) -> list[Row]:
 
 
 def write_results(rows: list[Row], *, name: str, command: str, seed: int) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    """Beside the figures of earlier runs that this one didn't measure anew."""
+    path = RESULTS / f"{name}.json"
+    earlier: list[Row] = json.loads(path.read_text()) if path.exists() else []
     shown = [each | {"command": command, "seed": seed} for each in rows]
-    (RESULTS / f"{name}.json").write_text(json.dumps(shown, indent=2) + "\n")
-    lines = ["# Operator", "", "| figure | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
-    lines += [f"| {' | '.join('-' if v is None else str(v) for v in each.values())} |" for each in rows]
-    lines += ["", f"`{command}`, seed {seed}, Python {platform.python_version()}, {os.cpu_count()} cores."]
+    known = {each["figure"] for each in shown}
+    shown = [each for each in earlier if each["figure"] not in known] + shown
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(shown, indent=2) + "\n")
+    columns = ("figure", "value", "unit", "peer", "peer_value", "ratio")
+    lines = ["# Operator", "", f"| {' | '.join(columns).replace('_', ' ')} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join('-' if each[name] is None else str(each[name]) for name in columns)} |" for each in shown]
+    commands = dict.fromkeys(f"`{each['command']}`, seed {each['seed']}" for each in shown)
+    lines += [
+        "",
+        *(f"{line}  " for line in commands),
+        "",
+        f"Python {platform.python_version()}, {os.cpu_count()} cores.",
+    ]
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 async def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
-    resting = await rest(folder, objects=options.objects, seconds=options.seconds)
-    return [*resting, *(await steps(folder, count=options.steps, seed=options.seed) if options.steps else ())]
+    rows = list[Row]()
+    if {"quiet", "swinging"} & set(options.phases):
+        rows += await rest(folder, objects=options.objects, seconds=options.seconds, phases=options.phases)
+    if "steps" in options.phases and options.steps:
+        rows += await steps(folder, count=options.steps, seed=options.seed)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--name", default="operator", help="of the files in docs/results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = asyncio.run(measure(Path(folder), options))
-    command = (
-        f"python tests/bench/bench_operator.py --objects {options.objects} --seconds {options.seconds:g}"
-        f" --steps {options.steps}"
-    )
+    command = f"python tests/bench/bench_operator.py --objects {options.objects} --seconds {options.seconds:g}"
+    command += f" --steps {options.steps}"
+    if options.phases != list(PHASES):
+        command += f" --phases {' '.join(options.phases)}"
     if options.name != "operator":
         command += f" --name {options.name}"
     write_results(rows, name=options.name, command=command, seed=options.seed)
