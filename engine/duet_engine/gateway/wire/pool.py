@@ -75,6 +75,7 @@ class ConnectionPool:
     def __init__(self, *, connect_timeout_seconds: float) -> None:
         self._connect_timeout_seconds = connect_timeout_seconds
         self._idle: dict[Address, deque[ClientConnection]] = {}
+        self._pruning: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def call(self, address: Address, message: bytes, sink: AnswerSink) -> Call:
@@ -102,8 +103,10 @@ class ConnectionPool:
         def released(connection: ClientConnection) -> None:
             idle = self._idle.setdefault(address, deque())
             idle.append(connection)
-            if len(idle) > MOST_IDLE or idle[0].idle_since < connection.idle_since - IDLE_SECONDS:
+            if len(idle) > MOST_IDLE:
                 idle.popleft().abort()
+            if self._pruning is None:
+                self._pruning = self._loop.call_later(IDLE_SECONDS, self._prune)
 
         async with asyncio.timeout(self._connect_timeout_seconds):
             _, made = await self._loop.create_connection(lambda: ClientConnection(released), *address)
@@ -114,6 +117,17 @@ class ConnectionPool:
         for connection in self._idle.pop(address, ()):
             connection.abort()
 
+    def _prune(self) -> None:
+        """Close those that have waited for too long; come back while any waits."""
+        oldest = monotonic() - IDLE_SECONDS
+        for idle in self._idle.values():
+            while idle and idle[0].idle_since < oldest:
+                idle.popleft().abort()
+        waiting = any(self._idle.values())
+        self._pruning = self._loop.call_later(IDLE_SECONDS, self._prune) if waiting else None
+
     def close(self) -> None:
+        if self._pruning is not None:
+            self._pruning.cancel()
         for address in tuple(self._idle):
             self.forget(address)
