@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duet_engine.perf.interface import StepBatch, StepTimes
+from duet_engine.perf.interface import StepBatch
 from duet_engine.perf.roofline import Roofline
 from duet_engine.plugin import modules
 from duet_engine.plugin.board import Numbers, pin_card
@@ -21,6 +21,7 @@ from duet_engine.plugin.facts import FACT_NAMES, STEP_KINDS, SchedulerFacts
 from duet_engine.plugin.hooks import HookTable, Process
 from duet_engine.plugin.profile import replica_model
 from duet_engine.plugin.settings import EngineSettings
+from duet_engine.plugin.step_recorder import StepRecorder, head_of, queues_of
 from duet_engine.plugin.steps import Step, StepTimer
 from duet_engine.protocol import Knobs, ProcessInfo, Role, StepKind
 
@@ -33,7 +34,7 @@ MODES = {"null": Role.UNIFIED, "prefill": Role.PREFILL, "decode": Role.DECODE}
 class SchedulerSide:
     """One scheduler process. `modules` of the plugin find it by `of(scheduler)`."""
 
-    def __init__(self, scheduler: Any, numbers: Numbers, *, knobs: Knobs, model: StepTimes) -> None:  # noqa: ANN401
+    def __init__(self, scheduler: Any, numbers: Numbers, *, knobs: Knobs, model: Roofline) -> None:  # noqa: ANN401
         self.scheduler = scheduler
         self.facts = SchedulerFacts(
             kv_capacity_tokens=float(scheduler.max_total_num_tokens),
@@ -49,7 +50,8 @@ class SchedulerSide:
         """Modules that set facts of theirs before these are written."""
         self.on_step: list[Callable[[Step], None]] = []
         """Modules that want to see each step that has ended."""
-        self.timer = StepTimer()
+        self.timer = StepTimer(synchronous=scheduler.device == "cpu")
+        self.logs_steps = False
         self._numbers = numbers
         self._refreshed_at = 0.0
 
@@ -73,6 +75,8 @@ class SchedulerSide:
         facts.step_predicted_seconds = step.predicted_seconds
         facts.decode_requests, facts.decode_context_tokens = float(step.decode_rows), float(step.decode_context_tokens)
         self.refresh(step.started_at)
+        if self.logs_steps:
+            step.kv_used_tokens, step.queues = int(facts.kv_used_tokens), queues_of(facts)
         facts.hook_seconds_total += time.perf_counter() - began
 
     def step_ended(self, batch: Any) -> None:  # noqa: ANN401
@@ -200,6 +204,12 @@ def start(scheduler: Any) -> SchedulerSide:  # noqa: ANN401
     for module in modules.loaded():
         if module.scheduler_started is not None:
             module.scheduler_started(side)
+    if here.settings.step_log is not None and rank == 0:
+        head = head_of(
+            side, worker=here.settings.worker, role=here.settings.role, model=model_of(here.settings, scheduler)
+        )
+        side.on_step.append(StepRecorder(here.settings.step_log, side, head).record)
+        side.logs_steps = True
     side.refresh(time.monotonic())
     card = ProcessInfo(name=Process.SCHEDULER.value, rank=rank, pid=os.getpid(), hooks=here.hooks.statuses())
     pin_card(here.board, card)
@@ -227,3 +237,9 @@ def _replica(settings: EngineSettings, scheduler: Any) -> Roofline:  # noqa: ANN
     return replica_model(
         settings, model_path=arguments.model_path, ranks=int(arguments.tp_size) * int(arguments.pp_size)
     )
+
+
+def model_of(settings: EngineSettings, scheduler: Any) -> str:  # noqa: ANN401
+    """By what the performance model finds this model: its config.json where that is on disk."""
+    config = Path(scheduler.server_args.model_path) / "config.json"
+    return str(config) if config.is_file() else settings.model_id

@@ -7,7 +7,8 @@ results have been processed: with overlap two are under way, and their times sti
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from duet_engine.protocol import StepKind
@@ -28,8 +29,14 @@ class Step:
     unfinished_chunks: int = 0
     """Chunks that aren't their prompt's last."""
     predicted_seconds: float = 0.0
+    kv_used_tokens: int = 0
+    queues: Mapping[str, int] = field(default_factory=dict)
+    """Requests by place when it was launched; only where steps are logged."""
     ended_at: float = 0.0
     seconds: float = 0.0
+    """From launch or the end of the step before to its results: these add up to the time that passed."""
+    forward_seconds: float = 0.0
+    """The forward pass alone where it can be told, else the same as `seconds`."""
 
     @property
     def prefill_tokens(self) -> int:
@@ -50,7 +57,9 @@ class Step:
 class StepTimer:
     """Pairs the begin of each step with its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, synchronous: bool) -> None:
+        self._synchronous = synchronous
+        """Whether a batch has been computed when its launch returns, as on a CPU."""
         self._begun: Step | None = None
         self._batch: Any = None
         self._launched: dict[int, tuple[Step, Any]] = {}
@@ -68,6 +77,8 @@ class StepTimer:
     def launched(self, batch: Any) -> None:  # noqa: ANN401
         """The batch has its number: its results may come much later."""
         if self._begun is not None:
+            if self._synchronous:
+                self._begun.forward_seconds = time.monotonic() - self._begun.started_at
             self._launched[batch.forward_iter] = (self._begun, batch)
         self._begun = self._batch = None
 
@@ -79,6 +90,7 @@ class StepTimer:
         step.ended_at = time.monotonic()
         step.seconds = step.ended_at - max(step.started_at, self._last_ended_at)
         self._last_ended_at = step.ended_at
+        step.forward_seconds = step.forward_seconds or step.seconds
         return step
 
     def rows_outside(self, running: Any) -> int:  # noqa: ANN401

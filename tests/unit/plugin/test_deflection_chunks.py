@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
+from duet_engine.perf.linear import LinearStepModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_engine.perf.interface import StepBatch
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.plugin.deflection_chunks import (
     ChunkLimits,
     PrefillPass,
