@@ -1,6 +1,6 @@
 """Run the Containerfile's commands in a folder in place of a container, then start what the image would start.
 
-    python containers/check.py operator|gateway|simulated-engine
+    python containers/check.py operator|gateway|simulated-engine|engine
 
 For machines without a container engine: it shows that the pinned packages install by hash, that the wheel is built and
 that the entry point starts and knows its options. It shows nothing of the base image. Needs a package index.
@@ -75,7 +75,9 @@ def check(target: str, root: Path) -> int:
             subprocess.run(["sh", "-c", command], cwd=folder, env=environment, check=True)
         elif word == "ENTRYPOINT":
             (program,) = json.loads(rest)
-            return subprocess.run([root / "opt/duet/bin" / program, "--help"], cwd=folder, env=environment).returncode
+            places = f"{root / 'opt/duet/bin'}:{environment['PATH']}"
+            started = shutil.which(program, path=places) or program
+            return subprocess.run([started, "--help"], cwd=folder, env=environment).returncode
     raise SystemExit(f"{target} has no ENTRYPOINT")
 
 

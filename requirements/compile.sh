@@ -13,6 +13,8 @@ compile operator --extra operator pyproject.toml
 compile gateway --extra gateway pyproject.toml
 # The real SGLang for machines without a GPU (make engine-env); images have SGLang's own instead.
 compile engine --extra engine --group engine pyproject.toml
+# What the engine's image has beside SGLang's: in the versions that are tested with it.
+printf '%s\n' 'PyJWT[crypto]' click rich | compile engine-image --constraint requirements/engine.txt -
 compile dev --extra operator --extra gateway --extra simulate --group dev pyproject.toml
 # What makes the wheel that goes into images.
 sed -n 's/^requires = \["\(.*\)"\]$/\1/p' pyproject.toml | compile build --constraint requirements/dev.txt -

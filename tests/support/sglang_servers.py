@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,10 @@ START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 LLAMA, QWEN3 = "tiny-llama", "tiny-qwen3"
 SMALL = (
-    *("--load-format", "auto", "--dtype", "float32", "--device", "cpu"),
-    *("--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--mem-fraction-static", "0.05", "--max-total-tokens", "16384", "--max-running-requests", "64"),
-    *("--disable-cuda-graph", "--enable-metrics", "--sleep-on-idle", "--log-level", "info"),
+    *("--dtype", "float32", "--mem-fraction-static", "0.05"),
+    *("--max-total-tokens", "16384", "--max-running-requests", "64"),
 )
-"""What every server here needs: no GPU, 32-bit floats as the tiny models have them, and to sleep when idle."""
-BY_ROLE: Mapping[str, tuple[str, ...]] = {
-    "unified": (),
-    # Overlap sends KV early, with events that only a GPU has.
-    "prefill": ("--disaggregation-mode", "prefill", "--disable-overlap-schedule"),
-    # The default keeps retracted KV in pinned memory, which needs a GPU's driver.
-    "decode": ("--disaggregation-mode", "decode", "--disaggregation-decode-retraction-backup", "none"),
-}
+"""What fits several servers on one machine; 32-bit floats as the tiny models have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +59,21 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A server to start."""
+
+    role: str
+    options: tuple[str, ...] = ()
+    """Arguments of SGLang beside."""
+    model: str = LLAMA
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 @contextmanager
-def running_server(
-    role: str,
-    *options: str,
-    logs: Path,
-    name: str = "",
-    model: str = LLAMA,
-    environment: Mapping[str, str] | None = None,
-    wait: bool = True,
-) -> Iterator[SglangServer]:
+def running_server(wanted: Wanted, *, logs: Path, name: str = "", wait: bool = True) -> Iterator[SglangServer]:
     """One server that ends with the block, by force if need be."""
-    server = start_server(role, *options, logs=logs, name=name or role, model=model, environment=environment or {})
+    server = start_server(wanted, logs=logs, name=name or wanted.role)
     try:
         if wait:
             wait_ready(server)
@@ -89,40 +83,41 @@ def running_server(
 
 
 @contextmanager
-def running_servers(logs: Path, **wanted: tuple[str, Sequence[str]]) -> Iterator[dict[str, SglangServer]]:
-    """Several at once, by name: (role, options). They start side by side, which takes less time than in turn."""
+def running_servers(logs: Path, wanted: Mapping[str, Wanted]) -> Iterator[dict[str, SglangServer]]:
+    """Several at once, by name. They start side by side, which takes less time than in turn."""
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(running_server(role, *options, logs=logs, name=name, wait=False))
-            for name, (role, options) in wanted.items()
+            name: stack.enter_context(running_server(each, logs=logs, name=name, wait=False))
+            for name, each in wanted.items()
         }
         for server in servers.values():
             wait_ready(server)
         yield servers
 
 
-def start_server(
-    role: str, *options: str, logs: Path, name: str, model: str, environment: Mapping[str, str]
-) -> SglangServer:
-    """Start the process; it loads its model afterwards."""
+def start_server(wanted: Wanted, *, logs: Path, name: str) -> SglangServer:
+    """Start `duet-engine` as an engine's pod does; it loads its model afterwards."""
     port, bootstrap_port = free_port(), free_port()
-    command = [
-        *(str(engine_environment.engine_python()), "-m", "sglang.launch_server"),
-        *("--model-path", str(engine_environment.model_folder(model)), "--host", "127.0.0.1", "--port", str(port)),
-        *SMALL,
-        *BY_ROLE[role],
-    ]
-    if role != "unified":
-        transfer = ("--disaggregation-transfer-backend", "mooncake_tcp")
-        command += [*transfer, "--disaggregation-bootstrap-port", str(bootstrap_port)]
+    model = str(engine_environment.model_folder(wanted.model))
+    own = {
+        "DUET_ROLE": wanted.role,
+        "DUET_MODEL_ID": wanted.model,
+        "DUET_MODEL_PATH": model,
+        "POD_NAME": name,
+        "POD_IP": "127.0.0.1",
+        "DUET_PORT": str(port),
+        "DUET_BOOTSTRAP_PORT": str(bootstrap_port),
+        "DUET_TRANSFER_BACKEND": "mooncake_tcp",
+        "DUET_LOG_FORMAT": "text",
+        **engine_environment.environment(),
+        **wanted.environment,
+    }
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("DUET_", "POD_", "SGLANG_"))}
-    own = {"DUET_ROLE": role, "POD_NAME": name, **engine_environment.environment(), **environment}
+    command = [str(engine_environment.engine_python()), "-m", "duet_engine.launch", *SMALL, *wanted.options]
     log = logs / f"{name}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *options], stdout=output, stderr=output, env={**clean, **own}, start_new_session=True
-        )
-    return SglangServer(process, role, port, bootstrap_port, log)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**clean, **own}, start_new_session=True)
+    return SglangServer(process, wanted.role, port, bootstrap_port, log)
 
 
 def wait_ready(server: SglangServer, path: str = "/ready") -> None:
@@ -144,6 +139,14 @@ def stop_server(server: SglangServer) -> None:
 def get(server: SglangServer, path: str) -> tuple[int, bytes]:
     """Status and body; 0 while nobody answers."""
     return _call(urllib.request.Request(server.url + path), seconds=10)
+
+
+def ask(server: SglangServer, method: str, path: str, document: Any = None) -> tuple[int, Any]:
+    """Status and JSON of a call with a JSON body."""
+    body = None if document is None else json.dumps(document).encode()
+    headers = {"content-type": "application/json"}
+    status, content = _call(urllib.request.Request(server.url + path, body, headers, method=method), seconds=30)
+    return status, json.loads(content)
 
 
 def generate(server: SglangServer, input_ids: Sequence[int], *, tokens: int = 16, **fields: Any) -> dict[str, Any]:

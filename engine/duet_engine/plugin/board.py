@@ -7,8 +7,10 @@ sees the counter move reads again, so what is read was written together. A card 
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Sequence
@@ -71,6 +73,7 @@ def own_board() -> Path:
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="duet-", dir=memory if os.access(memory, os.W_OK) else None)
     os.environ[BOARD_VARIABLE] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 

@@ -37,8 +37,6 @@ REFUSED: Mapping[str, str] = {
     "--enable-http2": "gateways speak HTTP/1.1; leave it out",
     "--use-ray": "a pod runs its ranks itself; leave it out",
     "--encoder-only": "Duet serves models that generate; leave it out",
-    "--api-key": "callers prove themselves with service-account tokens (docs/security.md); leave it out",
-    "--admin-api-key": "callers prove themselves with service-account tokens (docs/security.md); leave it out",
     "--data-parallel-size": "replicas are what a pool has; raise its count instead",
     "--dp-size": "replicas are what a pool has; raise its count instead",
     "--dp": "replicas are what a pool has; raise its count instead",

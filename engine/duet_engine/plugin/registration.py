@@ -72,18 +72,12 @@ def _register_scheduler(settings: EngineSettings, board: Path) -> None:
 
 
 def _register_server(settings: EngineSettings, board: Path, sglang_version: str) -> None:
-    from sglang.srt.entrypoints import http_server
-
     from duet_engine.plugin import server_hooks
-    from duet_engine.plugin.asgi import DuetApplication
-    from duet_engine.plugin.endpoints import DuetEndpoints
     from duet_engine.plugin.server_side import ServerSide
 
     table = HookTable()
     side = ServerSide(settings, board, table, sglang_version=sglang_version)
     table.register(server_hooks.hooks(side), _hand_over)
-    watchers = [module.server_module(side) for module in modules.loaded() if module.server_module is not None]
-    http_server.app.add_middleware(DuetApplication, side=side, endpoints=DuetEndpoints(side).routes(), modules=watchers)
 
 
 def _hand_over(hook: Hook) -> None:

@@ -21,6 +21,10 @@ def _loop_turned(_: list[Any], scheduler: Any, *__: Any, **___: Any) -> None:  #
     scheduler_side.of(scheduler).loop_turned()
 
 
+def _idles(scheduler: Any) -> None:  # noqa: ANN401
+    scheduler_side.of(scheduler).idles()
+
+
 def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *more: Any, **options: Any) -> Any:  # noqa: ANN401
     side = scheduler_side.of(scheduler)
     side.step_begins(batch)
@@ -57,6 +61,7 @@ def _hook(target: str, digest: str, function: Callable[..., Any], kind: Kind) ->
 HOOKS = (
     _hook(SCHEDULER + "run_event_loop", "faae8efd0336", _loop_starts, Kind.BEFORE),
     _hook(SCHEDULER + "ingest_requests", "77f9e386bae1", _loop_turned, Kind.AFTER),
+    _hook(SCHEDULER + "on_idle", "7b36d7bcce30", _idles, Kind.BEFORE),
     _hook(SCHEDULER + "run_batch", "4e9bb4d5e649", _run_batch, Kind.AROUND),
     _hook(SCHEDULER + "process_batch_result", "726305f46a97", _process_batch_result, Kind.AFTER),
     _hook(

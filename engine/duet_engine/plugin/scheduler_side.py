@@ -54,6 +54,8 @@ class SchedulerSide:
         self.logs_steps = False
         self._numbers = numbers
         self._refreshed_at = 0.0
+        self._idle = True
+        """Whether what is written down says so already."""
 
     def loop_turned(self) -> None:
         """The scheduler has taken in its requests once more."""
@@ -89,10 +91,18 @@ class SchedulerSide:
         for observe in self.on_step:
             observe(step)
         self.facts.last_step_ended_at = step.ended_at
-        if not self.timer.under_way:
-            self.facts.step_kind = self.facts.step_started_at = self.facts.step_predicted_seconds = 0.0
-            self.refresh(step.ended_at)
+        self._idle = False
         self.facts.hook_seconds_total += time.perf_counter() - began
+
+    def idles(self) -> None:
+        """The scheduler has found nothing to run; it may sleep for a second now."""
+        if self._idle or self.timer.under_way:
+            return
+        facts = self.facts
+        facts.step_kind = facts.step_started_at = facts.step_predicted_seconds = 0.0
+        facts.decode_requests = facts.decode_context_tokens = 0.0
+        self.refresh(time.monotonic())
+        self._idle = True
 
     def apply_knobs(self, knobs: Knobs) -> None:
         """New settings are in force from here on."""
@@ -138,6 +148,8 @@ class SchedulerSide:
             facts.decode_transfer = float(len(scheduler.disagg_decode_transfer_queue.queue))
 
     def _predicted(self, step: Step) -> float:
+        if not step.chunk_tokens:
+            return self.model.step_seconds(StepBatch.decode(step.decode_rows, step.decode_context_tokens))
         return self.model.step_seconds(
             StepBatch(
                 decode_requests=step.decode_rows,

@@ -32,12 +32,28 @@ def hooks(side: ServerSide) -> tuple[Hook, ...]:
         log.warning("draining: %d requests are left, and %.0f s for them", side.work().total, timeout)
         asyncio.get_running_loop().call_later(timeout, give_up, side, handler.tokenizer_manager)
 
+    def about_to_listen(*_: Any) -> None:  # noqa: ANN401
+        wrap_application(side)
+
     return (
+        _hook("utils.common.set_uvicorn_logging_configs", "7d78d99eb1ff", about_to_listen, Kind.BEFORE),
         _hook("entrypoints.http_server.set_global_state", "f087857eb603", global_state_set, Kind.AFTER),
         _hook("entrypoints.http_server._wait_and_warmup", "1481066cf153", warm_up, Kind.AROUND),
         _hook("utils.common.add_prometheus_middleware", "1a30dde8e153", metrics_with(side), Kind.REPLACE),
         _hook("managers.tokenizer_manager.SignalHandler.sigterm_handler", "0a4aac4977e1", told_to_end, Kind.AFTER),
     )
+
+
+def wrap_application(side: ServerSide) -> None:
+    """Stand before SGLang's application, and before its own check of an API key: nobody else adds anything later."""
+    from sglang.srt.entrypoints import http_server
+
+    from duet_engine.plugin import modules
+    from duet_engine.plugin.asgi import DuetApplication
+    from duet_engine.plugin.endpoints import DuetEndpoints
+
+    watchers = [module.server_module(side) for module in modules.loaded() if module.server_module is not None]
+    http_server.app.add_middleware(DuetApplication, side=side, endpoints=DuetEndpoints(side).routes(), modules=watchers)
 
 
 def give_up(side: ServerSide, tokenizer_manager: Any) -> None:  # noqa: ANN401

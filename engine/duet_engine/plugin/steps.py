@@ -64,6 +64,8 @@ class StepTimer:
         self._batch: Any = None
         self._launched: dict[int, tuple[Step, Any]] = {}
         self._last_ended_at = 0.0
+        self._residents: Any = None
+        self._context_tokens = 0
 
     @property
     def under_way(self) -> bool:
@@ -71,8 +73,28 @@ class StepTimer:
 
     def begin(self, batch: Any) -> Step | None:  # noqa: ANN401
         """Before the batch runs; None where it computes nothing."""
-        self._begun, self._batch = step_of(batch), batch
+        if batch.forward_mode.is_decode():
+            self._begun = Step(
+                kind=StepKind.DECODE,
+                started_at=time.monotonic(),
+                decode_rows=len(batch.reqs),
+                decode_context_tokens=self._context(batch),
+            )
+        else:
+            self._begun = prompt_step(batch)
+        self._batch = batch
         return self._begun
+
+    def _context(self, batch: Any) -> int:  # noqa: ANN401
+        """Length of a decode batch's contexts in all. Adding up tensors takes longer than all else here."""
+        # SGLang puts another list in place when somebody leaves, and lengthens it when somebody joins.
+        seen = (batch.reqs, len(batch.reqs))
+        if self._residents is not None and seen[0] is self._residents[0] and seen[1] == self._residents[1]:
+            self._context_tokens += seen[1]
+        else:
+            self._context_tokens = 0 if batch.seq_lens_cpu is None else int(batch.seq_lens_cpu.sum())
+        self._residents = seen
+        return self._context_tokens
 
     def launched(self, batch: Any) -> None:  # noqa: ANN401
         """The batch has its number: its results may come much later."""
@@ -102,12 +124,9 @@ class StepTimer:
         return len(newest.reqs)
 
 
-def step_of(batch: Any) -> Step | None:  # noqa: ANN401
-    """What is in a batch that is about to run; None where it computes nothing, as when KV has come from elsewhere."""
-    mode, now = batch.forward_mode, time.monotonic()
-    if mode.is_decode():
-        context = 0 if batch.seq_lens_cpu is None else int(batch.seq_lens_cpu.sum())
-        return Step(kind=StepKind.DECODE, started_at=now, decode_rows=len(batch.reqs), decode_context_tokens=context)
+def prompt_step(batch: Any) -> Step | None:  # noqa: ANN401
+    """A step with prompts in it; None where nothing is computed, as when KV has come from elsewhere."""
+    mode = batch.forward_mode
     if not mode.is_extend() or batch.extend_lens is None:
         return None
     decoding = len(batch.decoding_reqs) if mode.is_mixed() and batch.decoding_reqs else 0
@@ -115,7 +134,7 @@ def step_of(batch: Any) -> Step | None:  # noqa: ANN401
     split = mode.is_split_prefill()
     return Step(
         kind=StepKind.SPLIT if split else StepKind.MIXED if decoding else StepKind.PREFILL,
-        started_at=now,
+        started_at=time.monotonic(),
         decode_rows=decoding,
         decode_context_tokens=sum(batch.prefix_lens[prompts:]) + decoding,
         chunk_tokens=tuple(batch.extend_lens[:prompts]),

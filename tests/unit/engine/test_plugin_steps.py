@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from duet_engine.plugin.steps import StepTimer, step_of
+from duet_engine.plugin.steps import Step, StepTimer
 from duet_engine.protocol import StepKind
 
 
@@ -18,6 +18,10 @@ class Mode(SimpleNamespace):
         kind = self.__dict__["kind"]
         means = {"is_decode": "decode", "is_mixed": "mixed", "is_split_prefill": "split", "is_prebuilt": "prebuilt"}
         return lambda: kind in ("extend", "mixed", "split") if name == "is_extend" else means.get(name) == kind
+
+
+def step_of(batch: SimpleNamespace) -> Step | None:
+    return StepTimer(synchronous=True).begin(batch)
 
 
 def batch(kind: str, number: int = 1, **fields: Any) -> SimpleNamespace:
@@ -44,6 +48,20 @@ def test_a_mixed_steps_residents_are_told_from_its_chunks() -> None:
     assert (step.chunk_tokens, step.chunk_context_tokens) == ((256,), (512,))
     assert step.prefill_pairs == 256 * 512 + 256 * 257 / 2
     assert step.output_tokens == 2, "the prompt goes on"
+
+
+def test_contexts_grow_by_a_token_each_step_and_are_counted_anew_when_somebody_leaves_or_joins() -> None:
+    timer, requests = StepTimer(synchronous=True), [1, 2, 3]
+
+    def context(reqs: list[int], lengths: list[int]) -> int:
+        step = timer.begin(batch("decode", reqs=reqs, seq_lens_cpu=np.array(lengths)))
+        assert step is not None
+        return step.decode_context_tokens
+
+    assert [context(requests, [10, 20, 30]), context(requests, [11, 21, 31])] == [60, 63]
+    requests.append(4)
+    assert context(requests, [12, 22, 32, 7]) == 73
+    assert context([1, 2, 4, 5], [13, 23, 8, 100]) == 144
 
 
 def test_kv_that_comes_from_elsewhere_is_no_step() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from duet_engine.plugin.registration import SUPPORTED_VERSIONS
 from duet_operator.resources.gateway import UNPRIVILEGED_USER
 from duet_operator.resources.images import DEFAULT_GATEWAY_IMAGE
 
@@ -45,23 +46,28 @@ def entry_points() -> dict[str, str]:
 
 def test_each_image_starts_a_program_of_the_package_of_its_name() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert entry_points() == {target: f"duet-{target}" for target in ("operator", "gateway", "simulated-engine")}
+    assert entry_points() == {
+        target: f"duet-{target}" for target in ("operator", "gateway", "simulated-engine", "engine")
+    }
     assert set(entry_points().values()) <= scripts.keys()
 
 
 def test_the_chart_and_the_operator_name_these_images() -> None:
     helpers = (CHART / "templates" / "_helpers.tpl").read_text()
     named = set(re.findall(r'"%s/(duet-[a-z]+):%s"', helpers))
-    assert named - {"duet-engine"} == {entry_points()["operator"], entry_points()["gateway"]}
+    assert named == {entry_points()[target] for target in ("operator", "gateway", "engine")}
     assert DEFAULT_GATEWAY_IMAGE.rpartition("/")[2].partition(":")[0] == entry_points()["gateway"]
 
 
-def test_all_run_as_the_user_that_pods_ask_for() -> None:
+def test_ours_run_as_the_user_that_pods_ask_for() -> None:
     (user,) = instructions("USER")
     assert user == f"{UNPRIVILEGED_USER}:{UNPRIVILEGED_USER}"
     assert f"runAsUser: {UNPRIVILEGED_USER}" in (CHART / "templates" / "deployment.yaml").read_text()
     started_from = {line.split()[3]: line.split()[1] for line in LINES if line.startswith("FROM ")}
-    assert {started_from[target] for target in entry_points()} == {"unprivileged"}
+    # SGLang's image keeps its own user: its caches lie in that user's home.
+    assert {target: started_from[target] for target in entry_points() if started_from[target] != "unprivileged"} == {
+        "engine": "${SGLANG}"
+    }
 
 
 def test_everything_copied_is_there_and_not_ignored() -> None:
@@ -77,8 +83,18 @@ def test_everything_copied_is_there_and_not_ignored() -> None:
 
 def test_nothing_comes_from_an_index_without_a_hash() -> None:
     installs = [line for line in instructions("RUN") if " pip " in line]
-    assert len(installs) == 6
+    assert len(installs) == 8
     assert all("--require-hashes" in line or "--no-index" in line for line in installs)
+
+
+def test_the_engines_image_has_the_sglang_that_the_plugin_is_written_for() -> None:
+    (tag,) = re.findall(r"^ARG SGLANG=\S+:v(\S+)$", "\n".join(LINES), re.M)
+    assert tag == SUPPORTED_VERSIONS[-1]
+    engine = (ROOT / "requirements" / "engine.txt").read_text()
+    assert f"\nsglang=={tag} " in engine
+    for line in (ROOT / "requirements" / "engine-image.txt").read_text().splitlines():
+        if "==" in line:
+            assert line.split()[0] in engine, "not the version that is tested with SGLang"
 
 
 def test_what_builds_the_wheel_is_pinned() -> None:
