@@ -3,6 +3,8 @@
 SHELL := /bin/sh
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)/dev
+# Many containers set it, and then each start of each process compiles all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 python := .venv/bin/python
 
 TRACE ?=
@@ -27,11 +29,11 @@ engine-env: setup  ## the real SGLang on the CPU with tiny models, made once (10
 demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=file SPEED=n MINUTES=n)
 	@$(python) -m duet_dev.demo $(demo_options)
 
-test: binaries  ## all tests
-	@DUET_REQUIRE_CLUSTER=1 $(python) -m pytest --durations 30
+test: binaries  ## all tests, in lanes, two at a time
+	@DUET_REQUIRE_CLUSTER=1 $(python) -m duet_dev.lanes --durations 15
 
 test-fast: setup  ## the tests of the daily round: at most three minutes
-	@$(python) -m pytest -n 2 --dist loadfile -m "not cluster and not slow"
+	@$(python) -m duet_dev.lanes --lane apiserver --lane rest -m "not slow"
 
 lint: setup  ## style, types and import contracts
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -15,6 +15,7 @@ test asks for, `apiserver` by default. Helpers for several test files lie in `te
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,10 @@ from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, WITH_CONTROLLERS, Cl
 
 # A shell starts what runs in its background with SIGINT ignored, and every child inherits that: Ctrl-C is tested too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Many containers set it, and then each start of each process compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How long an example takes says something of the machine, not of the property.
 settings.register_profile("untimed", deadline=None)

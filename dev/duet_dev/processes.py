@@ -22,10 +22,10 @@ STOP_GRACE_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
-def guarded(command: Sequence[str]) -> list[str]:
-    """The command such that it dies with this process."""
+def guarded(command: Sequence[str], *, signal_name: str = "KILL") -> list[str]:
+    """The command such that it dies with this process, of this signal."""
     check = '[ "$PPID" = "$1" ] && shift && exec "$@"'
-    return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", check, "sh", str(os.getpid()), *command]
+    return ["setpriv", "--pdeathsig", signal_name, "--", "sh", "-c", check, "sh", str(os.getpid()), *command]
 
 
 @dataclass(slots=True)

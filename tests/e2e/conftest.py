@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 from tests.support.operator_release import OperatorRelease
+from tests.support.pods import Namespace
 from tests.support.serving import Serving
 
 from duet_dev.cluster import Cluster
@@ -20,6 +21,13 @@ SHORT = (
     "settings.leaseSeconds=10",
 )
 UNDER_TEST = pytest.StashKey[tuple[Serving, OperatorRelease]]()
+
+
+@pytest.fixture
+def pods(local_cluster: Cluster, namespace: str) -> Iterator[Namespace]:
+    """A namespace for pods of the test's own."""
+    with Namespace(local_cluster, namespace) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -25,13 +25,9 @@ from tests.support.pods import (
 
 from duet_dev import build
 from duet_dev.cluster import Cluster
+from duet_operator.cluster import DISRUPTION_BUDGET, POD, SERVICE
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture
-def pods(local_cluster: Cluster, namespace: str) -> Namespace:
-    return Namespace(local_cluster, namespace)
 
 
 def processes(cluster: Cluster, command: str) -> set[str]:
@@ -67,7 +63,7 @@ def test_init_containers_run_in_order_and_a_sidecar_before_the_main_one(pods: Na
 def test_a_failing_init_container_is_tried_again_and_holds_the_pod_back(pods: Namespace) -> None:
     pods.apply(pod("held", shell("sleep 60"), initContainers=[shell("exit 3", name="init")]))
     until(lambda: pods.status_of("held", "init")["restartCount"] >= 1, "a second try")
-    held = pods.get("pod", "held")
+    held = pods.get(POD, "held")
     assert held["status"]["phase"] == "Pending"
     assert condition(held, "Initialized")["reason"] == "ContainersNotInitialized"
     assert pods.status_of("held", "init")["lastState"]["terminated"]["exitCode"] == 3
@@ -88,7 +84,7 @@ def test_a_crashing_container_is_restarted_with_growing_pauses_and_keeps_its_las
     assert back_off() == "back-off 4s restarting failed container=main"
     assert status()["state"]["waiting"]["reason"] == "CrashLoopBackOff"
     assert status()["lastState"]["terminated"]["exitCode"] == 7
-    assert pods.get("pod", "crashing")["status"]["phase"] == "Running"
+    assert pods.get(POD, "crashing")["status"]["phase"] == "Running"
     assert pods.kubectl("logs", "crashing", "-p") == "run\n"
 
 
@@ -118,21 +114,21 @@ def test_an_image_without_a_local_command_is_never_pulled(pods: Namespace) -> No
     until(lambda: reason() == "ImagePullBackOff", "ImagePullBackOff")
     message = pods.status_of("unknown")["state"]["waiting"]["message"]
     assert 'Back-off pulling image "registry.example/nobody/knows:1"' in message
-    assert pods.get("pod", "unknown")["status"]["phase"] == "Pending"
+    assert pods.get(POD, "unknown")["status"]["phase"] == "Pending"
     pods.kubectl("delete", "pod", "unknown", "--timeout=10s")
 
 
 def test_readiness_follows_the_probe_and_the_gates(pods: Namespace) -> None:
     pods.apply(pod("gated", server(), readinessGates=[{"conditionType": "example.com/open"}]))
-    until(lambda: condition(pods.get("pod", "gated"), "ContainersReady").get("status") == "True", "the probe")
-    assert condition(pods.get("pod", "gated"), "Ready")["reason"] == "ReadinessGatesNotReady"
+    until(lambda: condition(pods.get(POD, "gated"), "ContainersReady").get("status") == "True", "the probe")
+    assert condition(pods.get(POD, "gated"), "Ready")["reason"] == "ReadinessGatesNotReady"
     gate = {"status": {"conditions": [{"type": "example.com/open", "status": "True"}]}}
     pods.kubectl("patch", "pod", "gated", "--subresource=status", "-p", json.dumps(gate))
     address = pods.ready("gated")["status"]["podIP"]
 
     pods.cluster.run(["curl", "-sf", f"http://{address}:8000/unready"], check=True)
     pods.wait("condition=Ready=False", "pod/gated")
-    assert condition(pods.get("pod", "gated"), "Ready")["reason"] == "ContainersNotReady"
+    assert condition(pods.get(POD, "gated"), "Ready")["reason"] == "ContainersNotReady"
     pods.cluster.run(["curl", "-sf", f"http://{address}:8000/ready"], check=True)
     pods.ready("gated")
     assert pods.status_of("gated")["restartCount"] == 0
@@ -184,7 +180,7 @@ def test_grace_is_bounded_and_can_be_cut_short(pods: Namespace) -> None:
     pods.ready("stubborn")
     until(lambda: pods.kubectl("logs", "stubborn") == "up\n" or None, "the trap")
     pods.kubectl("delete", "pod", "stubborn", "--wait=false")
-    until(lambda: pods.get("pod", "stubborn")["metadata"].get("deletionTimestamp"), "the deletion")
+    until(lambda: pods.get(POD, "stubborn")["metadata"].get("deletionTimestamp"), "the deletion")
     pods.kubectl("delete", "pod", "stubborn", "--grace-period=1", "--timeout=20s")
 
 
@@ -248,16 +244,16 @@ def test_eviction_keeps_the_disruption_budget(pods: Namespace) -> None:
     }
     pods.apply(budget, deployment("kept", shell("sleep 300"), replicas=3))
     names = [p["metadata"]["name"] for p in pods.scaled("kept", 3)]
-    until(lambda: pods.get("pdb", "kept")["status"].get("disruptionsAllowed") == 1, "the budget")
+    until(lambda: pods.get(DISRUPTION_BUDGET, "kept")["status"].get("disruptionsAllowed") == 1, "the budget")
     pods.kubectl("scale", "deployment/kept", "--replicas=2")  # so that no replacement raises the budget again
     gone = ({*names} - {p["metadata"]["name"] for p in pods.scaled("kept", 2)}).pop()
-    until(lambda: pods.get("pdb", "kept")["status"].get("disruptionsAllowed") == 0, "the budget")
+    until(lambda: pods.get(DISRUPTION_BUDGET, "kept")["status"].get("disruptionsAllowed") == 0, "the budget")
     left = next(name for name in names if name != gone)
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": left}}
     path = f"/api/v1/namespaces/{pods.name}/pods/{left}/eviction"
     refused = pods.cluster.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction), check=False)
     assert "disruption budget" in refused.stderr
-    assert is_ready(pods.get("pod", left))
+    assert is_ready(pods.get(POD, left))
 
 
 def test_a_rolling_update_never_falls_below_its_limit(pods: Namespace) -> None:
@@ -270,8 +266,7 @@ def test_a_rolling_update_never_falls_below_its_limit(pods: Namespace) -> None:
 
 
 @pytest.mark.slow
-def test_pods_of_a_lost_node_are_replaced_and_serve_until_it_is_back(local_cluster: Cluster, namespace: str) -> None:
-    pods = Namespace(local_cluster, namespace)
+def test_pods_of_a_lost_node_are_replaced_and_serve_until_it_is_back(local_cluster: Cluster, pods: Namespace) -> None:
     pods.apply(deployment("cut", server(), replicas=1))
     (lost,) = pods.scaled("cut", 1)
     name, address, node = lost["metadata"]["name"], lost["status"]["podIP"], lost["spec"]["nodeName"]
@@ -279,7 +274,7 @@ def test_pods_of_a_lost_node_are_replaced_and_serve_until_it_is_back(local_clust
     cut_off.touch()
     try:
         until(lambda: len(pods.pods("cut")) == 2, "a replacement", seconds=60)
-        assert "deletionTimestamp" in pods.get("pod", name)["metadata"]
+        assert "deletionTimestamp" in pods.get(POD, name)["metadata"]
         local_cluster.run(["curl", "-sf", f"http://{address}:8000/"], check=True)
     finally:
         cut_off.unlink()
@@ -289,9 +284,8 @@ def test_pods_of_a_lost_node_are_replaced_and_serve_until_it_is_back(local_clust
 
 
 def test_a_killed_kubelet_takes_its_processes_along_and_its_pods_come_back(
-    local_cluster: Cluster, namespace: str
+    local_cluster: Cluster, pods: Namespace
 ) -> None:
-    pods = Namespace(local_cluster, namespace)
     pods.apply(deployment("back", server(), replicas=2), pod("daemon", shell("setsid --fork sleep 98767; sleep 300")))
     before = {p["metadata"]["name"]: p["status"]["podIP"] for p in pods.scaled("back", 2)}
     first = until(lambda: processes(local_cluster, "sleep 98767") or None, "the daemon")
@@ -309,11 +303,10 @@ def test_a_killed_kubelet_takes_its_processes_along_and_its_pods_come_back(
     assert not first & second
 
 
-def test_pods_and_services_outlast_a_restart_of_the_api_server(local_cluster: Cluster, namespace: str) -> None:
-    pods = Namespace(local_cluster, namespace)
+def test_pods_and_services_outlast_a_restart_of_the_api_server(local_cluster: Cluster, pods: Namespace) -> None:
     pods.apply(deployment("steady", server(), replicas=2), service("steady"))
     before = {p["metadata"]["name"] for p in pods.scaled("steady", 2)}
-    url = f"http://{pods.get('service', 'steady')['spec']['clusterIP']}/"
+    url = f"http://{pods.get(SERVICE, 'steady')['spec']['clusterIP']}/"
     until(lambda: local_cluster.run(["curl", "-sf", url], capture_output=True).returncode == 0, "the Service")
     local_cluster.signal("kube-apiserver", signal.SIGKILL)
     while pods.cluster.kubectl("get", "--raw", "/readyz", check=False).returncode:

@@ -1,6 +1,5 @@
 """The local cluster as a person uses it: up, in use from both sides, down, and killed at any moment."""
 
-import ipaddress
 import json
 import os
 import signal
@@ -123,20 +122,6 @@ def test_two_clusters_at_once_see_only_their_own_objects(local_cluster: Cluster,
         assert second.url != local_cluster.url
     assert not second.running
     assert local_cluster.kubectl("get", "nodes", "-o", "name").stdout.count("node/") == 3
-
-
-def test_without_namespaces_pods_and_services_live_on_loopback_addresses(tmp_path: Path) -> None:
-    with Cluster(ClusterConfig("loopback", isolation="loopback"), tmp_path / "loopback") as cluster:
-        serve = [sys.executable, "-m", "http.server", "--directory=/etc", "--bind=$(POD_IP)", "8000"]
-        address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-        create(cluster, "default", labelled("web", serve, env=[address]))
-        cluster.kubectl("expose", "pod", "web", "--port=8080", "--target-port=8000")
-        cluster.kubectl("wait", "pod/web", "--for=condition=Ready", "--timeout=30s")
-        pod = cluster.kubectl("get", "pod", "web", "-o", "jsonpath={.status.podIP}").stdout
-        assert ipaddress.ip_address(pod).is_loopback
-        port = cluster.forward("service/default/web:8080")
-        url = f"http://127.0.0.1:{port}/os-release"
-        assert eventually(lambda: urllib.request.urlopen(url, timeout=5).read()) == Path("/etc/os-release").read_bytes()
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """What a pod's programs find around them: variables, files, their service account, their names."""
 
+import contextlib
+import ipaddress
 import json
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from tests.support.pods import JsonObject, Namespace, container, deployment, pod, server, service, shell, until
+from tests.support.pods import POD_IP, JsonObject, Namespace, container, deployment, pod, server, service, shell, until
 
 from duet_dev.cluster import Cluster
 from duet_dev.config import ClusterConfig
@@ -25,11 +29,6 @@ for kind in ("pod", "secret"):
         answers[kind] = error.status
 print(json.dumps(answers), flush=True)
 """
-
-
-@pytest.fixture
-def pods(local_cluster: Cluster, namespace: str) -> Namespace:
-    return Namespace(local_cluster, namespace)
 
 
 def config_map(name: str, **data: str) -> JsonObject:
@@ -215,25 +214,42 @@ def test_the_own_image_command_can_be_replaced_or_extended(pods: Namespace) -> N
 
 
 @pytest.fixture(scope="module")
-def loopback_cluster(local_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def bare(local_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
     """The mode without namespaces. `local_cluster` is asked for because it skips where nothing is built."""
     config = ClusterConfig("loopback", isolation="loopback")
     with Cluster(config, tmp_path_factory.mktemp("loopback")) as cluster:
-        yield cluster
+        cluster.kubectl("create", "namespace", "bare")
+        with Namespace(cluster, "bare") as pods:
+            yield pods
 
 
-def test_without_namespaces_services_route_and_accounts_come_as_a_kubeconfig(loopback_cluster: Cluster) -> None:
-    loopback_cluster.kubectl("create", "namespace", "bare")
-    pods = Namespace(loopback_cluster, "bare")
+def test_without_namespaces_pods_and_services_live_on_loopback_addresses(bare: Namespace) -> None:
+    serve = ["-m", "http.server", "--directory=/etc", "--bind=$(POD_IP)", "8000"]
+    files = {"name": "main", "image": "python", "args": serve, "env": [POD_IP]}
+    ports = [{"name": "files", "port": 8080, "targetPort": 8000}]
+    bare.apply(pod("files", files, labels={"app": "files"}), service("files", ports=ports))
+    assert ipaddress.ip_address(bare.ready("files")["status"]["podIP"]).is_loopback
+    port = bare.cluster.forward(f"service/{bare.name}/files:8080")
+    url = f"http://127.0.0.1:{port}/os-release"
+
+    def answer() -> bytes | None:
+        with contextlib.suppress(OSError):
+            return bytes(urllib.request.urlopen(url, timeout=5).read())
+        return None
+
+    assert until(answer, "the Service") == Path("/etc/os-release").read_bytes()
+
+
+def test_without_namespaces_services_route_and_accounts_come_as_a_kubeconfig(bare: Namespace) -> None:
     port = {"env": [{"name": "PORT", "value": "18000"}], "ports": [{"name": "http", "containerPort": 18000}]}
     ports = [{"name": "web", "port": 18080, "targetPort": "http"}]
-    pods.apply(*reader_role("reader"), deployment("web", server(**port), replicas=2), service("web", ports=ports))
-    pods.scaled("web", 2)
+    bare.apply(*reader_role("reader"), deployment("web", server(**port), replicas=2), service("web", ports=ports))
+    bare.scaled("web", 2)
     script = "until curl -sf http://$WEB_SERVICE_HOST:$WEB_SERVICE_PORT/; do sleep 0.2; done; kubectl get pods -o name"
-    path = loopback_cluster.environment(inside=True)["PATH"]
+    path = bare.cluster.environment(inside=True)["PATH"]
     env = [{"name": "PATH", "value": path}]
-    pods.apply(pod("caller", shell(script, env=env), serviceAccountName="reader", restartPolicy="Never"))
-    pods.wait("jsonpath={.status.phase}=Succeeded", "pod/caller", seconds=60)
-    log = pods.kubectl("logs", "caller")
+    bare.apply(pod("caller", shell(script, env=env), serviceAccountName="reader", restartPolicy="Never"))
+    bare.wait("jsonpath={.status.phase}=Succeeded", "pod/caller", seconds=60)
+    log = bare.kubectl("logs", "caller")
     assert log.startswith("web-")
     assert "pod/caller" in log

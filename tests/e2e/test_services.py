@@ -9,16 +9,12 @@ import pytest
 from tests.support.pods import POD_IP, JsonObject, Namespace, deployment, pod, server, service, shell, until
 
 from duet_dev.cluster import Cluster
+from duet_operator.cluster import SERVICE
 
 pytestmark = pytest.mark.cluster
 
 ECHO_SERVER = Path(__file__).parents[1] / "support" / "echo_server.py"
 CURL_REFUSED, CURL_UNKNOWN_NAME = 7, 6
-
-
-@pytest.fixture
-def pods(local_cluster: Cluster, namespace: str) -> Namespace:
-    return Namespace(local_cluster, namespace)
 
 
 def echo(**fields: object) -> JsonObject:
@@ -130,7 +126,7 @@ def test_a_headless_service_names_its_ready_pods(pods: Namespace) -> None:
 def test_load_balancers_get_an_address_and_node_ports_answer(pods: Namespace) -> None:
     pods.apply(deployment("web", server(), replicas=1), service("web", type="LoadBalancer"))
     pods.wait("jsonpath={.status.loadBalancer.ingress[0].ip}", "service/web")
-    found = pods.get("service", "web")
+    found = pods.get(SERVICE, "web")
     assert found["status"]["loadBalancer"]["ingress"][0]["ip"] == found["spec"]["clusterIP"]
     pods.scaled("web", 1)
     caller(pods)

@@ -1,18 +1,11 @@
 """CRDs on a real API server and its verdict on documents, over one connection: a thousand verdicts in seconds."""
 
-import json
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPSConnection
-from typing import Any, Self
-from urllib.parse import urlsplit
 
-from duet_dev.cluster import Cluster
-
-Document = dict[str, Any]
+from tests.support.rest import Document, Rest
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 ESTABLISH_SECONDS = 30.0
@@ -27,19 +20,8 @@ class Verdict:
     stored: Document
 
 
-class CrdServer:
+class CrdServer(Rest):
     """Installs definitions and asks for verdicts; nothing is stored but the definitions."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.token = cluster.token
-        context = ssl.create_default_context(cafile=str(cluster.ca))
-        self.connection = HTTPSConnection(urlsplit(cluster.url).netloc, context=context, timeout=30)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.connection.close()
 
     def install(self, definition: Document) -> None:
         """Create a definition and wait until it serves."""
@@ -68,11 +50,3 @@ class CrdServer:
         path = f"/apis/{document['apiVersion']}/namespaces/default/duetdeployments"
         status, answer = self.request("POST", f"{path}?dryRun=All&fieldValidation=Strict", document)
         return Verdict(status == 201, answer.get("message", ""), answer)
-
-    def request(self, method: str, path: str, body: Document | None = None) -> tuple[int, Document]:
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        self.connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-        answer = self.connection.getresponse()
-        text = answer.read().decode()
-        is_json = answer.headers.get_content_type() == "application/json"
-        return answer.status, json.loads(text) if is_json else {"message": text}

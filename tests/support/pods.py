@@ -4,9 +4,12 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+
+from tests.support.rest import Rest
 
 from duet_dev.cluster import Cluster
+from duet_operator.cluster import POD, Kind
 
 JsonObject = dict[str, Any]
 T = TypeVar("T")
@@ -75,10 +78,17 @@ def service(name: str, *, selector: dict[str, str] | None = None, **spec: Any) -
 
 
 class Namespace:
-    """One namespace of a cluster, through kubectl."""
+    """One namespace of a cluster: changed through kubectl, and looked at again and again over one connection."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster, self.name = cluster, name
+        self._rest = Rest(cluster)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rest.close()
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
         return self.cluster.kubectl("--namespace", self.name, *arguments, input=input).stdout
@@ -93,14 +103,11 @@ class Namespace:
         document = {"apiVersion": "v1", "kind": "List", "items": list(items)}
         self.kubectl("apply", "-f", "-", input=json.dumps(document))
 
-    def get(self, kind: str, name: str) -> JsonObject:
-        found: JsonObject = json.loads(self.kubectl("get", kind, name, "-o", "json"))
-        return found
+    def get(self, kind: Kind, name: str) -> JsonObject:
+        return self._rest.get(kind, self.name, name)
 
     def pods(self, app: str | None = None) -> list[JsonObject]:
-        selector = ["-l", f"app={app}"] if app else []
-        items: list[JsonObject] = json.loads(self.kubectl("get", "pods", *selector, "-o", "json"))["items"]
-        return items
+        return self._rest.list(POD, self.name, selector=f"app={app}" if app else "")
 
     def wait(self, condition: str, *what: str, seconds: float = 30) -> None:
         self.kubectl("wait", f"--for={condition}", f"--timeout={seconds:g}s", *what)
@@ -108,7 +115,7 @@ class Namespace:
     def ready(self, name: str) -> JsonObject:
         """The pod, once it is Ready."""
         self.wait("condition=Ready", f"pod/{name}")
-        return self.get("pod", name)
+        return self.get(POD, name)
 
     def scaled(self, name: str, replicas: int) -> list[JsonObject]:
         """The Deployment's pods, once so many are ready and no other is left."""
@@ -123,7 +130,7 @@ class Namespace:
         return self.kubectl("exec", pod_name, *options, "--", *command)
 
     def status_of(self, pod_name: str, container_name: str = "main") -> JsonObject:
-        status = self.get("pod", pod_name)["status"]
+        status = self.get(POD, pod_name)["status"]
         every = status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
         return next((one for one in every if one["name"] == container_name), {"state": {}, "restartCount": 0})
 

@@ -1,0 +1,1 @@
+"""The tests in lanes, side by side: `python -m duet_dev.lanes`."""
