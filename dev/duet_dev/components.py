@@ -129,8 +129,9 @@ def controller_manager(files: Files, ports: Ports, kubeconfig: Path) -> list[str
             service_account_private_key_file=files.service_account_key,
             root_ca_file=files.certificate_authority,
             node_monitor_period="1s",
-            node_monitor_grace_period="10s",
-            node_startup_grace_period="10s",
+            # Longer than the API server takes to come back on a busy machine: its absence looks like the nodes' own.
+            node_monitor_grace_period="20s",
+            node_startup_grace_period="20s",
             horizontal_pod_autoscaler_sync_period="5s",
         ),
     ]

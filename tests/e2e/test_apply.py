@@ -67,7 +67,9 @@ async def test_an_applied_object_gets_ready_and_answers_through_its_service(
     assert "403" not in log and "orbidden" not in log
 
 
-async def test_the_columns_of_kubectl_get_say_how_it_stands(serving: Serving) -> None:
+async def test_the_columns_of_kubectl_get_say_how_it_stands_and_deleting_takes_every_child_along(
+    serving: Serving,
+) -> None:
     """With pools that cannot resize, so that each column has one right value however slow the machine is."""
     await serving.apply_and_wait({"spec.pools.prefill.maxReplicas": 1, "spec.pools.decode.maxReplicas": 1})
     async with serving.load() as load:
@@ -83,13 +85,9 @@ async def test_the_columns_of_kubectl_get_say_how_it_stands(serving: Serving) ->
     wide = serving.cluster.kubectl("get", "duet", "-n", serving.namespace, "-o", "wide").stdout
     assert "REASON" in wide
 
-
-async def test_deleting_the_object_takes_every_child_along(serving: Serving) -> None:
-    await serving.apply_and_wait()
     kinds = (POD, DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, ROLE_BINDING, NETWORK_POLICY, DISRUPTION_BUDGET)
     for kind in kinds:
         assert await serving.items(kind), kind.name
-
     await serving.delete()
 
     async def left() -> bool:

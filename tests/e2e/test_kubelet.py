@@ -134,6 +134,15 @@ def test_readiness_follows_the_probe_and_the_gates(pods: Namespace) -> None:
     assert pods.status_of("gated")["restartCount"] == 0
 
 
+def test_a_pod_that_was_taken_for_lost_is_ready_again(pods: Namespace) -> None:
+    """The controller manager writes this of each pod of a node that it doesn't hear of."""
+    pods.apply(pod("found", shell("sleep 300")))
+    pods.ready("found")
+    lost = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+    pods.kubectl("patch", "pod", "found", "--subresource=status", "-p", json.dumps(lost))
+    pods.ready("found")
+
+
 def test_a_failing_liveness_probe_restarts_the_container_once_it_has_started(pods: Namespace) -> None:
     probe = {"exec": {"command": ["test", "-e", "started"]}, "periodSeconds": 1}
     alive = {"exec": {"command": ["test", "-e", "alive"]}, "periodSeconds": 1, "failureThreshold": 1}

@@ -6,9 +6,6 @@ from tests.support.serving import PROMPT_TOKENS, Serving, condition, counts, exp
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-STEADY = 3.0
-"""Requests per second that keep two decode workers busy."""
-
 
 async def test_recommend_reports_and_changes_nothing_and_auto_takes_up_where_it_was(serving: Serving) -> None:
     await serving.apply_and_wait()

@@ -19,6 +19,9 @@ LOW, HIGH = 0.5, 10.0
 TELLING_REQUESTS = 12
 """Within the demand window of four seconds they ask for 60 tokens/s, nearly twice what one decode worker holds."""
 FEWEST_REQUESTS = 500
+SHORT = (PROMPT_TOKENS * 2 // 5, 10)
+MANY = 2.5 * HIGH
+"""Short requests per second, which ask for as many tokens as HIGH of the others."""
 LONG_ANSWER_TOKENS = 400
 """Twenty seconds of decode: longer than it takes to notice a lull, so that answers are under way when drains begin."""
 FEW = 0.25
@@ -89,10 +92,11 @@ async def test_growing_and_shrinking_lose_no_request(serving: Serving) -> None:
     async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 25)) as load:
         load.requests_per_second = HIGH
         await serving.until("all five decode", lambda found: counts(found, "ready")[1] == 5)
+        load.lengths, load.requests_per_second = [SHORT], MANY
         await load.ended(FEWEST_REQUESTS - len(load.records), seconds=120)
         load.lengths = [(PROMPT_TOKENS, LONG_ANSWER_TOKENS)]
-        load.send(5)
         load.requests_per_second = FEW
+        load.send(5)
         await serving.until("decode shrinks", lambda found: counts(found, "replicas")[1] < 5, seconds=120)
         load.requests_per_second = 0.0
         await serving.until("both pools have shrunk", lambda found: counts(found, "replicas") == (1, 1), seconds=120)

@@ -83,7 +83,9 @@ def limits(found: Document) -> list[str]:
     return named
 
 
-async def test_without_gateways_the_counts_are_held_and_the_silence_is_said(serving: Serving) -> None:
+async def test_without_gateways_the_counts_are_held_and_the_silence_is_said_until_they_come_back(
+    serving: Serving,
+) -> None:
     await serving.apply_and_wait()
     async with serving.load((PROMPT_TOKENS, 20)) as load:
         load.requests_per_second = 6.0
@@ -103,9 +105,7 @@ async def test_without_gateways_the_counts_are_held_and_the_silence_is_said(serv
     await serving.until("signals are back", lambda found: condition(found, "SignalsFresh") == "True")
     await serving.until("the pools follow the load again", lambda found: counts(found, "replicas") == (1, 1))
 
-
-async def test_gateways_that_somebody_scaled_away_come_back(serving: Serving) -> None:
-    await serving.apply_and_wait()
+    # Gateways that somebody scales away come back by the operator itself.
     path = DEPLOYMENT.path(serving.namespace, f"{serving.name}-gateway", "scale")
     await serving.api.patch(path, {"spec": {"replicas": 0}})
 

@@ -1,56 +1,24 @@
-"""Operators that start for one test: after another one, at rest among many, and with less than the whole cluster."""
+"""Operators that start for one test: after another one, and with less than the whole cluster."""
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.duet_objects import minimal, patched
-from tests.support.operator_process import NAMESPACE, OperatorProcess, install, running_operator, until
+from tests.support.operator_process import NAMESPACE, install, running_operator, until
 from tests.support.relay import relayed
 from tests.support.rest import Rest
-from tests.support.served import OURS, Served, tells_of_pods
+from tests.support.served import OURS, Served
 
 from duet_dev.cluster import Cluster
-from duet_operator.cluster import DEPLOYMENT, DUET, POD, SERVICE_ACCOUNT, Kind
+from duet_operator.cluster import DEPLOYMENT, POD, SERVICE_ACCOUNT, Kind
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.timeout(180)]
 
 REPLICA_SET = Kind("apps/v1", "ReplicaSet", "replicasets")
-PASSES_DONE = 'duet_operator_passes_total{result="done"}'
-QUIET_OBJECTS = 50
 FOREIGN_PODS = 200
-LARGEST_MIB = 150
 OFTEN = {"scaling.intervalSeconds": 1}
 """Passes come soon, where several are waited for."""
-
-
-def written(operator: OperatorProcess) -> float:
-    """Writes so far, those of the Lease apart."""
-    return sum(value for name, value in operator.writes().items() if 'kind="Lease"' not in name)
-
-
-def passed(operator: OperatorProcess, passes: int) -> None:
-    """Until it has had so many more passes than now."""
-
-    def done() -> float:
-        return operator.metrics().get(PASSES_DONE, 0.0)
-
-    wanted = done() + passes
-    until(f"{passes} passes later", lambda: done() >= wanted)
-
-
-def quiet_in(passes: int, operator: OperatorProcess) -> Callable[[], bool]:
-    """Whether it wrote nothing in so many passes."""
-
-    def quiet() -> bool:
-        before = written(operator)
-        passed(operator, passes)
-        return written(operator) == before
-
-    return quiet
 
 
 def test_a_new_operator_writes_nothing(kubeconfig: Path, served: Served, tmp_path: Path) -> None:
@@ -58,12 +26,12 @@ def test_a_new_operator_writes_nothing(kubeconfig: Path, served: Served, tmp_pat
         first.wait_until_acting()
         served.apply(OFTEN)
         served.made()
-        until("it has told everything", quiet_in(3, first), seconds=90)
+        until("it has told everything", first.quiet_in(3), seconds=90)
         assert first.end() == 0
     before = served.versions()
     with running_operator(kubeconfig, tmp_path / "second.log") as second:
         second.wait_until_acting()
-        passed(second, 3)
+        second.pass_on(3)
         assert served.versions() == before
         assert set(second.writes()) <= {
             'duet_operator_writes_total{kind="Lease",verb="create"}',
@@ -94,43 +62,12 @@ def test_another_version_of_the_operator_rolls_nothing_until_it_is_asked_to(
     ) as new:
         new.wait_until_acting()
         until("it has told what is in force", lambda: "resolved" in served.object().get("status", {}))
-        passed(new, 3)
+        new.pass_on(3)
         assert hashes() == before
         assert served.object()["status"]["resolved"]["engineImage"] == "engine:1"
         served.kubectl("annotate", "duet", served.name, "duetserve.io/upgrade=now")
         until("pools and gateway get a new template each", lambda: len(hashes() - before) == len(before) == 3)
         assert served.object()["status"]["resolved"]["engineImage"] == "engine:2"
-
-
-def test_many_quiet_objects_cost_no_write_and_little_memory(
-    kubeconfig: Path,
-    control_plane: Cluster,
-    rest: Rest,
-    namespace: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    objects = [
-        patched(minimal(name=f"quiet-{number}"), {"metadata.namespace": namespace, "spec.gateway.replicas": 1})
-        for number in range(QUIET_OBJECTS)
-    ]
-    everything = {"apiVersion": "v1", "kind": "List", "items": objects}
-    control_plane.kubectl("apply", "-f", "-", input=json.dumps(everything))
-
-    def told() -> bool:
-        return all(map(tells_of_pods, rest.list(DUET, namespace)))
-
-    with running_operator(kubeconfig, tmp_path / "log") as operator:
-        operator.wait_until_acting()
-        until("every object tells of its pods", told, seconds=90)
-        until("writes have ended", quiet_in(QUIET_OBJECTS, operator), seconds=60)
-        before = written(operator)
-        passed(operator, 2 * QUIET_OBJECTS)
-        assert written(operator) == before
-        memory = operator.memory_mib()
-    with capsys.disabled():
-        sys.stdout.write(f"\n{QUIET_OBJECTS} objects: {memory:.0f} MiB resident, 0 writes in two passes over them\n")
-    assert memory < LARGEST_MIB
 
 
 def test_settings_that_cannot_be_used_end_it_with_their_name(kubeconfig: Path, tmp_path: Path) -> None:

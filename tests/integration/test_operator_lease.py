@@ -18,7 +18,7 @@ from tests.support.relay import Relay, Request, relayed
 from duet_dev import build
 from duet_dev.cluster import Cluster
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.timeout(180)]
 
 LEASE_SECONDS = 9
 

@@ -23,6 +23,7 @@ from duet_dev.paths import REPOSITORY
 CHART = REPOSITORY / "charts" / "duet"
 NAMESPACE = "duet-system"
 ACCOUNT = "duet-operator"
+PASSES_DONE = 'duet_operator_passes_total{result="done"}'
 START_SECONDS = 60.0
 END_SECONDS = 30.0
 CHANGE_SECONDS = 40.0
@@ -83,6 +84,29 @@ class OperatorProcess:
     def writes(self) -> dict[str, float]:
         """Counters of writes."""
         return {name: value for name, value in self.metrics().items() if name.startswith("duet_operator_writes_total")}
+
+    def written(self) -> float:
+        """Writes so far, those of the Lease apart."""
+        return sum(value for name, value in self.writes().items() if 'kind="Lease"' not in name)
+
+    def pass_on(self, passes: int) -> None:
+        """Until it has had so many more passes than now."""
+
+        def done() -> float:
+            return self.metrics().get(PASSES_DONE, 0.0)
+
+        wanted = done() + passes
+        until(f"{passes} passes later", lambda: done() >= wanted)
+
+    def quiet_in(self, passes: int) -> Callable[[], bool]:
+        """Whether it wrote nothing in so many passes."""
+
+        def quiet() -> bool:
+            before = self.written()
+            self.pass_on(passes)
+            return self.written() == before
+
+        return quiet
 
     def memory_mib(self) -> float:
         """Resident memory."""

@@ -1,4 +1,8 @@
-"""A pod's object in the API as its kubelet writes it: status, and the deletion at the end."""
+"""A pod's object in the API as its kubelet writes it: status, and the deletion at the end.
+
+Invariant: the kubelet has the last word on its conditions. The controller manager writes Ready=False while it takes a
+node for lost, also after an absence of the API server, and nobody else would ever take that back.
+"""
 
 import asyncio
 import logging
@@ -30,12 +34,18 @@ class Record:
         """Write the status as it is once the API server can be reached, unless it is there already."""
 
         async def write() -> None:
-            if (present := status()) != self._published:
+            present = status()
+            if present != self._published or not self._shows(present):
                 body = {"metadata": {"uid": self._uid}, "status": present}
                 await self._context.api.patch(f"{self.path}/status", body, kind=STRATEGIC_MERGE)
                 self._published = present
 
         await self._insist(write)
+
+    def _shows(self, status: JsonObject) -> bool:
+        """Whether the API has these conditions."""
+        shown = {condition["type"]: condition["status"] for condition in self.item["status"].get("conditions", [])}
+        return all(shown.get(each["type"]) == each["status"] for each in status.get("conditions", []))
 
     async def delete(self) -> None:
         async def delete() -> None:
