@@ -29,7 +29,7 @@ engine-env: setup  ## the real SGLang on the CPU with tiny models, made once (10
 demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=file SPEED=n MINUTES=n)
 	@$(python) -m duet_dev.demo $(demo_options)
 
-test: binaries  ## all tests, in lanes, two at a time
+test: binaries  ## all tests, in lanes side by side
 	@DUET_REQUIRE_CLUSTER=1 $(python) -m duet_dev.lanes --durations 15
 
 test-fast: setup  ## the tests of the daily round: at most three minutes

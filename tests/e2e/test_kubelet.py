@@ -312,14 +312,17 @@ def test_a_killed_kubelet_takes_its_processes_along_and_its_pods_come_back(
     assert not first & second
 
 
-def test_pods_and_services_outlast_a_restart_of_the_api_server(local_cluster: Cluster, pods: Namespace) -> None:
+def test_pods_services_and_objects_outlast_a_restart_of_the_api_server(local_cluster: Cluster, pods: Namespace) -> None:
     pods.apply(deployment("steady", server(), replicas=2), service("steady"))
     before = {p["metadata"]["name"] for p in pods.scaled("steady", 2)}
     url = f"http://{pods.get(SERVICE, 'steady')['spec']['clusterIP']}/"
     until(lambda: local_cluster.run(["curl", "-sf", url], capture_output=True).returncode == 0, "the Service")
+    restarts = local_cluster.status()["components"]["kube-apiserver"]["restarts"]
     local_cluster.signal("kube-apiserver", signal.SIGKILL)
     while pods.cluster.kubectl("get", "--raw", "/readyz", check=False).returncode:
         local_cluster.run(["curl", "-sf", url], check=True, capture_output=True)
+    state = local_cluster.status()["components"]["kube-apiserver"]
+    assert (state["restarts"], state["running"]) == (restarts + 1, True)
     pods.kubectl("scale", "deployment/steady", "--replicas=3")
     after = pods.scaled("steady", 3)
     assert before <= {p["metadata"]["name"] for p in after}

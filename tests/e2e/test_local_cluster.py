@@ -15,7 +15,7 @@ import pytest
 from tests.support.processes import carrying, left_after
 
 from duet_dev.cluster import Cluster
-from duet_dev.config import API_SERVER_ONLY, CONTROL_PLANE, ClusterConfig
+from duet_dev.config import CONTROL_PLANE, ClusterConfig
 from duet_dev.errors import DevError
 from duet_dev.paths import PACKAGE_PARENT
 
@@ -90,22 +90,6 @@ def test_pod_addresses_exist_only_inside(local_cluster: Cluster) -> None:
     assert inside.stdout.startswith("local 10.244.0.1 dev lo")
     outside = subprocess.run(["ip", "route", "get", "10.244.0.1"], capture_output=True, text=True)
     assert "local 10.244.0.1" not in outside.stdout
-
-
-def test_a_component_that_crashes_comes_back_with_its_objects(tmp_path: Path) -> None:
-    # A cluster of its own: the session's other tests shall not see their API server go.
-    with Cluster(ClusterConfig("crash", components=API_SERVER_ONLY), tmp_path / "crash") as cluster:
-        cluster.kubectl("create", "configmap", "kept", "--from-literal=a=b")
-        cluster.signal("kube-apiserver", signal.SIGKILL)
-        eventually(lambda: restarted(cluster, "kube-apiserver"))
-        kept = eventually(lambda: cluster.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.a}"))
-        assert kept.stdout == "b"
-
-
-def restarted(cluster: Cluster, component: str) -> None:
-    state = cluster.status()["components"][component]
-    assert state["restarts"] == 1
-    assert state["running"]
 
 
 def test_a_second_cluster_of_that_folder_is_refused(local_cluster: Cluster) -> None:

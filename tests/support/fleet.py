@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+
+from duet_dev.controlplane import free_ports
 
 MODEL = "Qwen/Qwen3-0.6B"
 GPU = "h100-1g.10gb"
@@ -133,7 +134,7 @@ class Fleet:
 
     def gateway_process(self, *arguments: str, environment: dict[str, str] | None = None) -> GatewayProcess:
         """A gateway with these arguments, listening."""
-        port, admin_port = free_port(), free_port()
+        port, admin_port = free_ports(2)
         log = self._folder / f"gateway-{len(self._processes)}.log"
         command = [sys.executable, "-m", "duet_engine.gateway", "--port", str(port), "--admin-port", str(admin_port)]
         command += ["--propagation-seconds", "0.5", *arguments]
@@ -170,13 +171,6 @@ def fleet(folder: Path) -> Iterator[Fleet]:
         raise
     finally:
         processes.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def said(popen: subprocess.Popen[bytes], log: Path) -> str:

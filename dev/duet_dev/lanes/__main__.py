@@ -1,4 +1,4 @@
-"""Run lanes two at a time, show their lines as they come, and end with one verdict.
+"""Run lanes side by side, show their lines as they come, and end with one verdict.
 
 Invariant: the exit status is 0 only if every lane ended well; SIGINT and SIGTERM end every lane as Ctrl-C does, which
 takes its servers along, and a lane whose driver is gone ends likewise.
@@ -19,7 +19,8 @@ from duet_dev.paths import REPOSITORY
 from duet_dev.processes import guarded
 from duet_dev.progress import duration
 
-AT_ONCE = 2
+AT_ONCE = (os.cpu_count() or 1) + 1
+"""A lane waits for what it has started much of its time, so that one more than there are cores keeps them busy."""
 NO_TESTS = 5
 INTERRUPTED = 130
 FAREWELL_SECONDS = 60.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import aiohttp
 import pytest
 from tests.support.fleet import eventually
 
+from duet_dev.controlplane import free_ports
 from duet_engine.gateway.app import Gateway
 from duet_engine.gateway.discovery import Member, StaticDiscovery
 from duet_engine.gateway.errors import GatewayError
@@ -20,13 +20,6 @@ from duet_engine.gateway.routing import SHORTEST_PAUSE_SECONDS, Dispatcher
 from duet_engine.gateway.settings import Limits, Settings, StaticConfig
 from duet_engine.gateway.workers import Workers
 from duet_engine.policy.fleet import Fleet
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -41,7 +34,8 @@ Made = tuple[Gateway, str]
 @pytest.fixture
 def make(session: aiohttp.ClientSession) -> Callable[[], Made]:
     def made() -> Made:
-        settings = Settings(port=free_port(), admin_port=free_port(), propagation_seconds=0.0)
+        port, admin_port = free_ports(2)
+        settings = Settings(port=port, admin_port=admin_port, propagation_seconds=0.0)
         gateway = Gateway(settings, session=session, initial=LiveSettings())
         return gateway, f"http://127.0.0.1:{settings.port}"
 
