@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from duet_dev import engine_environment
 from duet_dev.errors import DevError
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -35,6 +36,12 @@ DEFAULT_IMAGES: Mapping[str, list[str]] = {
     "python": [sys.executable],
     "busybox": [],
 }
+
+
+def default_images() -> dict[str, list[str]]:
+    """What stands for an image; for the engine's, the real SGLang where `make engine-env` has put it."""
+    engine = {"duet-engine": engine_environment.command()} if engine_environment.ready() else {}
+    return {**DEFAULT_IMAGES, **engine}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class ClusterConfig:
     name: str
     components: tuple[str, ...] = WHOLE_CLUSTER
     nodes: tuple[Node, ...] = field(default_factory=default_nodes)
-    images: Mapping[str, list[str] | Mapping[str, Any]] = field(default_factory=lambda: dict(DEFAULT_IMAGES))
+    images: Mapping[str, list[str] | Mapping[str, Any]] = field(default_factory=default_images)
     environment: Mapping[str, str] = field(default_factory=dict)
     kubelet: Mapping[str, Any] = field(default_factory=dict)
     isolation: str = "auto"

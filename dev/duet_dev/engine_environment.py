@@ -66,6 +66,12 @@ def environment() -> dict[str, str]:
     }
 
 
+def command() -> list[str]:
+    """`duet-engine` with all of that, for whoever can only start a command."""
+    variables = [f"{name}={value}" for name, value in environment().items()]
+    return ["env", *variables, str(engine_python()), "-m", "duet_engine.launch"]
+
+
 def ensure() -> None:
     """Make what is missing."""
     if ready():
