@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from duet_engine.plugin.role_switch import ROLE_SWITCH_PATH, switch
 from duet_engine.plugin.server_side import ServerSide
 from duet_engine.protocol import (
     DISPATCH_FIELD,
@@ -175,6 +176,8 @@ class DuetApplication:
             await endpoint(call)
         elif call.path.startswith("/duet/"):
             await self._no_endpoint(call)
+        elif call.path == ROLE_SWITCH_PATH and call.method == "POST":
+            await switch(call, self._side, self._app)
         elif call.path in WORK_PATHS and call.method in ("POST", "PUT"):
             await self._work(call)
         else:

@@ -68,6 +68,9 @@ def command_line(environment: Mapping[str, str], given: Sequence[str]) -> tuple[
     settings = EngineSettings.read(environment)
     _check(environment, given)
     own = [*_decided(environment, settings), *_for_role(settings.role, cpu=environment.get(CPU_VARIABLE) == "1")]
+    if "--enable-pd-role-switch" in given and settings.role is Role.PREFILL and "--disable-radix-cache" not in given:
+        # Otherwise the scheduler dies at its second request after a switch: it takes its prefix cache for a leak.
+        own.append("--disaggregation-decode-enable-radix-cache")
     return (*_unless_given(own, given), *given)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from duet_engine.knobs import read_knobs
 from duet_engine.plugin.asgi import Call, Endpoint
+from duet_engine.plugin.documents import worker_info
 from duet_engine.plugin.server_side import ServerSide
 from duet_engine.plugin.state_stream import StateStream
 from duet_engine.protocol import (
@@ -52,8 +53,9 @@ class DuetEndpoints:
             await call.respond(200, self._side.state().write())
 
     async def info(self, call: Call) -> None:
-        digest = hashlib.sha256(self._tokenizer_file()).hexdigest()[:16] if self._tokenizer_file() else None
-        await call.respond(200, self._side.info().model_copy(update={"tokenizer_digest": digest}).write())
+        content = self._tokenizer_file()
+        digest = hashlib.sha256(content).hexdigest()[:16] if content else None
+        await call.respond(200, worker_info(self._side, tokenizer_digest=digest).write())
 
     async def tokenizer(self, call: Call) -> None:
         content = self._tokenizer_file()

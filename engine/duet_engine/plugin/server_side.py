@@ -11,7 +11,6 @@ import os
 import time
 import uuid
 from collections import Counter, deque
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from duet_engine.authentication import Guard, ensure_local_token
 from duet_engine.drain import Drain, Stamp
 from duet_engine.knobs import changes
 from duet_engine.perf.roofline import Roofline
-from duet_engine.plugin import features
 from duet_engine.plugin.board import Numbers, cards
+from duet_engine.plugin.documents import worker_state
 from duet_engine.plugin.facts import FACT_NAMES, KNOBS_KEY, SchedulerFacts, facts_from
 from duet_engine.plugin.health import inactive_reason, stuck_reason
 from duet_engine.plugin.hooks import HookTable, Process
@@ -35,7 +34,6 @@ from duet_engine.protocol import (
     RefusalReason,
     Role,
     Work,
-    WorkerInfo,
     WorkerProfile,
     WorkerState,
 )
@@ -43,6 +41,7 @@ from duet_engine.protocol import (
 MAX_GATEWAYS = 64
 ACCEPT_SECONDS = 0.01
 """A request is in its scheduler's numbers so long after it was let in: tokenizing and one turn of the loop."""
+LOOK_SECONDS = 1.0
 ROLES = tuple(Role)
 
 
@@ -64,25 +63,33 @@ class ServerSide:
         self.refusals: Counter[RefusalReason] = Counter()
         self.warming_up = False
         """While SGLang's own warm-up asks itself for a few tokens."""
+        self.failed_switch: str | None = None
+        """Why a change of role has left this worker useless."""
         self.active_requests = 0
         self.sglang: Any = None
         """SGLang's global state, once its server has started."""
+        self.server_args: Any = None
         self._board = board
         self._numbers: dict[int, Numbers] = {}
         self._sequence = 0
         self._accepted: dict[str, int] = {}
         self._arriving: deque[tuple[float, Dispatch]] = deque()
         self._replica: Roofline | None = None
+        self._looked_at, self._active = -LOOK_SECONDS, False
 
     # --- SGLang ---
 
     def started(self, global_state: Any) -> None:  # noqa: ANN401
         """SGLang's server is about to listen."""
-        self.sglang, self._server_args = global_state, global_state.tokenizer_manager.server_args
+        self.sglang, self.server_args = global_state, global_state.tokenizer_manager.server_args
         if not self.settings.worker:
-            self.drain.worker = f"{self._server_args.host}:{self._server_args.port}"
+            self.drain.worker = f"{self.server_args.host}:{self.server_args.port}"
         if self.settings.local_token_file is not None:
             ensure_local_token(self.settings.local_token_file)
+
+    @property
+    def _ranks(self) -> int:
+        return 1 if self.server_args is None else int(self.server_args.tp_size * self.server_args.pp_size)
 
     @property
     def worker(self) -> str:
@@ -96,17 +103,22 @@ class ServerSide:
 
     def expected_processes(self) -> set[tuple[str, int]]:
         """Whom to hear from: every rank of this pod and the detokenizer."""
-        ranks = self._server_args.tp_size * self._server_args.pp_size
-        expected = {(Process.SCHEDULER.value, rank) for rank in range(ranks)}
+        expected = {(Process.SCHEDULER.value, rank) for rank in range(self._ranks)}
         return expected | {(Process.DETOKENIZER.value, 0), (Process.SERVER.value, 0)}
 
     def schedulers(self) -> list[SchedulerFacts]:
         """What each rank wrote last."""
-        if not self._numbers:
-            for path in sorted(self._board.glob("scheduler-*.numbers")):
-                rank = int(path.stem.rpartition("-")[2])
+        for path in self._board.glob("scheduler-*.numbers") if len(self._numbers) < self._ranks else ():
+            rank = int(path.stem.rpartition("-")[2])
+            if rank not in self._numbers:
                 self._numbers[rank] = Numbers(path, FACT_NAMES, create=False)
         return [facts_from(numbers.read()) for _, numbers in sorted(self._numbers.items())]
+
+    @property
+    def facts(self) -> SchedulerFacts:
+        """Of rank 0, which speaks for the worker; zeros until it has written."""
+        schedulers = self.schedulers()
+        return schedulers[0] if schedulers else SchedulerFacts()
 
     # --- requests ---
 
@@ -150,8 +162,7 @@ class ServerSide:
 
     def work(self) -> Work:
         """Everything that would be lost if the process ended now."""
-        schedulers = self.schedulers()
-        facts = schedulers[0] if schedulers else SchedulerFacts()
+        facts = self.facts
         # A request may be in the tokenizer, or its answer on its way out: no scheduler knows of it.
         elsewhere = max(0, self.active_requests - int(facts.total_work))
         return Work(
@@ -179,6 +190,8 @@ class ServerSide:
         now = time.monotonic()
         if not self.serving:
             return "starting"
+        if self.failed_switch is not None:
+            return self.failed_switch
         if self.terminating:
             return "terminating"
         if self.drain.active(now):
@@ -192,8 +205,15 @@ class ServerSide:
     def inactive_reason(self) -> str | None:
         return inactive_reason(self.processes(), self.expected_processes())
 
+    def active(self, now: float) -> bool:
+        """Whether Duet is active everywhere, as of a second ago at most: for what is asked many times a second."""
+        if now - self._looked_at >= LOOK_SECONDS:
+            self._looked_at, self._active = now, self.inactive_reason() is None
+        return self._active
+
     def stuck_reason(self) -> str | None:
-        return stuck_reason(self.schedulers(), now=time.monotonic())
+        """Why this process should be started anew; None while it moves."""
+        return self.failed_switch or stuck_reason(self.schedulers(), now=time.monotonic())
 
     def processes(self) -> list[ProcessInfo]:
         """Every process with its hooks as they are, and how long ago a scheduler's loop came round."""
@@ -208,29 +228,13 @@ class ServerSide:
         ]
         return [own, *others]
 
-    def info(self) -> WorkerInfo:
-        """`GET /duet/info`."""
-        inactive = self.inactive_reason()
-        role, facts = self.role, (self.schedulers() or [SchedulerFacts()])[0]
-        return WorkerInfo(
-            **self.stamp(),
-            worker=self.worker,
-            role=role,
-            revision=self.settings.revision,
-            engine_name="sglang",
-            engine_version=self.sglang_version,
-            plugin_version=version("duet-serve"),
-            plugin_active=inactive is None,
-            inactive_reason=inactive,
-            processes=tuple(self.processes()),
-            bootstrap_port=self._server_args.disaggregation_bootstrap_port if role is Role.PREFILL else None,
-            gpu_partition=self.settings.gpu_partition,
-            features=features.matrix(role),
-            profile=self._profile(role, facts),
-        )
+    def state(self) -> WorkerState:
+        """`GET /duet/state`."""
+        return worker_state(self, now=time.monotonic())
 
-    def _profile(self, role: Role, facts: SchedulerFacts) -> WorkerProfile:
-        arguments = self._server_args
+    def profile(self) -> WorkerProfile:
+        """What this replica can do."""
+        arguments, facts = self.server_args, self.facts
         if self._replica is None:
             ranks = arguments.tp_size * arguments.pp_size
             self._replica = replica_model(self.settings, model_path=arguments.model_path, ranks=ranks)
@@ -239,51 +243,15 @@ class ServerSide:
             max_running_requests=int(facts.max_running_requests),
             chunked_prefill_tokens=int(facts.chunked_prefill_tokens),
         )
-        return worker_profile(self.settings, self._replica, role=role, capacity=capacity)
-
-    def state(self) -> WorkerState:
-        """`GET /duet/state`."""
-        now = time.monotonic()
-        facts = (self.schedulers() or [SchedulerFacts()])[0]
-        draining = self.terminating or self.drain.active(now)
-        ready = self.serving and not draining
-        return WorkerState(
-            **self.stamp(),
-            worker=self.worker,
-            role=ROLES[int(facts.role)],
-            revision=self.settings.revision,
-            ready=ready,
-            draining=draining,
-            deflection_active=ready and bool(facts.deflection_active),
-            knobs_generation=self.knobs.generation,
-            work=self.work(),
-            queued_prefill_tokens=int(facts.queued_prefill_tokens),
-            queued_deflected_tokens=int(facts.queued_deflected_tokens),
-            decode_requests=int(facts.decode_requests),
-            decode_context_tokens=int(facts.decode_context_tokens),
-            kv_used_tokens=int(facts.kv_used_tokens),
-            kv_reserved_tokens=int(facts.kv_reserved_tokens),
-            kv_capacity_tokens=int(facts.kv_capacity_tokens),
-            step=facts.kind,
-            step_started_at_seconds=time.time() - (now - facts.step_started_at) if facts.step_started_at else 0.0,
-            step_predicted_seconds=facts.step_predicted_seconds,
-            headroom_tokens_per_second=facts.headroom_tokens_per_second if ready else 0.0,
-            accepted=self._accepted_by(now),
-            prefill_tokens_total=int(facts.prefill_tokens_total),
-            deflected_tokens_total=int(facts.deflected_tokens_total),
-            deflected_requests_total=int(facts.deflected_requests_total),
-            output_tokens_total=int(facts.output_tokens_total),
-            refusals_total=sum(self.refusals.values()),
-            busy_seconds_total=facts.busy_seconds_total,
-        )
+        return worker_profile(self.settings, self._replica, role=self.role, capacity=capacity)
 
     def shape(self) -> tuple[float, ...]:
         """What readers of the state want to know of at once when it changes."""
-        facts = (self.schedulers() or [SchedulerFacts()])[0]
+        facts = self.facts
         draining = float(self.terminating or self.drain.active(time.monotonic()))
         return facts.step_kind, facts.decode_requests, facts.total_work, draining, float(self.knobs.generation)
 
-    def _accepted_by(self, now: float) -> dict[str, int]:
+    def accepted_by(self, now: float) -> dict[str, int]:
         """Gateways' last dispatches that the numbers include."""
         self._settle(now)
         return dict(self._accepted)

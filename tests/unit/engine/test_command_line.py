@@ -108,6 +108,14 @@ def test_pinned_memory_needs_a_gpu() -> None:
         command_line({**DECODE, "SGLANG_USE_CPU_ENGINE": "1"}, given)
 
 
+def test_a_prefill_worker_that_may_become_a_decode_worker_keeps_its_prefix_cache_right() -> None:
+    prefill = {**DECODE, "DUET_ROLE": "prefill"}
+    radix = "--disaggregation-decode-enable-radix-cache"
+    assert radix not in command_line(prefill, ())
+    assert radix in command_line(prefill, ("--enable-pd-role-switch",))
+    assert radix not in command_line(prefill, ("--enable-pd-role-switch", "--disable-radix-cache"))
+
+
 def test_where_sglang_is_missing_the_command_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

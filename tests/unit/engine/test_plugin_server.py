@@ -45,6 +45,7 @@ class Sglang:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.answer = 200, b"answer"
         self.told: list[Any] = []
         self.release = asyncio.Event()
         self.release.set()
@@ -69,8 +70,9 @@ class Sglang:
         message = await receive()
         self.bodies.append(message.get("body", b""))
         await self.release.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"answer"})
+        status, body = self.answer
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body})
 
 
 class Worker:
@@ -238,6 +240,7 @@ async def test_a_worker_is_unready_without_the_plugin_everywhere(worker: Worker)
     assert (status, reason) == (503, "Duet's plugin isn't active: scheduler 0: sglang.srt.x: its source is another")
     info = WorkerInfo.read((await worker.call("GET", "/duet/info"))[2])
     assert not info.plugin_active
+    assert not worker.side.state().ready, "gateways would send it requests"
     assert info.inactive_reason is not None
     (worker.board / "scheduler-0.card").unlink()
     assert "no word from scheduler 0" in str((await worker.ready())[1])
@@ -395,6 +398,28 @@ async def test_a_module_may_refuse_a_request(tmp_path: Path) -> None:
     assert (status, headers[REFUSAL_HEADER]) == (503, "no-kv")
     assert worker.side.active_requests == 0
     assert worker.side.refusals == {RefusalReason.NO_KV: 1}
+
+
+async def test_only_a_drained_worker_switches_its_role(worker: Worker) -> None:
+    assert (await worker.call("POST", "/pd_role_switch", b"{}"))[0] == 409
+    worker.says(running=1.0)
+    await worker.call("PUT", "/duet/drain", drain())
+    assert (await worker.call("POST", "/pd_role_switch", b"{}"))[0] == 409
+    assert worker.sglang.bodies == []
+    worker.says(running=0.0)
+    assert (await worker.call("POST", "/pd_role_switch", b"{}"))[0] == 200
+    worker.says(role=float(list(Role).index(Role.PREFILL)))
+    assert worker.side.state().role is Role.PREFILL
+
+
+@pytest.mark.parametrize(("safe", "live"), [(True, 200), (False, 503)])
+async def test_a_role_switch_that_failed_half_way_asks_for_a_restart(worker: Worker, safe: bool, live: int) -> None:
+    worker.sglang.answer = 400, json.dumps({"success": False, "safe_to_restore": safe}).encode()
+    await worker.call("PUT", "/duet/drain", drain())
+    assert (await worker.call("POST", "/pd_role_switch", b"{}"))[0] == 400
+    await worker.call("DELETE", "/duet/drain")
+    assert (await worker.call("GET", "/duet/live"))[0] == live
+    assert (await worker.ready())[0] == live
 
 
 async def test_series_in_the_metrics(worker: Worker) -> None:
