@@ -237,8 +237,6 @@ UNSUPPORTED: dict[str, Patch] = {
     "spec.routing": {"spec.routing.policy": "LeastTTFT"},
     "spec.scaling.idleSeconds": {"spec.scaling.idleSeconds": 60},
     "spec.scaling.schedule": {"spec.scaling.schedule": [NIGHT | {"decodeMin": 2}]},
-    "spec.gateway.tls": {"spec.gateway.tls": {"secretName": "tls"}},
-    "spec.gateway.apiKeys": API_KEYS,
     "spec.gateway.hold": {"spec.gateway.hold.maxRequests": 10},
     "spec.signals": {"spec.signals.prometheus": "main"},
 }

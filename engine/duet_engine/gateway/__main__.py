@@ -47,6 +47,16 @@ _DEFAULTS = Limits()
     envvar="DUET_TRUST_FILE",
     help="Who may give plans through the admin port, read again when it is replaced; default: everybody.",
 )
+@click.option(
+    "--api-keys-folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Files with lines `sha256:HEX [CLASS]`, read again when they change; default: nobody needs a key.",
+)
+@click.option(
+    "--tls-folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="tls.crt and tls.key of the public port, read again when they change; default: plain HTTP.",
+)
 @click.option("--host", default=None, help="Address of the public port; default: $POD_IP, else loopback.")
 @click.option("--port", default=GATEWAY_PORT)
 @click.option("--admin-host", default=None, help="Address of the admin port; default: --host.")
@@ -92,6 +102,8 @@ def main(
 def _settings(
     *,
     engine_token_file: Path | None,
+    api_keys_folder: Path | None,
+    tls_folder: Path | None,
     trust_file: Path | None,
     host: str | None,
     port: int,
@@ -114,6 +126,8 @@ def _settings(
         propagation_seconds=propagation_seconds,
         grace_seconds=grace_seconds,
         engine_token_file=engine_token_file,
+        api_keys_folder=api_keys_folder,
+        tls_folder=tls_folder,
         trust_file=trust_file,
         limits=Limits(
             body_bytes=max_body_mib * 2**20,

@@ -17,12 +17,13 @@ def log_access(record: RequestRecord, *, total_seconds: float) -> None:
     if not log.isEnabledFor(logging.INFO):
         return
     log.info(
-        "%s %s%s class=%s prompt=%d cached=%d output=%d ttft=%.0fms predicted=%.0fms total=%.0fms waited=%.0fms "
+        "%s %s%s class=%s key=%s prompt=%d cached=%d output=%d ttft=%.0fms predicted=%.0fms total=%.0fms waited=%.0fms "
         "retries=%d route=[%s] rid=%s%s",
         record.path,
         record.end,
         " stream" if record.streamed else "",
         record.class_name,
+        record.key or "-",
         record.prompt_tokens,
         record.cached_tokens,
         record.output_tokens,

@@ -18,6 +18,7 @@ import aiohttp
 from aiohttp import web
 
 from duet_engine.gateway.admin import AdminServer
+from duet_engine.gateway.callers import Callers
 from duet_engine.gateway.demand import Demand
 from duet_engine.gateway.discovery import Discovery
 from duet_engine.gateway.inference import Inference
@@ -30,6 +31,7 @@ from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.server import PublicServer
 from duet_engine.gateway.settings import Settings, SettingsError
 from duet_engine.gateway.state_stream import listen
+from duet_engine.gateway.tls import ServerTls
 from duet_engine.gateway.tokens import TokenEstimator
 from duet_engine.gateway.upstream import Upstream
 from duet_engine.gateway.wire.listener import Listener
@@ -73,15 +75,19 @@ class Gateway:
             credentials=self._credentials,
         )
         tokens = TokenEstimator()
+        callers, self._tls = _callers(settings, self._live_now), _tls(settings)
         self._inference = Inference(
             Relay(self._upstream, self._dispatcher, settings.limits),
+            callers=callers,
             demand=self._demand,
             tokens=tokens,
             lag=self._lag,
             limits=settings.limits,
             live=self._live_now,
         )
-        public = PublicServer(self._inference, live=self._live_now, unready_reason=self._unready_reason)
+        public = PublicServer(
+            self._inference, callers=callers, live=self._live_now, unready_reason=self._unready_reason
+        )
         self._listener = Listener(
             public.handle, check=public.check, limits=settings.limits, draining=lambda: self._draining
         )
@@ -112,7 +118,10 @@ class Gateway:
             self._spawn(self._follow_settings(objects))
         settings = self._settings
         await self._serve_admin(settings.admin_host, settings.admin_port)
-        port = await self._listener.start(settings.host, settings.port)
+        tls = self._tls.context if self._tls is not None else None
+        port = await self._listener.start(settings.host, settings.port, tls=tls)
+        if self._tls is not None:
+            self._spawn(self._tls.follow())
         log.info("serving on %s:%d, admin on %s:%d", settings.host, port, settings.admin_host, settings.admin_port)
 
     async def stop(self) -> None:
@@ -207,3 +216,17 @@ def _credentials(settings: Settings) -> Callable[[], dict[str, str]]:
         return presented(settings.engine_token_file)
     except (OSError, ValueError) as error:
         raise SettingsError(f"--engine-token-file: {settings.engine_token_file}: {error}") from error
+
+
+def _callers(settings: Settings, live: Callable[[], LiveSettings]) -> Callers:
+    try:
+        return Callers(settings.api_keys_folder, live)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--api-keys-folder: {settings.api_keys_folder}: {error}") from error
+
+
+def _tls(settings: Settings) -> ServerTls | None:
+    try:
+        return ServerTls(settings.tls_folder) if settings.tls_folder is not None else None
+    except OSError as error:
+        raise SettingsError(f"--tls-folder: {settings.tls_folder}: {error}") from error

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from duet_engine.distribution import Distribution
+from duet_engine.gateway.live_settings import DEFAULT_CLASS
 from duet_engine.gateway.record import End, RequestRecord, miss_cause
 from duet_engine.protocol import ClassDemand, MissCause
 from duet_engine.slo import Objective, judge
@@ -142,7 +143,7 @@ class Demand:
     """All classes of one process."""
 
     def __init__(self) -> None:
-        self._classes = {"default": ClassCounters("default")}
+        self._classes = {DEFAULT_CLASS: ClassCounters(DEFAULT_CLASS)}
         self.retries: Counter[str] = Counter()
         """By what went wrong before: refused or failed."""
         self.requests: Counter[tuple[str, str, str]] = Counter()
@@ -150,7 +151,10 @@ class Demand:
 
     def of(self, record: RequestRecord) -> ClassCounters:
         """The counters of a request's class."""
-        return self._classes[record.class_name]
+        found = self._classes.get(record.class_name)
+        if found is None:
+            found = self._classes[record.class_name] = ClassCounters(record.class_name)
+        return found
 
     def classes(self) -> Iterable[ClassCounters]:
         return self._classes.values()

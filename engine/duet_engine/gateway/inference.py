@@ -12,6 +12,7 @@ from time import monotonic
 
 from duet_engine.gateway.access_log import log_access
 from duet_engine.gateway.attempt import Answer
+from duet_engine.gateway.callers import Callers
 from duet_engine.gateway.demand import ClassCounters, Demand
 from duet_engine.gateway.errors import GatewayError, error_event
 from duet_engine.gateway.failures import Rejected, WorkerFailed
@@ -24,7 +25,9 @@ from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.token_stream import TokenStream
 from duet_engine.gateway.tokens import TokenEstimator
 from duet_engine.gateway.wire.exchange import Exchange
+from duet_engine.gateway.wire.messages import Refusal
 from duet_engine.protocol import ROUTE_HEADER
+from duet_engine.slo import Objective
 
 
 class Inference:
@@ -34,6 +37,7 @@ class Inference:
         self,
         relay: Relay,
         *,
+        callers: Callers,
         demand: Demand,
         tokens: TokenEstimator,
         lag: LoopLag,
@@ -41,6 +45,7 @@ class Inference:
         live: Callable[[], LiveSettings],
     ) -> None:
         self._relay = relay
+        self._callers = callers
         self._demand = demand
         self._tokens = tokens
         self._lag = lag
@@ -69,7 +74,11 @@ class Inference:
         arrived_at = monotonic()
         path = exchange.head.path
         try:
-            request = parse(path, exchange.body, model_names=self._live().model_names)
+            caller = self._callers.identify(exchange.head.headers)
+            request = parse(path, exchange.body, model_names=self._live().model_names, class_name=caller.class_name)
+        except Refusal as refusal:  # its key was taken away just now
+            exchange.refuse(refusal)
+            return
         except GatewayError as error:
             respond_error(exchange, error)
             return
@@ -77,6 +86,8 @@ class Inference:
             arrived_at=arrived_at,
             path=path,
             streamed=request.streamed,
+            key=caller.key,
+            class_name=caller.class_name,
             prompt_tokens=request.given_tokens or self._tokens.estimate(request.text_bytes),
         )
         counters = self._demand.of(record)
@@ -139,7 +150,7 @@ class Inference:
 
     async def _stream(self, exchange: Exchange, answer: Answer, record: RequestRecord, counters: ClassCounters) -> None:
         attempt = answer.attempt
-        stream = TokenStream(exchange, attempt, record, counters, itl_seconds=self._live().objective.itl_seconds)
+        stream = TokenStream(exchange, attempt, record, counters, itl_seconds=self._objective(record).itl_seconds)
         record.answer_begun = True
         try:
             await attempt.relay_to(stream)
@@ -163,6 +174,9 @@ class Inference:
             record.cached_tokens = usage.cached_tokens
         answer.attempt.succeeded()
 
+    def _objective(self, record: RequestRecord) -> Objective:
+        return self._live().objective_of(record.class_name)
+
     def _count_retry(self, reason: str) -> None:
         self._demand.retries[reason] += 1
 
@@ -172,7 +186,7 @@ class Inference:
         ended_at = monotonic()
         record.last_at = max(record.last_at, record.arrived_at) if record.first_at else ended_at
         record.loop_lag_seconds = self._lag.p99_seconds()
-        counters.ended(record, self._live().objective)
+        counters.ended(record, self._objective(record))
         kind = record.route.split("=", 1)[0] or "none"
         self._demand.requests[record.path, kind, record.end] += 1
         log_access(record, total_seconds=ended_at - record.arrived_at)

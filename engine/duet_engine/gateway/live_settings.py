@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from duet_engine.policy.deflect import DeflectionMode, DeflectionRule
@@ -19,6 +19,18 @@ log = logging.getLogger(__name__)
 
 MultiplexingMode = Literal["Auto", "On", "Off"]
 _MULTIPLEXING_MODES: dict[str, MultiplexingMode] = {"Auto": "Auto", "On": "On", "Off": "Off"}
+
+
+DEFAULT_CLASS = "default"
+LEAST_WEIGHT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RequestClass:
+    """What requests of one class are promised, and how much they are worth against others."""
+
+    objective: Objective
+    weight: int = LEAST_WEIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +44,17 @@ class LiveSettings:
     max_look_ahead: int = 8
     model_names: tuple[str, ...] = ()
     """Names that clients may ask for; empty while none is known."""
+    classes: Mapping[str, RequestClass] = field(default_factory=dict)
+
+    def objective_of(self, class_name: str) -> Objective:
+        """A class that isn't known (any more) has the objective of all."""
+        found = self.classes.get(class_name)
+        return self.objective if found is None else found.objective
+
+    def weight_of(self, class_name: str) -> int:
+        """A class that isn't known (any more) has the least."""
+        found = self.classes.get(class_name)
+        return LEAST_WEIGHT if found is None else found.weight
 
     def knobs(self) -> Knobs:
         """What engines must know of it."""
@@ -53,13 +76,15 @@ def live_settings(spec: Mapping[str, Any], *, generation: int) -> LiveSettings:
     itl_seconds = _number(slo, "itlMilliseconds", 50.0) / 1e3
     unloaded_percent = _number(slo, "ttftUnloadedPercent", 0.0)
     names = tuple(str(model[key]) for key in ("servedName", "id") if model.get(key))
+    objective = Objective(
+        ttft_seconds=_number(slo, "ttftMilliseconds", 1000.0) / 1e3,
+        itl_seconds=itl_seconds,
+        ttft_unloaded_ratio=unloaded_percent / 100 if unloaded_percent else None,
+    )
     return LiveSettings(
         generation=generation,
-        objective=Objective(
-            ttft_seconds=_number(slo, "ttftMilliseconds", 1000.0) / 1e3,
-            itl_seconds=itl_seconds,
-            ttft_unloaded_ratio=unloaded_percent / 100 if unloaded_percent else None,
-        ),
+        objective=objective,
+        classes=_classes(slo.get("classes"), objective),
         deflection=DeflectionRule(
             itl_seconds=itl_seconds,
             mode=_mode(deflection.get("mode")),
@@ -70,6 +95,20 @@ def live_settings(spec: Mapping[str, Any], *, generation: int) -> LiveSettings:
         max_look_ahead=max(1, int(_number(multiplexing, "maxLookAhead", 8.0))),
         model_names=names,
     )
+
+
+def _classes(entries: object, objective: Objective) -> dict[str, RequestClass]:
+    """By name; what a class doesn't say is as for all."""
+    found = {}
+    for entry in entries if isinstance(entries, list | tuple) else ():
+        if isinstance(entry, Mapping) and entry.get("name"):
+            own = replace(
+                objective,
+                ttft_seconds=_number(entry, "ttftMilliseconds", objective.ttft_seconds * 1e3) / 1e3,
+                itl_seconds=_number(entry, "itlMilliseconds", objective.itl_seconds * 1e3) / 1e3,
+            )
+            found[str(entry["name"])] = RequestClass(own, int(_number(entry, "weight", LEAST_WEIGHT)))
+    return found
 
 
 def _part(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -34,6 +34,8 @@ class RequestRecord:
     path: str
     streamed: bool
     class_name: str = "default"
+    key: str = ""
+    """Name of the API key's entry; never the key."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     relayed_tokens: int = 0

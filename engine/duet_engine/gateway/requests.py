@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from duet_engine.gateway.errors import GatewayError
+from duet_engine.gateway.live_settings import DEFAULT_CLASS
 from duet_engine.protocol import DISPATCH_FIELD
 
 COMPLETIONS = "/v1/completions"
@@ -47,6 +48,7 @@ class ClientRequest:
     output_limit_tokens: int
     hides_usage: bool
     """The usage event was asked for by the gateway, not by the client."""
+    class_name: str = DEFAULT_CLASS
 
     def rendered(self, own_fields: Mapping[str, Any]) -> bytes:
         """The body for one worker."""
@@ -55,7 +57,7 @@ class ClientRequest:
         return self.body + separator + own[1:]
 
 
-def parse(path: str, raw: bytes, *, model_names: Iterable[str]) -> ClientRequest:
+def parse(path: str, raw: bytes, *, model_names: Iterable[str], class_name: str = DEFAULT_CLASS) -> ClientRequest:
     """Check a body.
 
     Raises:
@@ -83,6 +85,7 @@ def parse(path: str, raw: bytes, *, model_names: Iterable[str]) -> ClientRequest
         given_tokens=given_tokens,
         output_limit_tokens=_output_limit(path, fields),
         hides_usage=hides_usage,
+        class_name=class_name,
     )
 
 

@@ -144,7 +144,7 @@ class Dispatcher:
             prompt=Prompt(
                 tokens=prompt_tokens,
                 waited_seconds=0.0,
-                ttft_objective_seconds=self._live().objective.ttft_seconds,
+                ttft_objective_seconds=self._live().objective_of(request.class_name).ttft_seconds,
                 output_reserve_tokens=min(request.output_limit_tokens, OUTPUT_RESERVE_TOKENS),
             ),
             excluded_until=excluded_until,
@@ -204,7 +204,7 @@ class Dispatcher:
 
     def _refresh(self, waiter: _Waiter, fleet: Fleet, now: float) -> None:
         """The prompt as it is now: longer waited, perhaps with workers that it may try again."""
-        objective = self._live().objective
+        objective = self._live().objective_of(waiter.request.class_name)
         if not waiter.unloaded_ttft_seconds:
             waiter.unloaded_ttft_seconds = unloaded_ttft_seconds(waiter.prompt.tokens, fleet)
         waiter.prompt = replace(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from duet_engine.gateway.callers import Callers
 from duet_engine.gateway.inference import Inference
 from duet_engine.gateway.live_settings import LiveSettings
 from duet_engine.gateway.requests import PATHS
@@ -15,19 +16,24 @@ from duet_engine.gateway.wire.exchange import Exchange
 from duet_engine.gateway.wire.messages import PLAIN_TEXT, Head, Refusal
 
 _READ = ("GET", "HEAD")
-_METHODS = {
-    **dict.fromkeys(PATHS, ("POST",)),
-    **dict.fromkeys(("/v1/models", "/health", "/ready"), _READ),
-}
+_PROBES = ("/health", "/ready")
+"""Whoever balances load has no key."""
+_METHODS = {**dict.fromkeys(PATHS, ("POST",)), **dict.fromkeys(("/v1/models", *_PROBES), _READ)}
 
 
 class PublicServer:
     """Handlers of the address that users call."""
 
     def __init__(
-        self, inference: Inference, *, live: Callable[[], LiveSettings], unready_reason: Callable[[], str | None]
+        self,
+        inference: Inference,
+        *,
+        callers: Callers,
+        live: Callable[[], LiveSettings],
+        unready_reason: Callable[[], str | None],
     ) -> None:
         self._inference = inference
+        self._callers = callers
         self._live = live
         self._unready_reason = unready_reason
         self._started_at_seconds = int(time.time())
@@ -38,8 +44,7 @@ class PublicServer:
             "/ready": self._ready,
         }
 
-    @staticmethod
-    def check(head: Head) -> Refusal | None:
+    def check(self, head: Head) -> Refusal | None:
         """Whether this request's body is worth reading."""
         methods = _METHODS.get(head.path)
         if methods is None:
@@ -48,6 +53,12 @@ class PublicServer:
         if head.method not in methods:
             allowed = ", ".join(methods)
             return Refusal(405, f"{head.method} isn't served at {head.path}; use {allowed}", (("allow", allowed),))
+        if head.path in _PROBES:
+            return None
+        try:
+            self._callers.identify(head.headers)
+        except Refusal as refusal:
+            return refusal
         return None
 
     def handle(self, exchange: Exchange) -> None:

@@ -71,6 +71,10 @@ class Settings:
     """The token that engines ask for; None sends none."""
     trust_file: Path | None = None
     """Who may change anything through the admin port; None asks nobody."""
+    api_keys_folder: Path | None = None
+    """Hashed API keys, one file for each; None asks nobody for a key."""
+    tls_folder: Path | None = None
+    """Certificate and key of the public port; None serves plain HTTP."""
     limits: Limits = Limits()
 
 

@@ -60,12 +60,12 @@ class GatewaySpec(ApiModel):
     """Gateway pods. Default 2. Live."""
     service: ServiceSpec = ServiceSpec()
     """The Service that clients call, named as the object, port 80. Default: ClusterIP. Live."""
-    tls: NotSupportedYet[SecretName | None] = None
-    """Secret of type kubernetes.io/tls, with which the gateway serves HTTPS. Default: plain HTTP. A change rolls
-    gateway pods."""
-    api_keys: NotSupportedYet[SecretName | None] = None
-    """Secret with hashed API keys and the classes they belong to. Default: no keys are asked for. A change rolls
-    gateway pods; a change inside the Secret is live."""
+    tls: SecretName | None = None
+    """Secret of type kubernetes.io/tls, with which the gateway serves HTTPS, at port 443 of the Service. Default:
+    plain HTTP at port 80. A change rolls gateway pods; a change inside the Secret is live."""
+    api_keys: SecretName | None = None
+    """Secret with hashed API keys: each entry holds lines `sha256:HEX [CLASS]`. Default: no keys are asked for. A
+    change rolls gateway pods; a change inside the Secret is live."""
     hold: NotSupportedYet[HoldSpec] = HoldSpec()
     """How requests wait at the gateway while no worker may take them. Default: 1000 requests, 256 MiB, 300 seconds.
     Live."""

@@ -6,6 +6,7 @@ what the ClusterRole `duet-gateway` says.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import GATEWAY_ADMIN_PORT, GATEWAY_PORT
@@ -24,7 +25,8 @@ Manifest = dict[str, Any]
 
 CONTAINER = "gateway"
 CLUSTER_ROLE = "duet-gateway"
-SERVICE_PORT = 80
+SERVICE_PORT, TLS_SERVICE_PORT = 80, 443
+API_KEYS_FOLDER, TLS_FOLDER = "/var/run/secrets/duetserve.io/api-keys", "/var/run/secrets/duetserve.io/tls"
 GRACE_SECONDS = 660
 """The gateway itself finishes its streams for up to 600 s after it has left the endpoints."""
 UNPRIVILEGED_USER = 65532
@@ -86,7 +88,7 @@ def _pod_template(deployment: DuetDeployment, images: Images) -> Manifest:
                 }
             ],
             "containers": [_container(deployment, images)],
-            "volumes": gateway_volumes(deployment),
+            "volumes": [*gateway_volumes(deployment), *_secret_volumes(deployment)],
         },
     }
     template = patched_template(
@@ -100,9 +102,15 @@ def _container(deployment: DuetDeployment, images: Images) -> Manifest:
         "name": CONTAINER,
         "image": images.gateway,
         "imagePullPolicy": images.pull_policy,
-        "args": ["--namespace", deployment.metadata.namespace, "--name", deployment.metadata.name],
+        "args": [
+            *("--namespace", deployment.metadata.namespace, "--name", deployment.metadata.name),
+            *(argument for secret in _secrets(deployment) for argument in (secret.option, secret.folder)),
+        ],
         "env": [*pod_environment(), *gateway_variables()],
-        "volumeMounts": gateway_mounts(),
+        "volumeMounts": [
+            *gateway_mounts(),
+            *({"name": each.volume, "mountPath": each.folder, "readOnly": True} for each in _secrets(deployment)),
+        ],
         "ports": [
             {"name": "http", "containerPort": GATEWAY_PORT, "protocol": "TCP"},
             {"name": "admin", "containerPort": GATEWAY_ADMIN_PORT, "protocol": "TCP"},
@@ -115,8 +123,34 @@ def _container(deployment: DuetDeployment, images: Images) -> Manifest:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    """A Secret that gateway pods read, and the operator never does."""
+
+    volume: str
+    name: str
+    folder: str
+    option: str
+
+
+def _secrets(deployment: DuetDeployment) -> list[_Secret]:
+    gateway = deployment.spec.gateway
+    found = []
+    if gateway.api_keys is not None:
+        found.append(_Secret("api-keys", gateway.api_keys.secret_name, API_KEYS_FOLDER, "--api-keys-folder"))
+    if gateway.tls is not None:
+        found.append(_Secret("tls", gateway.tls.secret_name, TLS_FOLDER, "--tls-folder"))
+    return found
+
+
+def _secret_volumes(deployment: DuetDeployment) -> list[Manifest]:
+    return [{"name": each.volume, "secret": {"secretName": each.name}} for each in _secrets(deployment)]
+
+
 def _service(deployment: DuetDeployment) -> Manifest:
-    name, service = deployment.metadata.name, deployment.spec.gateway.service
+    name, gateway = deployment.metadata.name, deployment.spec.gateway
+    port = ("https", TLS_SERVICE_PORT) if gateway.tls is not None else ("http", SERVICE_PORT)
+    service = gateway.service
     described = metadata(deployment, service_name(name), role=GATEWAY_ROLE)
     if service.annotations:
         described["annotations"] = dict(service.annotations)
@@ -127,7 +161,7 @@ def _service(deployment: DuetDeployment) -> Manifest:
         "spec": {
             "type": service.type,
             "selector": selector(name, GATEWAY_ROLE),
-            "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": "http", "protocol": "TCP"}],
+            "ports": [{"name": port[0], "port": port[1], "targetPort": "http", "protocol": "TCP"}],
         },
     }
 

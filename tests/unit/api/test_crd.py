@@ -30,8 +30,6 @@ UNSUPPORTED = {
     "spec.routing",
     "spec.scaling.idleSeconds",
     "spec.scaling.schedule",
-    "spec.gateway.tls",
-    "spec.gateway.apiKeys",
     "spec.gateway.hold",
     "spec.signals",
 }

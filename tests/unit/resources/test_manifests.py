@@ -321,6 +321,19 @@ def test_gateway_knows_its_object() -> None:
     assert manifests["Deployment"]["spec"]["replicas"] == 3
 
 
+def test_gateway_reads_keys_and_certificate_from_secrets_that_the_operator_never_sees() -> None:
+    secrets = {"spec.gateway.tls": {"secretName": "cert"}, "spec.gateway.apiKeys": {"secretName": "keys"}}
+    manifests = {manifest["kind"]: manifest for manifest in gateway_manifests(deployment(secrets), IMAGES)}
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    container, volumes = pod["containers"][0], {each["name"]: each for each in pod["volumes"]}
+    assert (volumes["tls"]["secret"], volumes["api-keys"]["secret"]) == ({"secretName": "cert"}, {"secretName": "keys"})
+    folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"] if mount["readOnly"]}
+    options = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert options["--tls-folder"] == folders["tls"] and options["--api-keys-folder"] == folders["api-keys"]
+    (port,) = manifests["Service"]["spec"]["ports"]
+    assert (port["name"], port["port"], port["targetPort"]) == ("https", 443, "http")
+
+
 def test_no_gateway_where_it_is_disabled() -> None:
     duet = deployment({"spec.gateway.enabled": False, "spec.pools.prefill.minReplicas": 1})
     assert gateway_manifests(duet, IMAGES) == ()
