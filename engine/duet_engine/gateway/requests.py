@@ -20,7 +20,7 @@ CHAT_COMPLETIONS = "/v1/chat/completions"
 GENERATE = "/generate"
 PATHS = (COMPLETIONS, CHAT_COMPLETIONS, GENERATE)
 
-_OWN_FIELDS = frozenset(
+OWN_FIELDS = frozenset(
     (
         *(DISPATCH_FIELD, "rid", "priority", "routing_key", "data_parallel_rank", "routed_dp_rank"),
         *("disagg_prefill_dp_rank", "decode_tp_size", "received_time", "no_logs", "custom_labels"),
@@ -73,7 +73,7 @@ def parse(path: str, raw: bytes, *, model_names: Iterable[str], class_name: str 
         raise _bad(f"stream: must be true or false, got {streamed!r}")
     text_bytes, given_tokens = _prompt_size(path, fields)
     kept = {
-        name: value for name, value in fields.items() if name not in _OWN_FIELDS and not name.startswith(_OWN_PREFIX)
+        name: value for name, value in fields.items() if name not in OWN_FIELDS and not name.startswith(_OWN_PREFIX)
     }
     hides_usage = streamed and path != GENERATE and _ask_for_usage(kept)
     return ClientRequest(

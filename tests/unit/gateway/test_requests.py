@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet_engine.gateway.errors import GatewayError
-from duet_engine.gateway.requests import CHAT_COMPLETIONS, COMPLETIONS, GENERATE, PATHS, ClientRequest, parse
+from duet_engine.gateway.requests import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    GENERATE,
+    OWN_FIELDS,
+    PATHS,
+    ClientRequest,
+    parse,
+)
 
 OWN = {"rid": "r", "bootstrap_room": 4, "duet": {"sequence": 1}}
 
@@ -79,7 +87,7 @@ def test_steering_fields_never_reach_a_worker() -> None:
 )
 def test_every_other_field_passes_unchanged(extra: dict[str, Any]) -> None:
     reserved = {"prompt", "stream", "stream_options", "model", "n", "best_of", "rid", "priority", "duet", "max_tokens"}
-    reserved |= {"max_completion_tokens", "data_parallel_rank", "routed_dp_rank"}
+    reserved |= {"max_completion_tokens", *OWN_FIELDS}
     fields = {
         name: value for name, value in extra.items() if name not in reserved and not name.startswith("bootstrap_")
     }
