@@ -1,0 +1,146 @@
+"""A prefill worker: prompts wait for KV on their decode worker, are computed in chunks, and leave chunk by chunk.
+
+Invariant: prompts are computed in the order in which their decode workers claimed them; at most one is left half
+computed by a step. Its KV is held from the first chunk until it has left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from duet_engine.perf.interface import StepBatch
+from duet_engine.simulator.flight import Flight, Stage
+from duet_engine.simulator.network import send
+from duet_engine.simulator.worker import Chunk, Place, StepRecord, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class PrefillReport(NamedTuple):
+    """What a prefill worker's state stream says."""
+
+    written_at: float
+    queued_seconds: float
+    """Believed work of all prompts that aren't computed."""
+    queued_tokens: int
+    step_started_at: float | None
+
+
+class PrefillWorker(Worker[PrefillReport]):
+    """SGLang's prefill mode."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.waiting: deque[Flight] = deque()
+        self.queued_seconds = 0.0
+        self.queued_tokens = 0
+
+    def submit(self, flight: Flight) -> None:
+        """A prompt that waits until its decode worker claims it."""
+        flight.stage = Stage.BOOTSTRAP
+        flight.queued_seconds = self.pool.policy_steps.prompt_seconds(
+            flight.input_tokens, chunk_tokens=self._limits.chunked_prefill_tokens
+        )
+        self.queued_seconds += flight.queued_seconds
+        self.queued_tokens += flight.input_tokens
+        self.flights[flight] = None
+
+    def claimed(self, flight: Flight) -> None:
+        """Its KV has a place on the decode worker."""
+        flight.stage = Stage.WAITING
+        self.waiting.append(flight)
+        self.wake()
+
+    def report(self) -> PrefillReport:
+        return PrefillReport(
+            self._agenda.now,
+            self.queued_seconds,
+            self.queued_tokens,
+            None if self._idle else self._step_started_at,
+        )
+
+    def _begin(self) -> None:
+        chunks = tuple(self._packed())
+        if not chunks:
+            self._idle = True
+            return
+        batch = StepBatch()
+        for flight, tokens in chunks:
+            batch = batch.with_chunks(tokens, flight.computed_tokens)
+        (factor,), (stall,) = self._clock.take(1)
+        self._compute(chunks)
+        self._plan_end(self._agenda.now + self._pace.prompt_step_seconds(batch) * factor + stall)
+
+    def _packed(self) -> Iterator[Chunk]:
+        budget = self._limits.chunked_prefill_tokens
+        for flight in self.waiting:
+            if flight.prefill_kv.tokens == 0 and not self._admit_prompt(flight, reserve_tokens=0):
+                return
+            left = flight.input_tokens - flight.computed_tokens
+            tokens = min(left, budget)
+            yield Chunk(flight, tokens)
+            budget -= tokens
+            if budget <= 0 or tokens < left:
+                return
+
+    def _account(self) -> None:
+        now = self._agenda.now
+        seconds = now - self._step_started_at
+        self.steps += 1
+        self.busy_seconds += seconds
+        if self.record:
+            tokens = sum(chunk.tokens for chunk in self._chunks)
+            context = sum(chunk.flight.computed_tokens for chunk in self._chunks)
+            self.record(StepRecord("prefill", 0, tokens, context, self.kv.used_tokens, self._step_started_at, seconds))
+        for flight, tokens in self._finish_chunks():
+            self._forget_queued(flight, tokens)
+            arrives_at = self._send_computed(flight)
+            if flight.computed_tokens == flight.input_tokens:
+                self._computed(flight, arrives_at)
+
+    def _forget_queued(self, flight: Flight, tokens: int) -> None:
+        left = flight.input_tokens - flight.computed_tokens
+        spent = flight.queued_seconds * tokens / (left + tokens)
+        flight.queued_seconds -= spent
+        self.queued_seconds -= spent
+        self.queued_tokens -= tokens
+
+    def _send_computed(self, flight: Flight) -> float:
+        """What the decode worker lacks of the chunk, and of what was cached before it."""
+        assert flight.decode is not None
+        start = max(flight.sent_tokens, flight.decode_cached_tokens)
+        seconds = self._pace.link_seconds_per_token * max(0, flight.computed_tokens - start)
+        flight.sent_tokens = flight.computed_tokens
+        return send(self.link, flight.decode.link, now=self._agenda.now, seconds=seconds)
+
+    def _computed(self, flight: Flight, arrives_at: float) -> None:
+        flight.prefill_ended_at = self._agenda.now
+        self.queued_seconds -= flight.queued_seconds
+        self.queued_tokens -= flight.cached_tokens
+        flight.queued_seconds = 0.0
+        self.waiting.remove(flight)
+        self.kv.share(flight.prefill_kv, flight.full_blocks)
+        flight.stage = Stage.INFLIGHT
+        self._agenda.at(arrives_at + self._pace.handover_seconds, self._handed_over, flight)
+
+    def _handed_over(self, flight: Flight) -> None:
+        if flight.stage is not Stage.INFLIGHT:
+            return
+        assert flight.decode is not None
+        self.kv.release(flight.prefill_kv)
+        self._leave(flight)
+        flight.decode.arrived(flight)
+        self.wake()
+
+    def abort(self, flight: Flight) -> None:
+        if flight not in self.flights:
+            return
+        if flight in self.waiting:
+            self.waiting.remove(flight)
+        if flight.stage is not Stage.INFLIGHT:
+            self.queued_seconds -= flight.queued_seconds
+            self.queued_tokens -= flight.input_tokens - flight.computed_tokens + flight.cached_tokens
+        self.kv.release(flight.prefill_kv)
+        self._leave(flight)

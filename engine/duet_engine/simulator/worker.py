@@ -1,0 +1,185 @@
+"""What all simulated workers share: their place in the fleet, their step under way, and what they tell.
+
+Invariant: between two boundaries of steps nothing changes but what arrives, and that is noted: like SGLang, a worker
+looks once a loop. Every flight that a worker takes leaves it: handed over, finished, failed, or lost with the worker.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+
+from duet_engine.simulator.flight import Stage
+from duet_engine.simulator.kv import BLOCK_TOKENS, KvPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from duet_engine.simulator.agenda import Agenda
+    from duet_engine.simulator.flight import Flight
+    from duet_engine.simulator.network import Link
+    from duet_engine.simulator.noise import StepClock
+    from duet_engine.simulator.pace import Pace
+    from duet_engine.simulator.scenario import Pool
+
+Report = TypeVar("Report")
+
+
+class Chunk(NamedTuple):
+    """Part of a prompt that one step computes."""
+
+    flight: Flight
+    tokens: int
+
+
+class Outside(Protocol):
+    """Who hears of what happens in a worker."""
+
+    agenda: Agenda
+
+    def finished(self, flight: Flight) -> None: ...
+    def failed(self, flight: Flight) -> None: ...
+    def refused(self, flight: Flight, worker_name: str) -> None: ...
+    def gaps(self, gaps_seconds: list[float], requests: int) -> None:
+        """Each of these gaps was seen by so many clients."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a worker stands: what it is made of and whom it talks to."""
+
+    outside: Outside
+    pool: Pool
+    pace: Pace
+    clock: StepClock
+    link: Link
+    name: str
+
+
+class StepRecord(NamedTuple):
+    """One finished step, for whoever compares."""
+
+    kind: str
+    decode_requests: int
+    chunk_tokens: int
+    context_tokens: int
+    kv_used_tokens: int
+    started_at: float
+    seconds: float
+
+
+class Worker(ABC, Generic[Report]):
+    """One engine."""
+
+    def __init__(self, place: Place) -> None:
+        pool = place.pool
+        self.name, self.pool, self.link = place.name, pool, place.link
+        self.kv = KvPool(pool.kv_capacity_tokens, caches=pool.limits.prefix_cache)
+        self.flights: dict[Flight, None] = {}
+        self.draining = False
+        self.dead = False
+        self.scheduled_at = 0.0
+        self.ready_at: float | None = None
+        self.gone_at: float | None = None
+        self.busy_seconds = 0.0
+        self.steps = self.prefill_tokens = self.output_tokens = self.deflected_tokens = self.retractions = 0
+        self.publish: Callable[[Report], None] = lambda _: None
+        self.emptied: Callable[[], None] = lambda: None
+        """Called when a draining worker holds nothing any more."""
+        self.record: Callable[[StepRecord], None] | None = None
+        self._outside, self._agenda = place.outside, place.outside.agenda
+        self._pace, self._clock, self._limits = place.pace, place.clock, pool.limits
+        self._chunks: tuple[Chunk, ...] = ()
+        self._idle = True
+        self._step_started_at = 0.0
+        self._version = 0
+        """Of the step under way: an end that was planned for an earlier one is no more."""
+
+    # --- what each kind does ---
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """At a boundary: form the next step, or none."""
+
+    @abstractmethod
+    def _account(self) -> None:
+        """The step that was under way is done."""
+
+    @abstractmethod
+    def report(self) -> Report:
+        """What the state stream says now."""
+
+    @abstractmethod
+    def abort(self, flight: Flight) -> None:
+        """Forget a flight wherever it is."""
+
+    # --- steps ---
+
+    def wake(self) -> None:
+        """Something arrived: an idle worker looks at once, a busy one at the next boundary."""
+        if self._idle and not self.dead:
+            self._idle = False
+            self._look()
+
+    def _plan_end(self, end: float) -> None:
+        self._version += 1
+        self._agenda.at(end, self._end, self._version)
+
+    def _end(self, version: int) -> None:
+        if version != self._version or self.dead:
+            return
+        self._account()
+        self._look()
+
+    def _look(self) -> None:
+        self._step_started_at = self._agenda.now
+        self._begin()
+        self.publish(self.report())
+        if self.draining and not self.flights:
+            self.emptied()
+
+    def _finish_chunks(self) -> tuple[Chunk, ...]:
+        """Count the chunks of the step that ended; those of flights that were lost meanwhile are left out."""
+        chunks = tuple(chunk for chunk in self._chunks if not chunk.flight.over)
+        for flight, tokens in chunks:
+            flight.computed_tokens += tokens
+            flight.chunks_done += 1
+            flight.progressed_at = self._agenda.now
+            self.prefill_tokens += tokens
+        self._chunks = ()
+        return chunks
+
+    def _compute(self, chunks: tuple[Chunk, ...]) -> None:
+        """These chunks are what the step under way computes."""
+        self._chunks = chunks
+        for flight, _ in chunks:
+            if isnan(flight.prefill_started_at):
+                flight.prefill_started_at = self._agenda.now
+
+    def _admit_prompt(self, flight: Flight, *, reserve_tokens: int) -> bool:
+        """KV for a whole prompt, what is cached shared."""
+        matched = self.kv.matched_tokens(flight.full_blocks)
+        holding = flight.kv if self is flight.decode else flight.prefill_kv
+        blocks = flight.full_blocks[: matched // BLOCK_TOKENS]
+        if not self.kv.admit(
+            holding, tokens=flight.context_tokens, reserve_tokens=reserve_tokens, cached_blocks=blocks
+        ):
+            return False
+        flight.computed_tokens = flight.cached_tokens = matched
+        return True
+
+    # --- leaving ---
+
+    def _leave(self, flight: Flight) -> None:
+        del self.flights[flight]
+        if self.draining and not self.flights and self._idle:
+            self.emptied()
+
+    def _fail(self, flight: Flight) -> None:
+        """A flight that holds nothing here can't be served at all."""
+        self._leave(flight)
+        flight.stage = Stage.OVER
+        self._outside.failed(flight)
