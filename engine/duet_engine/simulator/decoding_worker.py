@@ -16,13 +16,14 @@ from duet_engine.policy.partition import Partitioner
 from duet_engine.protocol import Role
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.kv import BLOCK_TOKENS
-from duet_engine.simulator.local_prefill import DECODE_ALONE, Choice, OnePass, SplitStep, choose
+from duet_engine.simulator.local_prefill import DECODE_ALONE, Choice, OnePass, SplitStep, choose, has_safe_chunk
 from duet_engine.simulator.running_batch import RunningBatch
 from duet_engine.simulator.worker import Place, StepRecord, Worker
 
 if TYPE_CHECKING:
     from duet_engine.policy.deflect import DeflectionRule
     from duet_engine.policy.partition import SplitRule
+    from duet_engine.simulator.prefill_worker import PrefillWorker
 
 LONGEST_LEAP_STEPS = 64
 """Bounds what is drawn in vain when something arrives early."""
@@ -81,10 +82,12 @@ class DecodingWorker(Worker[DecodeReport]):
     def submit(self, flight: Flight) -> None:
         """A request to decode here; a local one is prefilled here too."""
         if flight.local and not self.unified and not self._accepts(flight):
+            self.publish(self.report())
             self._outside.refused(flight, self.name)
             return
         self.flights[flight] = None
         if flight.input_tokens >= self.kv.capacity_tokens:
+            self.publish(self.report())
             self._fail(flight)
         elif flight.local:
             flight.stage = Stage.PROMPT
@@ -123,17 +126,24 @@ class DecodingWorker(Worker[DecodeReport]):
         """A deflected prompt is taken if it fits now, or not at all."""
         if self._leaping:
             self._cut()
-        limits, now = self._limits, self._agenda.now
+        limits = self._limits
         if self.pool.local_prefill is None or len(self.prompts) >= limits.max_deflected_requests or self.slots <= 0:
             return False
-        if self.unsafe_since is not None and now - self.unsafe_since > limits.itl_unsafe_seconds:
-            self.unsafe_since = None  # found out anew with the next one
+        if self._unsafe_for_long():
             return False
         reserve = self._reserve(flight)
         growth = self.kv.growth_tokens if self._ends else 0
         room = self.kv.free_tokens - growth - self._preallocated_tokens
         fits = not self.retracted and flight.context_tokens + reserve <= room
         return fits and self._admit_prompt(flight, reserve_tokens=reserve)
+
+    def _unsafe_for_long(self) -> bool:
+        """Whether no chunk has been safe for a while, and still none is."""
+        if self.unsafe_since is None or self._agenda.now - self.unsafe_since <= self._limits.itl_unsafe_seconds:
+            return False
+        if has_safe_chunk(self):
+            self.unsafe_since = None
+        return self.unsafe_since is not None
 
     @property
     def slots(self) -> int:
@@ -180,18 +190,22 @@ class DecodingWorker(Worker[DecodeReport]):
 
     def _preallocate(self) -> None:
         """In order of arrival; the first that doesn't fit holds back the rest."""
-        while self.prealloc and not self.retracted and self.slots > 0:
-            flight = self.prealloc[0]
-            blocks = flight.full_blocks[: flight.decode_cached_tokens // BLOCK_TOKENS]
-            if self.kv.matched_tokens(blocks) < flight.decode_cached_tokens:
-                flight.decode_cached_tokens, blocks = 0, ()  # evicted while it waited
-            reserve = self._reserve(flight)
-            if not self.kv.admit(flight.kv, tokens=flight.input_tokens, reserve_tokens=reserve, cached_blocks=blocks):
-                return
-            self.prealloc.popleft()
-            self._preallocated_tokens -= flight.input_tokens + reserve
+        claimed: dict[PrefillWorker, None] = {}
+        while self.prealloc and not self.retracted and self.slots > 0 and self._place(self.prealloc[0]):
+            flight = self.prealloc.popleft()
+            self._preallocated_tokens -= flight.input_tokens + self._reserve(flight)
             assert flight.prefill is not None
             flight.prefill.claimed(flight)
+            claimed[flight.prefill] = None
+        for prefill in claimed:
+            prefill.wake()
+
+    def _place(self, flight: Flight) -> bool:
+        blocks = flight.full_blocks[: flight.decode_cached_tokens // BLOCK_TOKENS]
+        if self.kv.matched_tokens(blocks) < flight.decode_cached_tokens:
+            flight.decode_cached_tokens, blocks = 0, ()  # evicted while it waited
+        reserve = self._reserve(flight)
+        return self.kv.admit(flight.kv, tokens=flight.input_tokens, reserve_tokens=reserve, cached_blocks=blocks)
 
     def _join_transferred(self) -> None:
         """Their first token leaves at once, and they take part in the next step."""
@@ -378,6 +392,7 @@ class DecodingWorker(Worker[DecodeReport]):
             self._forget_transfer(flight)
         self.kv.release(flight.kv)
         self._leave(flight)
+        self.publish(self.report())
 
     def _forget_transfer(self, flight: Flight) -> None:
         self._forget_arriving(flight)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duet_engine.perf.interface import StepBatch
-from duet_engine.policy.chunks import DecodeBatch, bearable_sizes
+from duet_engine.policy.chunks import DecodeBatch, bearable_sizes, headroom_tokens_per_second
 from duet_engine.policy.partition import Split
 from duet_engine.simulator.scenario import LocalPrefill
 from duet_engine.simulator.worker import Chunk
@@ -97,6 +97,18 @@ def choose(worker: DecodingWorker, now: float) -> Choice:
     return choice or _without_safe_chunk(worker, queue, now)
 
 
+def has_safe_chunk(worker: DecodingWorker) -> bool:
+    """Whether a fresh prompt could be computed beside the present batch."""
+    headroom = headroom_tokens_per_second(
+        worker.pool.policy_steps,
+        DecodeBatch(len(worker.batch), worker.batch.context_tokens),
+        candidates_tokens=_candidates(worker),
+        step_budget_seconds=worker.rules.deflection.step_budget_seconds,
+        full_chunk_tokens=worker.pool.limits.chunked_prefill_tokens,
+    )
+    return headroom > 0
+
+
 def _admitted(worker: DecodingWorker) -> Iterator[Flight]:
     """A unified worker's prompts in order, each given KV as it is reached, up to the first that gets none."""
     slots = worker.slots
@@ -168,7 +180,9 @@ def _fixed_split(worker: DecodingWorker, queue: Sequence[Flight]) -> Choice:
 def _without_safe_chunk(worker: DecodingWorker, queue: Sequence[Flight], now: float) -> OnePass:
     """Residents decode alone; a prompt that has begun goes on after a while, others are sent back."""
     limits = worker.pool.limits
-    if worker.unsafe_since is None:
+    if has_safe_chunk(worker):
+        worker.unsafe_since = None
+    elif worker.unsafe_since is None:
         worker.unsafe_since = now
     head = queue[0]
     if now - head.progressed_at > limits.deflected_wait_seconds and (head.chunks_done > 0 or worker.unified):

@@ -48,10 +48,9 @@ class PrefillWorker(Worker[PrefillReport]):
         self.flights[flight] = None
 
     def claimed(self, flight: Flight) -> None:
-        """Its KV has a place on the decode worker."""
+        """Its KV has a place on the decode worker, which wakes this one when it has claimed all that it could."""
         flight.stage = Stage.WAITING
         self.waiting.append(flight)
-        self.wake()
 
     def report(self) -> PrefillReport:
         return PrefillReport(
@@ -144,3 +143,4 @@ class PrefillWorker(Worker[PrefillReport]):
             self.queued_tokens -= flight.input_tokens - flight.computed_tokens + flight.cached_tokens
         self.kv.release(flight.prefill_kv)
         self._leave(flight)
+        self.publish(self.report())
