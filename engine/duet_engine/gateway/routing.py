@@ -1,12 +1,14 @@
 """The queue in which requests wait at the gateway, and their assignment to workers.
 
-Invariant: requests leave in order of arrival as far as `policy.dispatch` lets them; a retry keeps its place. Whoever
+Invariant: requests leave in order of arrival, those that are late already behind the others (`policy.turns`), as far as
+`policy.dispatch` lets them; a retry keeps its place. Whoever
 holds an assignment must release it; a cancelled wait leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,17 +19,10 @@ from duet_engine.gateway.live_settings import LiveSettings
 from duet_engine.gateway.requests import ClientRequest
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.workers import SentWork, Worker, Workers
-from duet_engine.policy.dispatch import (
-    LOOK_AHEAD_PROMPTS,
-    Hold,
-    HoldReason,
-    Local,
-    Pair,
-    dispatch,
-    hold_reason,
-)
+from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Dispatch, Hold, HoldReason, Local, Pair
 from duet_engine.policy.estimates import unloaded_ttft_seconds
 from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.policy.turns import Turns
 from duet_engine.protocol import Role
 
 OUTPUT_RESERVE_TOKENS = 512
@@ -93,6 +88,8 @@ class _Waiter:
     excluded_until: dict[str, float]
     future: asyncio.Future[Assignment]
     unloaded_ttft_seconds: float = 0.0
+    late_from: float = math.inf
+    """When even the best idle workers would be late."""
     since: float = field(default=0.0)
 
 
@@ -111,6 +108,8 @@ class Dispatcher:
         self._live = live
         self._limits = limits
         self._window_seconds = window_seconds
+        self._dispatch = Dispatch(workers.gateway_id)
+        self._turns = Turns()
         self._waiting: list[_Waiter] = []
         self._held_bytes = 0
         self._nobody_since: float | None = None
@@ -183,17 +182,17 @@ class Dispatcher:
             return []
         now = monotonic()
         fleet = self._workers.fleet(now)
-        return [_WORDS[hold_reason(self._waiting[0].prompt, fleet, self._live().deflection)]]
+        return [_WORDS[self._dispatch.hold_reason(self._waiting[0].prompt, fleet, self._live().deflection)]]
 
     def _run_pass(self) -> None:
         self._pass_due = False
         now = monotonic()
         fleet = self._workers.fleet(now)
         rule, window_seconds = self._live().deflection, self._window_seconds()
-        seen = self._waiting[:LOOK_AHEAD_PROMPTS]
+        seen = self._turns.first(self._waiting, lambda each: each.late_from < now, most=LOOK_AHEAD_PROMPTS)
         for waiter in seen:
             self._refresh(waiter, fleet, now)
-        routes = dispatch([each.prompt for each in seen], fleet, rule, window_seconds=window_seconds)
+        routes = self._dispatch([each.prompt for each in seen], fleet, rule, window_seconds=window_seconds)
         for waiter, route in zip(seen, routes, strict=False):
             if not isinstance(route, Hold) and not waiter.future.done():
                 self._leave(waiter, route, now)
@@ -207,10 +206,13 @@ class Dispatcher:
         objective = self._live().objective_of(waiter.request.class_name)
         if not waiter.unloaded_ttft_seconds:
             waiter.unloaded_ttft_seconds = unloaded_ttft_seconds(waiter.prompt.tokens, fleet)
+        objective_seconds = objective.ttft_objective_seconds(waiter.unloaded_ttft_seconds)
+        waiter.late_from = waiter.arrived_at + objective_seconds - waiter.unloaded_ttft_seconds
         waiter.prompt = replace(
             waiter.prompt,
             waited_seconds=now - waiter.arrived_at,
-            ttft_objective_seconds=objective.ttft_objective_seconds(waiter.unloaded_ttft_seconds),
+            ttft_objective_seconds=objective_seconds,
+            unloaded_ttft_seconds=waiter.unloaded_ttft_seconds,
             excluded=frozenset(key for key, until in waiter.excluded_until.items() if until > now),
         )
 
@@ -219,6 +221,7 @@ class Dispatcher:
         if not all(self._workers[key].breaker.allows(now) for key in keys):
             return  # an ejected worker's one probe left in this same pass
         self._waiting.remove(waiter)
+        self._turns.left(late=waiter.late_from < now)
         decode = self._workers[route.decode]
         tokens, reserve_tokens = waiter.prompt.tokens, waiter.prompt.output_reserve_tokens
         local = isinstance(route, Local)
@@ -242,7 +245,7 @@ class Dispatcher:
             self._nobody_since = None
             return
         rule = self._live().deflection
-        reason = head_reason or hold_reason(self._waiting[0].prompt, fleet, rule)
+        reason = head_reason or self._dispatch.hold_reason(self._waiting[0].prompt, fleet, rule)
         if reason not in _NOBODY:
             self._nobody_since = None
         elif self._nobody_since is None:
@@ -251,7 +254,7 @@ class Dispatcher:
             held_seconds = now - max(waiter.since, self._nobody_since) if self._nobody_since is not None else 0.0
             hold_over = held_seconds > self._limits.hold_timeout_seconds
             if hold_over or now - waiter.since > self._limits.queue_timeout_seconds:
-                own_reason = hold_reason(waiter.prompt, fleet, rule)
+                own_reason = self._dispatch.hold_reason(waiter.prompt, fleet, rule)
                 message = f"no worker could take the request within {now - waiter.since:.0f} s: {_WORDS[own_reason]}"
                 self._waiting.remove(waiter)
                 if not waiter.future.done():

@@ -58,6 +58,9 @@ class Worker:
         self._sent: dict[int, SentWork] = {}
         self._out_of_service = False
         self._deflection_refused = False
+        self._decode_view: DecodeWorker | None = None
+        self._prefill_view: PrefillWorker | None = None
+        self._ahead: tuple[float, float] | None = None
 
     @property
     def key(self) -> str:
@@ -87,6 +90,7 @@ class Worker:
         self.profile = info.profile
         self.steps = replica_from_document(info.profile.replica)
         self.bootstrap_port = info.bootstrap_port or self.member.bootstrap_port
+        self._changed()
 
     def heard(self, state: WorkerState, now: float) -> None:
         """A line of its state stream: newer than whatever a refusal made this gateway believe."""
@@ -95,6 +99,7 @@ class Worker:
         self.connected = True
         self._out_of_service = False
         self._deflection_refused = False
+        self._changed()
 
     def lost(self) -> None:
         """The state stream broke, or the worker is gone altogether."""
@@ -109,6 +114,7 @@ class Worker:
             self._out_of_service = True
         elif reason is RefusalReason.DEFLECTION_OFF:
             self._deflection_refused = True
+            self._changed()
 
     def failed(self, now: float) -> None:
         self.errors_total += 1
@@ -127,11 +133,15 @@ class Worker:
             probe=self.breaker.sent(),
         )
         self._sent[work.sequence] = work
+        self._changed()
         return work
 
     def ended(self, work: SentWork) -> None:
         """The dispatch is over, however it ended."""
-        if self._sent.pop(work.sequence, None) is not None and work.probe:
+        if self._sent.pop(work.sequence, None) is None:
+            return
+        self._changed()
+        if work.probe:
             self.breaker.probe_ended()
 
     # --- what routing sees ---
@@ -151,33 +161,54 @@ class Worker:
             and self.breaker.allows(now)
         )
 
+    def _changed(self) -> None:
+        """Its views are to be made anew. Until then they stay the same objects, of which policies know the figures."""
+        self._decode_view = self._prefill_view = self._ahead = None
+
     def prefill_view(self, now: float) -> PrefillWorker:
         """As a prefill worker; only for usable ones."""
         assert self.state and self.profile and self.steps
-        chunk_tokens = self.profile.chunked_prefill_tokens
-        queued = max(1, self.state.work.running + self.state.work.queued + self.state.work.prefill_bootstrap)
+        if self._ahead is None:
+            self._ahead = self._work_ahead()
+        done_at, unconfirmed_seconds = self._ahead
+        ahead_seconds = max(0.0, done_at - now) + unconfirmed_seconds
+        view = self._prefill_view
+        if view is None or view.ahead_seconds != ahead_seconds:
+            view = self._prefill_view = PrefillWorker(
+                key=self.key,
+                revision=self.revision,
+                steps=self.steps,
+                chunk_tokens=self.profile.chunked_prefill_tokens,
+                ahead_seconds=ahead_seconds,
+                queued_tokens=self.state.queued_prefill_tokens
+                + sum(work.prompt_tokens for work in self._unconfirmed()),
+                dispatches=self._sequence,
+            )
+        return view
+
+    def _work_ahead(self) -> tuple[float, float]:
+        """When the work that it reported will be done, and what the prompts take that it hasn't confirmed."""
+        assert self.state and self.profile and self.steps
+        state, chunk_tokens = self.state, self.profile.chunked_prefill_tokens
+        queued = max(1, state.work.running + state.work.queued + state.work.prefill_bootstrap)
         reported_seconds = 0.0
-        if self.state.queued_prefill_tokens > 0:
-            mean_tokens = max(1, self.state.queued_prefill_tokens // queued)
+        if state.queued_prefill_tokens > 0:
+            mean_tokens = max(1, state.queued_prefill_tokens // queued)
             reported_seconds = queued * self.steps.prompt_seconds(mean_tokens, chunk_tokens=chunk_tokens)
-        done_since_seconds = now - self.state_received_at
-        if self.state.step is not StepKind.IDLE:  # both times are by the worker's clock
-            done_since_seconds += max(0.0, self.state.written_at_seconds - self.state.step_started_at_seconds)
+        if state.step is not StepKind.IDLE:  # both times are by the worker's clock
+            reported_seconds -= max(0.0, state.written_at_seconds - state.step_started_at_seconds)
         unconfirmed_seconds = sum(
             self.steps.prompt_seconds(work.prompt_tokens, chunk_tokens=chunk_tokens) for work in self._unconfirmed()
         )
-        return PrefillWorker(
-            key=self.key,
-            revision=self.revision,
-            steps=self.steps,
-            chunk_tokens=chunk_tokens,
-            ahead_seconds=max(0.0, reported_seconds - done_since_seconds) + unconfirmed_seconds,
-            queued_tokens=(self.state.queued_prefill_tokens + sum(work.prompt_tokens for work in self._unconfirmed())),
-            dispatches=self._sequence,
-        )
+        return self.state_received_at + reported_seconds, unconfirmed_seconds
 
     def decode_view(self) -> DecodeWorker:
         """As a decode or unified worker; only for usable ones."""
+        if self._decode_view is None:
+            self._decode_view = self._as_decode_worker()
+        return self._decode_view
+
+    def _as_decode_worker(self) -> DecodeWorker:
         assert self.state and self.profile and self.steps
         state, unconfirmed = self.state, list(self._unconfirmed())
         joining = [work for work in unconfirmed if not work.local]
@@ -250,6 +281,11 @@ class Workers:
     def __init__(self, gateway_id: str) -> None:
         self._gateway_id = gateway_id
         self._workers: dict[str, Worker] = {}
+
+    @property
+    def gateway_id(self) -> str:
+        """By which workers tell this gateway's dispatches from others'."""
+        return self._gateway_id
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())

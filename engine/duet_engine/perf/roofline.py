@@ -10,7 +10,6 @@ sequence-level ones (attention, by request) and communication (two all-reduces),
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,8 +36,8 @@ UNSPLIT_FROM_SHARE = 0.5
 """runs one block for each request and KV head once these fill this share of the SMs,"""
 LONG_CONTEXT_TOKENS, LONG_CONTEXT_HEADS, LONG_CONTEXT_BLOCKS = 8192, 16, 64
 """and with long contexts, from so many on, no more than so many blocks (all three as in the A100's kernel table)."""
-REMEMBERED_SIZES = 16_384
-"""Numbers of tokens whose part of a step is kept: a batch of any size costs a look-up then."""
+TABLED_TOKENS, TABLED_ROWS = 16_384, 1_024
+"""Sizes of a step for which the part that depends on nothing else is worked out once, in a table."""
 
 
 class Terms(NamedTuple):
@@ -80,8 +79,7 @@ class Roofline:
         self.curve = curve or SmCurve.assumed(gpu)
         self._compile()
         self._own_share = self.curve.at(gpu.sm_share)
-        self._seconds_by_tokens = lru_cache(REMEMBERED_SIZES)(self._own_token_seconds)
-        self._seconds_by_rows = lru_cache(REMEMBERED_SIZES)(self._own_row_seconds)
+        self._tables: tuple[list[float], list[float]] | None = None
 
     # --- what the replica is made of ---
 
@@ -164,15 +162,28 @@ class Roofline:
         return float(sum(self._terms(batch, compute, bandwidth, share * self.gpu.whole_sms, max, math.ceil)))
 
     def _own_step_seconds(self, batch: StepBatch) -> float:
-        """On all SMs there are: what only depends on the number of tokens is remembered."""
+        """On all SMs there are: what only depends on numbers of tokens comes from tables."""
+        decoding, context, prompts, chunk_tokens, *_ = batch
         compute, bandwidth = self._own_share
-        seconds = self._seconds_by_tokens(batch.decode_requests + batch.prefill_tokens)
-        seconds += self._seconds_by_rows(batch.decode_requests + batch.prefill_requests)
-        if batch.prefill_tokens > 0:
+        by_tokens, by_rows = self._tables or self._tabulate()
+        tokens, rows = decoding + chunk_tokens, decoding + prompts
+        if tokens < TABLED_TOKENS and rows < TABLED_ROWS and tokens == (whole := int(tokens)) and rows == int(rows):
+            seconds = by_tokens[whole] + by_rows[int(rows)]
+        else:
+            seconds = float(sum(self._token_level(tokens, compute, bandwidth)))
+            seconds += float(self._vocabulary_seconds(rows, compute, bandwidth))
+        if chunk_tokens > 0:
             seconds += self._prefill_attention(batch, compute, bandwidth)
-        if batch.decode_requests > 0:
-            seconds += self._decode_attention(batch, compute, bandwidth, self.gpu.sms, max, math.ceil)
-        return float(seconds)
+        if decoding > 0:
+            seconds += self._decode_attention(decoding, context, compute, bandwidth, self.gpu.sms, max, math.ceil)
+        return seconds
+
+    def _tabulate(self) -> tuple[list[float], list[float]]:
+        """A few milliseconds, once."""
+        by_tokens = np.asarray(sum(self._token_level(np.arange(float(TABLED_TOKENS)), *self._own_share)))
+        by_rows = self._vocabulary_seconds(np.arange(float(TABLED_ROWS)), *self._own_share)
+        self._tables = by_tokens.tolist(), by_rows.tolist()
+        return self._tables
 
     def step_seconds_over(self, batch: StepBatch, sm_shares: FloatArray) -> FloatArray:
         """The same batch at each of many shares."""
@@ -262,32 +273,42 @@ class Roofline:
         """The roofline, for one share of the SMs or for many: `compute` and `bandwidth` are shares of the GPU's."""
         tokens = batch.decode_requests + batch.prefill_tokens
         rows = batch.decode_requests + batch.prefill_requests
+        linear, experts, elementwise, communication = self._token_level(tokens, compute, bandwidth)
         decode: Quantity = 0.0
         if batch.decode_requests > 0:
-            decode = self._decode_attention(batch, compute, bandwidth, active_sms, larger, ceiling)
+            decode = self._decode_attention(
+                batch.decode_requests,
+                batch.decode_context_tokens,
+                compute,
+                bandwidth,
+                active_sms,
+                larger,
+                ceiling,
+            )
         return Terms(
-            self._launch_seconds + self._products_seconds(self._products, tokens, compute, bandwidth),
-            self._experts_seconds(tokens, compute, bandwidth) if self.shape.experts else 0.0,
+            linear,
+            experts,
             self._prefill_attention(batch, compute, bandwidth) if batch.prefill_tokens > 0 else 0.0,
             decode,
-            self._elementwise_launch_seconds + self._elementwise_seconds_per_token * tokens / bandwidth,
-            self._allreduces * self._allreduce_seconds(tokens) if self._allreduces else 0.0,
+            elementwise,
+            communication,
             self._vocabulary_seconds(rows, compute, bandwidth),
         )
 
-    def _own_token_seconds(self, tokens: float) -> float:
-        """Everything of a step on all SMs but attention and vocabulary."""
-        terms = self._terms(StepBatch(prefill_tokens=tokens), *self._own_share, self.gpu.sms, max, math.ceil)
-        return float(terms.linear + terms.experts + terms.elementwise + terms.communication)
+    def _token_level(self, tokens: Quantity, compute: Quantity, bandwidth: Quantity) -> tuple[Quantity, ...]:
+        """What only depends on the number of tokens: matrix products, experts, norms and activation, all-reduces."""
+        return (
+            self._launch_seconds + self._products_seconds(self._products, tokens, compute, bandwidth),
+            self._experts_seconds(tokens, compute, bandwidth) if self.shape.experts else 0.0,
+            self._elementwise_launch_seconds + self._elementwise_seconds_per_token * tokens / bandwidth,
+            self._allreduces * self._allreduce_seconds(tokens) if self._allreduces else 0.0,
+        )
 
-    def _own_row_seconds(self, rows: float) -> float:
-        return float(self._vocabulary_seconds(rows, *self._own_share))
-
-    def _vocabulary_seconds(self, rows: float, compute: Quantity, bandwidth: Quantity) -> Quantity:
+    def _vocabulary_seconds(self, rows: Quantity, compute: Quantity, bandwidth: Quantity) -> Quantity:
         return self._head_launch_seconds + self._products_seconds(self._head, rows, compute, bandwidth)
 
     def _products_seconds(
-        self, products: tuple[_Product, ...], tokens: float, compute: Quantity, bandwidth: Quantity
+        self, products: tuple[_Product, ...], tokens: Quantity, compute: Quantity, bandwidth: Quantity
     ) -> Quantity:
         power, root, slowdown = self._power, self._root, self._slowdown
         total: Quantity = 0.0
@@ -309,7 +330,8 @@ class Roofline:
 
     def _decode_attention(
         self,
-        batch: StepBatch,
+        requests: float,
+        context_tokens: float,
         compute: Quantity,
         bandwidth: Quantity,
         active_sms: Quantity,
@@ -317,11 +339,10 @@ class Roofline:
         ceiling: Callable[[Quantity], Quantity],
     ) -> Quantity:
         """Each request's own maximum: all have the same work and traffic for each token of context."""
-        context = batch.decode_context_tokens
-        read = self._kv_seconds * context
-        seconds = larger(self._decode_pair_seconds * context / compute, read / bandwidth)
+        read = self._kv_seconds * context_tokens
+        seconds = larger(self._decode_pair_seconds * context_tokens / compute, read / bandwidth)
         if not self.gpu.attention_splits_contexts:
-            blocks = self._unsplit_blocks(batch.decode_requests, context)
+            blocks = self._unsplit_blocks(requests, context_tokens)
             if blocks:
                 seconds = larger(seconds, read * self.gpu.whole_sms * ceiling(blocks / active_sms) / blocks)
         return self._attention_launch_seconds + seconds
@@ -335,7 +356,7 @@ class Roofline:
             return LONG_CONTEXT_BLOCKS
         return 0.0
 
-    def _experts_seconds(self, tokens: float, compute: Quantity, bandwidth: Quantity) -> Quantity:
+    def _experts_seconds(self, tokens: Quantity, compute: Quantity, bandwidth: Quantity) -> Quantity:
         """The grouped products of the experts that this many tokens are expected to reach."""
         e, gpu, shape, experts = self.calibrated.efficiencies, self.gpu, self.shape, self.shape.experts
         assert experts is not None
@@ -348,10 +369,10 @@ class Roofline:
         seconds = (work**self._power + traffic**self._power) ** self._root
         return shape.expert_layers * (e.expert_launch_seconds + seconds)
 
-    def _allreduce_seconds(self, tokens: float) -> float:
+    def _allreduce_seconds(self, tokens: Quantity) -> Quantity:
         """The quicker of one exchange of whole messages and a reduce-scatter with an all-gather."""
         e, peers = self.calibrated.efficiencies, self.ranks - 1
         message = tokens * self.shape.hidden_size * BYTES_PER_VALUE / self._link
         whole = e.allreduce_launch_seconds + peers * message
         scattered = e.allreduce_launch_seconds + peers * e.allreduce_hop_seconds + 2.0 * peers / self.ranks * message
-        return min(whole, scattered)
+        return np.minimum(whole, scattered)

@@ -20,9 +20,9 @@ from typing import Protocol, TypeVar
 
 from duet_engine.perf.interface import StepBatch
 from duet_engine.policy.deflect import has_room
-from duet_engine.policy.dispatch import DeflectReason, Hold, HoldReason, Local, Pair, Route
 from duet_engine.policy.estimates import prefill_path_seconds
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
+from duet_engine.policy.routes import DeflectReason, Hold, HoldReason, Local, Pair, Route
 
 AnyWorker = TypeVar("AnyWorker", PrefillWorker, DecodeWorker)
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from duet_engine.perf.interface import StepBatch, StepTimes
 
@@ -86,6 +87,19 @@ def beta_from_errors(observed_over_predicted_p95: float) -> float:
     return min(1.0, 1.0 / observed_over_predicted_p95)
 
 
+@cache
+def descending(candidates_tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """The same sizes.
+
+    Raises:
+        ValueError: when they don't descend.
+    """
+    sizes = candidates_tokens
+    if not sizes or sizes[-1] <= 0 or any(larger <= smaller for larger, smaller in pairwise(sizes)):
+        raise ValueError(f"candidates_tokens: must descend and hold at least one positive size, got {list(sizes)}")
+    return sizes
+
+
 def bearable_sizes(
     steps: StepTimes, batch: DecodeBatch, *, candidates_tokens: Iterable[int], step_budget_seconds: float
 ) -> SafeSizes:
@@ -94,9 +108,7 @@ def bearable_sizes(
     A batch without requests has no gap to protect. Neither has one on a worker where the smallest chunk beside a
     single request already passes the budget: holding prompts back there would win nothing, so it gets the smallest.
     """
-    sizes = tuple(candidates_tokens)
-    if not sizes or sizes[-1] <= 0 or any(larger <= smaller for larger, smaller in pairwise(sizes)):
-        raise ValueError(f"candidates_tokens: must descend and hold at least one positive size, got {list(sizes)}")
+    sizes = descending(tuple(candidates_tokens))
     if batch.requests <= 0:
         return SafeSizes(sizes, math.inf)
     if protects_anyone(steps, batch, smallest_tokens=sizes[-1], step_budget_seconds=step_budget_seconds):
@@ -108,6 +120,18 @@ def protects_anyone(steps: StepTimes, batch: DecodeBatch, *, smallest_tokens: in
     """Whether even one request of this batch's mean length could be held within the budget beside a chunk."""
     alone = StepBatch.decode(1.0, batch.context_tokens / max(batch.requests, 1))
     return steps.step_seconds(alone.with_chunks(smallest_tokens)) <= step_budget_seconds
+
+
+def largest_safe_chunk(
+    steps: StepTimes, batch: DecodeBatch, *, candidates_tokens: tuple[int, ...], step_budget_seconds: float
+) -> SafeWork[StepBatch] | None:
+    """The largest safe chunk of a fresh prompt, by the rule of `bearable_sizes`; None when none is safe."""
+    sizes, decoding = descending(candidates_tokens), batch.moments()
+    budget = step_budget_seconds if batch.requests > 0 else math.inf
+    safe = SafeSizes(sizes, budget).largest(decoding.with_chunks, steps.step_seconds)
+    if safe or protects_anyone(steps, batch, smallest_tokens=sizes[-1], step_budget_seconds=step_budget_seconds):
+        return safe
+    return SafeSizes(sizes[-1:], math.inf).largest(decoding.with_chunks, steps.step_seconds)
 
 
 def largest_safe_schedule(
@@ -123,24 +147,67 @@ def largest_safe_schedule(
 
     `prompt_tokens` are those to compute, behind `cached_tokens` that needn't be. Steps only get longer as the prompt's
     own context grows, so a size that was unsafe once isn't tried again. The printed algorithm would, for a last chunk
-    that is shorter: at most one step less, for chunks that grow again.
+    that is shorter: at most one step less, for chunks that grow again. For the same reason only the ends of a run of
+    equal chunks are asked for: its steps grow (nearly) evenly.
     """
-    sizes = bearable_sizes(steps, batch, candidates_tokens=candidates_tokens, step_budget_seconds=step_budget_seconds)
-    decoding = batch.moments()
-    chunks: list[int] = []
-    done_tokens, total_seconds, size_index = 0, 0.0, 0
-    while done_tokens < prompt_tokens:
-        if size_index == len(sizes.tokens):
-            return None
-        chunk_tokens = min(sizes.tokens[size_index], prompt_tokens - done_tokens)
-        step_seconds = steps.step_seconds(decoding.with_chunks(chunk_tokens, cached_tokens + done_tokens))
-        if step_seconds > sizes.step_budget_seconds:
-            size_index += 1
-            continue
-        chunks.append(chunk_tokens)
-        done_tokens += chunk_tokens
-        total_seconds += step_seconds
-    return ChunkSchedule(tuple(chunks), total_seconds)
+    sizes, prompt = descending(tuple(candidates_tokens)), _Prompt(prompt_tokens, cached_tokens)
+    budget = step_budget_seconds if batch.requests > 0 else math.inf
+    schedule = _Schedule(steps, batch, budget).of(prompt, sizes)
+    if schedule or protects_anyone(steps, batch, smallest_tokens=sizes[-1], step_budget_seconds=step_budget_seconds):
+        return schedule
+    return _Schedule(steps, batch, math.inf).of(prompt, sizes[-1:])
+
+
+class _Prompt(NamedTuple):
+    tokens: int
+    cached_tokens: int
+
+
+class _Schedule:
+    """Runs of equal chunks of one prompt, each run as long as its size is safe."""
+
+    __slots__ = ("_budget_seconds", "_decoding", "_step_seconds")
+
+    def __init__(self, steps: StepTimes, batch: DecodeBatch, budget_seconds: float) -> None:
+        self._step_seconds = steps.step_seconds
+        self._decoding = batch.moments()
+        self._budget_seconds = budget_seconds
+
+    def of(self, prompt: _Prompt, sizes: tuple[int, ...]) -> ChunkSchedule | None:
+        chunks: list[int] = []
+        done_tokens, total_seconds = 0, 0.0
+        for size in sizes:
+            whole = (prompt.tokens - done_tokens) // size
+            count, seconds = self._run(size, prompt.cached_tokens + done_tokens, whole)
+            chunks += [size] * count
+            done_tokens += count * size
+            total_seconds += seconds
+            rest = prompt.tokens - done_tokens
+            if count == whole and rest:
+                seconds = self._seconds(rest, prompt.cached_tokens + done_tokens)
+                if seconds <= self._budget_seconds:
+                    return ChunkSchedule((*chunks, rest), total_seconds + seconds)
+            elif not rest:
+                return ChunkSchedule(tuple(chunks), total_seconds)
+        return None
+
+    def _run(self, size: int, ahead_tokens: int, most: int) -> tuple[int, float]:
+        """How many chunks of this size are safe from here on, at most so many, and what they take in all."""
+        if most == 0 or (first := self._seconds(size, ahead_tokens)) > self._budget_seconds:
+            return 0, 0.0
+        safe, unsafe, last = 1, most + 1, first
+        tried = most
+        while unsafe - safe > 1:
+            seconds = self._seconds(size, ahead_tokens + (tried - 1) * size)
+            if seconds <= self._budget_seconds:
+                safe, last = tried, seconds
+            else:
+                unsafe = tried
+            tried = (safe + unsafe) // 2
+        return safe, safe * (first + last) / 2
+
+    def _seconds(self, chunk_tokens: int, ahead_tokens: int) -> float:
+        return self._step_seconds(self._decoding.with_chunks(chunk_tokens, ahead_tokens))
 
 
 def headroom_tokens_per_second(
@@ -157,6 +224,7 @@ def headroom_tokens_per_second(
     """
     if batch.requests <= 0:
         return full_chunk_tokens / steps.step_seconds(StepBatch.prefill(full_chunk_tokens))
-    sizes = bearable_sizes(steps, batch, candidates_tokens=candidates_tokens, step_budget_seconds=step_budget_seconds)
-    safe = sizes.largest(batch.moments().with_chunks, steps.step_seconds)
+    safe = largest_safe_chunk(
+        steps, batch, candidates_tokens=tuple(candidates_tokens), step_budget_seconds=step_budget_seconds
+    )
     return safe.size_tokens / safe.seconds if safe else 0.0

@@ -9,14 +9,22 @@ Invariant: a prompt goes only where its whole chunk schedule is safe for the dec
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from duet_engine.perf.interface import StepBatch, StepTimes
-from duet_engine.policy.chunks import ChunkSchedule, allowed_sizes, largest_safe_schedule, step_budget_seconds
+from duet_engine.perf.interface import StepBatch
+from duet_engine.policy.chunks import (
+    ChunkSchedule,
+    allowed_sizes,
+    largest_safe_chunk,
+    largest_safe_schedule,
+    step_budget_seconds,
+)
 from duet_engine.policy.estimates import PRINTED_TERMS, PathTerms
 from duet_engine.policy.fleet import DecodeWorker, Prompt
+from duet_engine.policy.steadiness import Preferences
 
 MOST_SCHEDULES = 3
 """Worked out for one prompt to find its soonest local path."""
@@ -94,26 +102,28 @@ def local_pace(worker: DecodeWorker, rule: DeflectionRule) -> LocalPace | None:
     one_at_a_time = rule.mode is DeflectionMode.PAPER and not worker.unified
     if not takes_prompts(worker, rule) or (one_at_a_time and worker.local_prefill_tokens > 0):
         return None
-    candidates = candidates_for(worker, rule)
-    first = largest_safe_schedule(
-        worker.steps,
+    steps = worker.steps
+    safe = largest_safe_chunk(
+        steps,
         worker.batch,
-        prompt_tokens=candidates[0],
-        candidates_tokens=candidates,
+        candidates_tokens=candidates_for(worker, rule),
         step_budget_seconds=rule.step_budget_seconds,
     )
-    if first is None:
+    if safe is None:
         return None
-    beside_seconds = first.seconds - _alone_seconds(worker.steps, first)
     return LocalPace(
-        chunk_tokens=first.chunks_tokens[0],
-        step_overhead_seconds=beside_seconds / len(first.chunks_tokens),
-        ahead_seconds=worker.local_prefill_tokens * first.seconds / candidates[0],
+        chunk_tokens=safe.size_tokens,
+        step_overhead_seconds=safe.seconds - steps.step_seconds(StepBatch.prefill(safe.size_tokens)),
+        ahead_seconds=worker.local_prefill_tokens * safe.seconds / safe.size_tokens,
     )
 
 
 def best_local_path(
-    prompt: Prompt, open_workers: Iterable[tuple[DecodeWorker, LocalPace]], rule: DeflectionRule
+    prompt: Prompt,
+    open_workers: Iterable[tuple[DecodeWorker, LocalPace]],
+    rule: DeflectionRule,
+    *,
+    preferences: Preferences | None = None,
 ) -> LocalPath | None:
     """The soonest of all; equal ones take turns.
 
@@ -121,29 +131,40 @@ def best_local_path(
     the first, and what the decode batch adds to each. Where steps are linear in tokens that is a lower bound; with the
     roofline it ranks as well (one choice in 500 was not the soonest, and 0.1 % later). Three schedules are enough.
     """
-    ranked = sorted(
-        (soonest_seconds(prompt, worker, pace), worker.dispatches, worker.key, worker, pace)
-        for worker, pace in open_workers
-        if worker.key not in prompt.excluded and has_room(prompt, worker)
-    )
+    preferences = preferences or Preferences()
+    ranked = sorted(_by_pace(prompt, open_workers, preferences))
     best: LocalPath | None = None
-    for index, (soonest, _, _, worker, pace) in enumerate(ranked):
-        if best is not None and (soonest >= best.ttft_seconds or index >= MOST_SCHEDULES):
+    best_rank = math.inf
+    for index, (soonest, _, key, worker, pace) in enumerate(ranked):
+        if soonest >= best_rank or index >= MOST_SCHEDULES:
             break
-        path = _local_path(prompt, worker, pace, rule)
-        if path is not None and (best is None or path.ttft_seconds < best.ttft_seconds):
-            best = path
+        path = _local_path(prompt.at(key), worker, pace, rule)
+        if path is not None and path.ttft_seconds * preferences.worker(key) < best_rank:
+            best, best_rank = path, path.ttft_seconds * preferences.worker(key)
     return best
 
 
-def soonest_seconds(prompt: Prompt, worker: DecodeWorker, pace: LocalPace) -> float:
-    """The TTFT from now through this worker by its pace, as if the prompt's chunks were all as large as the first."""
-    tokens = max(prompt.tokens, 1)
-    steps = -(-tokens // pace.chunk_tokens)
-    alone_seconds = worker.steps.prompt_seconds(
-        tokens + prompt.cached_tokens, cached_tokens=prompt.cached_tokens, chunk_tokens=pace.chunk_tokens
-    )
-    return pace.ahead_seconds + steps * pace.step_overhead_seconds + alone_seconds
+def _by_pace(
+    prompt: Prompt, open_workers: Iterable[tuple[DecodeWorker, LocalPace]], preferences: Preferences
+) -> Iterator[tuple[float, int, str, DecodeWorker, LocalPace]]:
+    """The workers that have room, with the TTFT through each as if the prompt's chunks were all as large as the first.
+
+    What a prompt takes alone is the same for all workers of a kind, so it is worked out once for each.
+    """
+    alone_seconds: dict[tuple[int, int, int], float] = {}
+    for worker, pace in open_workers:
+        here, chunk_tokens = prompt.at(worker.key), pace.chunk_tokens
+        if worker.key in prompt.excluded or not has_room(here, worker):
+            continue
+        tokens = max(here.tokens, 1)
+        kind = id(worker.steps), chunk_tokens, tokens
+        alone = alone_seconds.get(kind)
+        if alone is None:
+            alone = alone_seconds[kind] = worker.steps.prompt_seconds(
+                tokens + here.cached_tokens, cached_tokens=here.cached_tokens, chunk_tokens=chunk_tokens
+            )
+        soonest = pace.ahead_seconds + -(-tokens // chunk_tokens) * pace.step_overhead_seconds + alone
+        yield soonest * preferences.worker(worker.key), worker.dispatches, worker.key, worker, pace
 
 
 def _local_path(prompt: Prompt, worker: DecodeWorker, pace: LocalPace, rule: DeflectionRule) -> LocalPath | None:
@@ -160,24 +181,23 @@ def _local_path(prompt: Prompt, worker: DecodeWorker, pace: LocalPace, rule: Def
     return LocalPath(worker, schedule, pace.ahead_seconds, pace.ahead_seconds + schedule.seconds)
 
 
-def _alone_seconds(steps: StepTimes, schedule: ChunkSchedule) -> float:
-    """The same chunks of a fresh prompt without a decode batch beside them."""
-    seconds, done_tokens = 0.0, 0
-    for tokens in schedule.chunks_tokens:
-        seconds += steps.step_seconds(StepBatch.prefill(tokens, done_tokens))
-        done_tokens += tokens
-    return seconds
-
-
-def in_danger(prompt: Prompt, rule: DeflectionRule, *, prefill_ttft_seconds: float) -> bool:
+def in_danger(
+    prompt: Prompt, rule: DeflectionRule, *, prefill_ttft_seconds: float, threshold_factor: float = 1.0
+) -> bool:
     """Whether a prefill path is worth comparing with local ones: always for the paper, else when it's likely late."""
     if rule.mode is DeflectionMode.PAPER:
         return True
-    return prompt.waited_seconds + prefill_ttft_seconds > rule.lazy_share * prompt.ttft_objective_seconds
+    threshold_seconds = threshold_factor * rule.lazy_share * prompt.ttft_objective_seconds
+    return prompt.waited_seconds + prefill_ttft_seconds > threshold_seconds
 
 
 def deflects(
-    prompt: Prompt, rule: DeflectionRule, *, prefill_ttft_seconds: float | None, local_ttft_seconds: float
+    prompt: Prompt,
+    rule: DeflectionRule,
+    *,
+    prefill_ttft_seconds: float | None,
+    local_ttft_seconds: float,
+    threshold_factor: float = 1.0,
 ) -> bool:
     """Whether the local path is taken. `prefill_ttft_seconds` is None when there is no prefill path.
 
@@ -188,13 +208,16 @@ def deflects(
     if rule.mode is DeflectionMode.PAPER:
         in_time = prompt.waited_seconds + local_ttft_seconds <= prompt.ttft_objective_seconds
         return in_time and local_ttft_seconds <= rule.alpha * prefill_ttft_seconds
-    sooner = local_ttft_seconds < prefill_ttft_seconds
-    return sooner and in_danger(prompt, rule, prefill_ttft_seconds=prefill_ttft_seconds)
+    return local_ttft_seconds < prefill_ttft_seconds and in_danger(
+        prompt, rule, prefill_ttft_seconds=prefill_ttft_seconds, threshold_factor=threshold_factor
+    )
 
 
 def has_room(prompt: Prompt, worker: DecodeWorker) -> bool:
     """Whether the prompt and its expected answer fit into the worker now."""
-    return worker.free_slots > 0 and missing_tokens(prompt, worker) == 0
+    if worker.free_slots <= 0:
+        return False
+    return prompt.tokens + prompt.output_reserve_tokens <= worker.kv_free_tokens or missing_tokens(prompt, worker) == 0
 
 
 def missing_tokens(prompt: Prompt, worker: DecodeWorker) -> int:

@@ -83,10 +83,6 @@ def prefill_path_seconds(
 ) -> float:
     """Predicted TTFT from now through a pair: queue, own chunks, the KV's exposed transfer, one step to be admitted."""
     terms = terms or PathTerms()
-    if terms.queue is QueueForm.PRINTED:
-        ahead_seconds = printed_queue_seconds(prefill.steps, prefill.queued_tokens, chunk_tokens=prefill.chunk_tokens)
-    else:
-        ahead_seconds = prefill.ahead_seconds
     pair_seconds = unloaded_pair_seconds(
         prompt.tokens,
         prefill.steps,
@@ -94,7 +90,16 @@ def prefill_path_seconds(
         chunk_tokens=prefill.chunk_tokens,
         terms=terms,
     )
-    return ahead_seconds + pair_seconds + (step_with_seconds(prompt, decode) if terms.admission else 0.0)
+    return (
+        ahead_seconds(prefill, terms) + pair_seconds + (step_with_seconds(prompt, decode) if terms.admission else 0.0)
+    )
+
+
+def ahead_seconds(prefill: PrefillWorker, terms: PathTerms) -> float:
+    """What this worker takes for the prompts that it has."""
+    if terms.queue is QueueForm.PRINTED:
+        return printed_queue_seconds(prefill.steps, prefill.queued_tokens, chunk_tokens=prefill.chunk_tokens)
+    return prefill.ahead_seconds
 
 
 def unloaded_pair_seconds(
@@ -123,9 +128,13 @@ def unloaded_pair_seconds(
 
 def unloaded_ttft_seconds(prompt_tokens: int, fleet: Fleet) -> float:
     """The TTFT of a prompt on the best idle workers of this fleet; 0 when it has none."""
-    prefill = [unloaded_pair_seconds(prompt_tokens, w.steps, chunk_tokens=w.chunk_tokens) for w in fleet.prefill]
-    local = [w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in fleet.decode if w.prefills]
-    return min(prefill or local, default=0.0)
+    pool = {(id(worker.steps), worker.chunk_tokens): worker for worker in fleet.prefill}
+    if pool:
+        return min(unloaded_pair_seconds(prompt_tokens, w.steps, chunk_tokens=w.chunk_tokens) for w in pool.values())
+    alone = {(id(worker.steps), worker.chunk_tokens): worker for worker in fleet.decode if worker.prefills}
+    return min(
+        (w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in alone.values()), default=0.0
+    )
 
 
 def step_with_seconds(prompt: Prompt, worker: DecodeWorker) -> float:

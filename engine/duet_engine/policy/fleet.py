@@ -6,7 +6,8 @@ ask how a number came about. Only workers that may take new work are listed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from duet_engine.perf.interface import StepTimes
 from duet_engine.policy.chunks import DecodeBatch
@@ -64,7 +65,21 @@ class Prompt:
     """Ahead of them, already in the worker's cache: attended to and sent, not computed."""
     waited_seconds: float
     ttft_objective_seconds: float
+    unloaded_ttft_seconds: float = 0.0
+    """What the best idle workers would take; tells late prompts from others."""
     output_reserve_tokens: int = 0
     """Room in the KV cache that the answer is expected to need."""
     excluded: frozenset[str] = frozenset()
     """Workers that refused or failed this request."""
+    warm: Mapping[str, int] = field(default_factory=dict)
+    """Tokens at the prompt's beginning that a worker's cache likely holds, by its key; then `tokens` is all of them."""
+
+    def at(self, key: str) -> Prompt:
+        """The prompt as this worker would compute it: at least one token is left."""
+        if not self.warm:
+            return self
+        warm = self.warm.get(key, 0)
+        if not warm:
+            return self
+        warm = min(warm, self.tokens - 1)
+        return replace(self, tokens=self.tokens - warm, cached_tokens=self.cached_tokens + warm)

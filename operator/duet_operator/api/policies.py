@@ -6,22 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from duet_operator.api.base import ApiModel, NotSupportedYet, not_supported_yet
+from duet_operator.api.base import ApiModel
 
 
 class DeflectionSpec(ApiModel):
     """Prefill on decode workers. All of it is live."""
 
-    mode: Annotated[Literal["Auto", "Paper", "Off"], not_supported_yet({"Paper": "Auto"})] = "Auto"
+    mode: Literal["Auto", "Paper", "Off"] = "Auto"
     """When a prompt is prefilled on a decode worker. Default Auto: only when the prefill path endangers its TTFT
-    objective. Paper: by the rule of Kairos, for comparison. Off: never; prefill.minReplicas must be 1 or more then.
-    Quote "Off": a bare Off is a boolean in YAML. Live."""
-    alpha_percent: NotSupportedYet[int] = Field(default=130, ge=100, le=1000)
-    """How much slower than the decode path the prefill path must be predicted to be, in percent. Default 130: 1.3
-    times as slow. A larger one deflects less. Live."""
-    beta_percent: NotSupportedYet[Annotated[int, Field(ge=1, le=100)] | None] = None
-    """Part of the ITL objective that a deflected chunk may use up, in percent. Default: measured from the error of
-    the step predictions, starting at 85. A smaller one protects running requests more. Live."""
+    objective and the decode path is sooner. Paper: by the rule of Kairos, for comparison. Off: never;
+    prefill.minReplicas must be 1 or more then. Quote "Off": a bare Off is a boolean in YAML. Live."""
+    alpha_percent: int = Field(default=130, ge=100, le=1000)
+    """How long the decode path may be predicted to take with mode Paper, in percent of the prefill path. Default 130:
+    1.3 times as long. A larger one deflects more. Live."""
+    beta_percent: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Part of the ITL objective that a step with a deflected chunk may take by the model, in percent. Default 85. A
+    smaller one protects running requests more. Live."""
 
 
 class MultiplexingSpec(ApiModel):

@@ -24,8 +24,6 @@ UNSUPPORTED = {
         for pool in ("prefill", "decode")
         for field in ("type", "migProfile", "mpsPercent", "mpsMemory", "claimTemplate", "pricePerHourMilli")
     ),
-    "spec.deflection.alphaPercent",
-    "spec.deflection.betaPercent",
     "spec.multiplexing",
     "spec.routing",
     "spec.scaling.idleSeconds",
@@ -36,7 +34,6 @@ UNSUPPORTED = {
 """Fields that the API has and that nothing serves yet. This list only shrinks."""
 
 UNSUPPORTED_VALUES = {
-    "spec.deflection.mode Paper",
     "spec.pools.decode.minReplicas 0",
     *(f"spec.pools.{pool}.gpu.sharing {value}" for pool in ("prefill", "decode") for value in ("MIG", "MPS")),
 }

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -79,7 +80,7 @@ def test_off_means_off_but_for_unified_workers() -> None:
     [{"prefills": False}, {"free_slots": 0}, {"kv_free_tokens": 1999}, {"batch": DecodeBatch(400, 90_000)}],
     ids=["deflection inactive", "batch full", "KV full", "no safe chunk"],
 )
-def test_a_worker_that_cannot_take_it(changes: dict[str, object]) -> None:
+def test_a_worker_that_cannot_take_it(changes: dict[str, Any]) -> None:
     assert local_path(PROMPT, decode_worker(**changes), RULE) is None
 
 

@@ -242,3 +242,21 @@ def test_a_queue_over_an_idle_fleet_with_room_moves(queue: list[Prompt], workers
     )
     moved = any(not isinstance(route, Hold) for route in run(queue, idle, rule)[:1])
     assert moved is has_path
+
+
+def test_a_prompt_goes_where_its_beginning_is_when_that_is_faster() -> None:
+    """A warm worker with little ahead wins, with much ahead it doesn't."""
+    cold, warm = prefill("cold"), prefill("warm", ahead_seconds=0.1)
+    turn = prompt(2000, warm={"warm": 1800})
+    (route,) = run([turn], fleet([cold, warm], [decode("d", prefills=False)]), OFF)
+    assert isinstance(route, Pair) and route.prefill == "warm"
+    assert route.ttft_seconds == pytest.approx(prefill_path_seconds(turn.at("warm"), warm, decode("d")), rel=1e-6)
+    later = replace(warm, ahead_seconds=0.4)
+    (route,) = dispatch([turn], fleet([cold, later], [decode("d")]), OFF, window_seconds=1.0)
+    assert isinstance(route, Pair) and route.prefill == "cold"
+
+
+def test_a_warm_decode_worker_prefills_less() -> None:
+    turn = prompt(2000, warm={"d1": 1999})
+    (route,) = run([turn], fleet([], [decode("d0"), decode("d1")]))
+    assert isinstance(route, Local) and (route.decode, sum(route.chunks_tokens)) == ("d1", 1)

@@ -1,0 +1,276 @@
+"""The fleet during one pass over the queue: every placed prompt changes what later ones see.
+
+Invariant: room is given away once. A worker's view is taken as it is; what was worked out of it is kept from pass to
+pass for as long as the caller shows the same view, so that a decision among many workers costs little more than looking
+at those that changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from duet_engine.policy.chunks import DecodeBatch
+from duet_engine.policy.deflect import (
+    DeflectionRule,
+    LocalPace,
+    LocalPath,
+    best_local_path,
+    deflects,
+    has_room,
+    in_danger,
+    local_pace,
+    missing_tokens,
+    takes_prompts,
+)
+from duet_engine.policy.estimates import ahead_seconds, step_with_seconds, unloaded_pair_seconds
+from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
+from duet_engine.policy.routes import DeflectReason, Hold, HoldReason, Local, Pair, Route
+from duet_engine.policy.steadiness import Preferences
+
+
+class _Figures:
+    """What is worked out of one view of a decode worker, when it is asked for."""
+
+    __slots__ = ("_pace", "_pace_rule", "_step_seconds", "view")
+
+    def __init__(self, view: DecodeWorker) -> None:
+        self.view = view
+        self._step_seconds: float | None = None
+        self._pace: LocalPace | None = None
+        self._pace_rule: DeflectionRule | None = None
+
+    def step_seconds(self) -> float:
+        """Its next decode step as it is: what tells the least loaded of workers of a kind."""
+        if self._step_seconds is None:
+            self._step_seconds = self.view.steps.step_seconds(self.view.batch.moments())
+        return self._step_seconds
+
+    def pace(self, rule: DeflectionRule) -> LocalPace | None:
+        """How fast it prefills a prompt itself; None where it takes none."""
+        if self._pace_rule is not rule:
+            self._pace, self._pace_rule = local_pace(self.view, rule), rule
+        return self._pace
+
+
+class Memory:
+    """Figures of the views that were last shown, by worker."""
+
+    __slots__ = ("_figures",)
+
+    def __init__(self) -> None:
+        self._figures: dict[str, _Figures] = {}
+
+    def of(self, view: DecodeWorker) -> _Figures:
+        """What is known of this view."""
+        figures = self._figures.get(view.key)
+        if figures is None or figures.view is not view:
+            figures = self._figures[view.key] = _Figures(view)
+        return figures
+
+    def keep(self, keys: frozenset[str]) -> None:
+        """Forget workers that aren't there any more."""
+        self._figures = {key: figures for key, figures in self._figures.items() if key in keys}
+
+
+class Board:
+    """The fleet during one pass: every placed prompt changes what later ones see."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        rule: DeflectionRule,
+        *,
+        window_seconds: float,
+        memory: Memory | None = None,
+        preferences: Preferences | None = None,
+        threshold_factor: float = 1.0,
+    ) -> None:
+        self._prefill = {worker.key: worker for worker in fleet.prefill}
+        self._decode = {worker.key: worker for worker in fleet.decode}
+        self._rule = rule
+        self._window_seconds = window_seconds
+        self._memory = memory or Memory()
+        self._preferences = preferences or Preferences()
+        self._threshold_factor = threshold_factor
+        """On the share of the objective at which the prefill path is in danger."""
+        self._reserved: set[str] = set()
+        """Decode workers for whose room earlier prompts wait."""
+        self.endangered = False
+        """Whether the prefill path of some prompt of this pass was in danger."""
+
+    def open(self) -> bool:
+        """Whether any worker can take one more prompt now. An empty fleet is open: there is a reason to give."""
+        if any(worker.ahead_seconds <= self._window_seconds for worker in self._prefill.values()):
+            return True
+        return bool(self._open_paces()) or not self._decode
+
+    def place(self, prompt: Prompt) -> tuple[Route, bool]:
+        """A route, and whether the pass ends with it."""
+        pair = self._best_pair(prompt)
+        pair_ttft_seconds = pair.ttft_seconds if pair else None
+        factor = self._threshold_factor
+        if pair_ttft_seconds is None or in_danger(
+            prompt, self._rule, prefill_ttft_seconds=pair_ttft_seconds, threshold_factor=factor
+        ):
+            self.endangered = pair is not None
+            local = best_local_path(prompt, self._open_paces(), self._rule, preferences=self._preferences)
+            if local is not None and deflects(
+                prompt,
+                self._rule,
+                prefill_ttft_seconds=pair_ttft_seconds,
+                local_ttft_seconds=local.ttft_seconds,
+                threshold_factor=factor,
+            ):
+                return self._take_local(prompt, local, has_pair=pair is not None), False
+        if pair is None:
+            return self._hold_without_path(prompt)
+        return self._take_pair(prompt, pair), False
+
+    def _open_paces(self) -> list[tuple[DecodeWorker, LocalPace]]:
+        """Of the workers that can take one more whole prompt now."""
+        paces = [(worker, self._memory.of(worker).pace(self._rule)) for worker in self._decode.values()]
+        return [
+            (worker, pace)
+            for worker, pace in paces
+            if pace is not None and pace.ahead_seconds <= self._window_seconds and worker.free_slots > 0
+        ]
+
+    def _best_pair(self, prompt: Prompt) -> Pair | None:
+        """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
+        taste, terms, excluded = self._preferences.worker, self._rule.terms, prompt.excluded
+        admitted: dict[str, tuple[DecodeWorker, float] | None] = {}
+        own_seconds: dict[tuple[int, int, int], float] = {}
+        best, best_rank, best_ttft_seconds = None, math.inf, 0.0
+        for worker in self._prefill.values():
+            if worker.key in excluded:
+                continue
+            if worker.revision not in admitted:
+                admitted[worker.revision] = self._best_decode(prompt, worker.revision)
+            found = admitted[worker.revision]
+            if found is None:
+                continue
+            here = prompt.at(worker.key)
+            kind = id(worker.steps), worker.chunk_tokens, here.tokens
+            own = own_seconds.get(kind)
+            if own is None:
+                own = own_seconds[kind] = self._own_seconds(here, worker)
+            ttft_seconds = ahead_seconds(worker, terms) + own + found[1]
+            rank = ttft_seconds * taste(worker.key)
+            if rank < best_rank or (best and rank == best_rank and _turn(worker) < _turn(best)):
+                best, best_rank, best_ttft_seconds = worker, rank, ttft_seconds
+        if best is None:
+            return None
+        decode = admitted[best.revision]
+        assert decode is not None
+        return Pair(best.key, decode[0].key, best_ttft_seconds, best.ahead_seconds)
+
+    def _own_seconds(self, prompt: Prompt, worker: PrefillWorker) -> float:
+        return unloaded_pair_seconds(
+            prompt.tokens,
+            worker.steps,
+            cached_tokens=prompt.cached_tokens,
+            chunk_tokens=worker.chunk_tokens,
+            terms=self._rule.terms,
+        )
+
+    def _best_decode(self, prompt: Prompt, revision: str) -> tuple[DecodeWorker, float] | None:
+        """The worker whose steps are shortest, and how long the prompt waits to be admitted there."""
+        taste, figures, excluded = self._preferences.worker, self._memory.of, prompt.excluded
+        best, best_rank = None, math.inf
+        for worker in self._decode.values():
+            if worker.revision != revision or worker.unified or worker.key in excluded or not has_room(prompt, worker):
+                continue
+            rank = figures(worker).step_seconds() * taste(worker.key)
+            if rank < best_rank or (best and rank == best_rank and _roomier(worker) < _roomier(best)):
+                best, best_rank = worker, rank
+        if best is None:
+            return None
+        return best, step_with_seconds(prompt, best) if self._rule.terms.admission else 0.0
+
+    def _take_pair(self, prompt: Prompt, pair: Pair) -> Route:
+        worker, here = self._prefill[pair.prefill], prompt.at(pair.prefill)
+        work_seconds = worker.steps.prompt_seconds(
+            here.tokens + here.cached_tokens, cached_tokens=here.cached_tokens, chunk_tokens=worker.chunk_tokens
+        )
+        self._prefill[pair.prefill] = replace(
+            worker,
+            ahead_seconds=worker.ahead_seconds + work_seconds,
+            queued_tokens=worker.queued_tokens + here.tokens,
+            dispatches=worker.dispatches + 1,
+        )
+        if pair.ahead_seconds > self._window_seconds:
+            return Hold(HoldReason.PREFILL_BUSY)
+        self._occupy(prompt, self._decode[pair.decode], local=False)
+        return pair
+
+    def _take_local(self, prompt: Prompt, path: LocalPath, *, has_pair: bool) -> Local:
+        self._occupy(prompt.at(path.worker.key), path.worker, local=True)
+        if path.worker.unified:
+            reason = DeflectReason.UNIFIED
+        else:
+            reason = DeflectReason.TTFT_ENDANGERED if has_pair else DeflectReason.NO_PREFILL_WORKER
+        return Local(path.worker.key, path.schedule.chunks_tokens, reason, path.ttft_seconds, path.ahead_seconds)
+
+    def _occupy(self, prompt: Prompt, worker: DecodeWorker, *, local: bool) -> None:
+        """The worker as the next prompt of this pass sees it. A prompt joins the decode batch with its first token."""
+        occupied = replace(
+            worker,
+            batch=worker.batch
+            if local
+            else DecodeBatch(worker.batch.requests + 1, worker.batch.context_tokens + prompt.tokens),
+            kv_free_tokens=worker.kv_free_tokens - prompt.tokens - prompt.output_reserve_tokens,
+            free_slots=worker.free_slots - 1,
+            local_prefill_tokens=worker.local_prefill_tokens + (prompt.tokens if local else 0),
+            dispatches=worker.dispatches + 1,
+        )
+        self._decode[worker.key] = occupied
+
+    def _hold_without_path(self, prompt: Prompt) -> tuple[Hold, bool]:
+        decode = self._decode.values()
+        candidates = self._candidates(prompt)
+        if not candidates:
+            reason = self._reason_without_candidates(prompt)
+            return Hold(reason), reason in (HoldReason.NO_DECODE_WORKER, HoldReason.NO_PREFILL_WORKER)
+        if not any(has_room(prompt, worker) for worker in candidates):
+            self._reserve(prompt, candidates)
+            return Hold(HoldReason.DECODE_FULL), len(self._reserved) == len(decode)
+        busy = any(worker.local_prefill_tokens > 0 for worker in candidates if takes_prompts(worker, self._rule))
+        return Hold(HoldReason.LOCAL_PREFILL_BUSY if busy else HoldReason.ITL_UNSAFE), True
+
+    def _candidates(self, prompt: Prompt) -> list[DecodeWorker]:
+        """Decode workers that a path leads to, whether they have room or not."""
+        revisions = {worker.revision for worker in self._prefill.values() if worker.key not in prompt.excluded}
+        return [
+            worker
+            for worker in self._decode.values()
+            if worker.key not in prompt.excluded
+            and (takes_prompts(worker, self._rule) or (worker.revision in revisions and not worker.unified))
+        ]
+
+    def _reserve(self, prompt: Prompt, candidates: Sequence[DecodeWorker]) -> None:
+        """Off the board goes the worker that lacks least: left alone it lacks less in each pass."""
+        free = [worker for worker in candidates if worker.key not in self._reserved]
+        nearest = min(
+            free, key=lambda worker: (missing_tokens(prompt, worker), -worker.free_slots, worker.key), default=None
+        )
+        if nearest is not None:
+            self._reserved.add(nearest.key)
+            self._decode[nearest.key] = replace(nearest, free_slots=0)
+
+    def _reason_without_candidates(self, prompt: Prompt) -> HoldReason:
+        if not self._decode:
+            return HoldReason.NO_DECODE_WORKER
+        if self._candidates(replace(prompt, excluded=frozenset())):
+            return HoldReason.TRIED_ALL
+        return HoldReason.NO_PAIR if self._prefill else HoldReason.NO_PREFILL_WORKER
+
+
+def _turn(worker: PrefillWorker) -> tuple[int, str]:
+    """Equal workers take turns."""
+    return worker.dispatches, worker.key
+
+
+def _roomier(worker: DecodeWorker) -> tuple[int, int, str]:
+    return -worker.kv_free_tokens, worker.dispatches, worker.key
