@@ -7,7 +7,6 @@ at those that changed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,7 +26,7 @@ from duet_engine.policy.deflect import (
 from duet_engine.policy.estimates import ahead_seconds, step_with_seconds, unloaded_pair_seconds
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
 from duet_engine.policy.routes import DeflectReason, Hold, HoldReason, Local, Pair, Route
-from duet_engine.policy.steadiness import Preferences
+from duet_engine.policy.steadiness import Preferences, Turn
 
 
 class _Figures:
@@ -139,10 +138,10 @@ class Board:
 
     def _best_pair(self, prompt: Prompt) -> Pair | None:
         """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
-        taste, terms, excluded = self._preferences.worker, self._rule.terms, prompt.excluded
+        terms, excluded = self._rule.terms, prompt.excluded
         admitted: dict[str, tuple[DecodeWorker, float] | None] = {}
         own_seconds: dict[tuple[int, int, int], float] = {}
-        best, best_rank, best_ttft_seconds = None, math.inf, 0.0
+        ranked: list[tuple[float, PrefillWorker]] = []
         for worker in self._prefill.values():
             if worker.key in excluded:
                 continue
@@ -156,15 +155,16 @@ class Board:
             own = own_seconds.get(kind)
             if own is None:
                 own = own_seconds[kind] = self._own_seconds(here, worker)
-            ttft_seconds = ahead_seconds(worker, terms) + own + found[1]
-            rank = ttft_seconds * taste(worker.key)
-            if rank < best_rank or (best and rank == best_rank and _turn(worker) < _turn(best)):
-                best, best_rank, best_ttft_seconds = worker, rank, ttft_seconds
-        if best is None:
+            ranked.append((ahead_seconds(worker, terms) + own + found[1], worker))
+        if not ranked:
             return None
+        ttft_seconds, best = self._preferences.best(ranked, self._turn)
         decode = admitted[best.revision]
         assert decode is not None
-        return Pair(best.key, decode[0].key, best_ttft_seconds, best.ahead_seconds)
+        return Pair(best.key, decode[0].key, ttft_seconds, best.ahead_seconds)
+
+    def _turn(self, worker: PrefillWorker | DecodeWorker) -> Turn:
+        return self._preferences.turn(worker.key, worker.dispatches)
 
     def _own_seconds(self, prompt: Prompt, worker: PrefillWorker) -> float:
         return unloaded_pair_seconds(
@@ -177,16 +177,18 @@ class Board:
 
     def _best_decode(self, prompt: Prompt, revision: str) -> tuple[DecodeWorker, float] | None:
         """The worker whose steps are shortest, and how long the prompt waits to be admitted there."""
-        taste, figures, excluded = self._preferences.worker, self._memory.of, prompt.excluded
-        best, best_rank = None, math.inf
-        for worker in self._decode.values():
-            if worker.revision != revision or worker.unified or worker.key in excluded or not has_room(prompt, worker):
-                continue
-            rank = figures(worker).step_seconds() * taste(worker.key)
-            if rank < best_rank or (best and rank == best_rank and _roomier(worker) < _roomier(best)):
-                best, best_rank = worker, rank
-        if best is None:
+        figures, excluded = self._memory.of, prompt.excluded
+        ranked = [
+            (figures(worker).step_seconds(), worker)
+            for worker in self._decode.values()
+            if worker.revision == revision
+            and not worker.unified
+            and worker.key not in excluded
+            and has_room(prompt, worker)
+        ]
+        if not ranked:
             return None
+        _, best = self._preferences.best(ranked, self._turn)
         return best, step_with_seconds(prompt, best) if self._rule.terms.admission else 0.0
 
     def _take_pair(self, prompt: Prompt, pair: Pair) -> Route:
@@ -202,6 +204,7 @@ class Board:
         )
         if pair.ahead_seconds > self._window_seconds:
             return Hold(HoldReason.PREFILL_BUSY)
+        self._preferences.take(pair.prefill)
         self._occupy(prompt, self._decode[pair.decode], local=False)
         return pair
 
@@ -215,6 +218,7 @@ class Board:
 
     def _occupy(self, prompt: Prompt, worker: DecodeWorker, *, local: bool) -> None:
         """The worker as the next prompt of this pass sees it. A prompt joins the decode batch with its first token."""
+        self._preferences.take(worker.key)
         occupied = replace(
             worker,
             batch=worker.batch
@@ -265,12 +269,3 @@ class Board:
         if self._candidates(replace(prompt, excluded=frozenset())):
             return HoldReason.TRIED_ALL
         return HoldReason.NO_PAIR if self._prefill else HoldReason.NO_PREFILL_WORKER
-
-
-def _turn(worker: PrefillWorker) -> tuple[int, str]:
-    """Equal workers take turns."""
-    return worker.dispatches, worker.key
-
-
-def _roomier(worker: DecodeWorker) -> tuple[int, int, str]:
-    return -worker.kv_free_tokens, worker.dispatches, worker.key

@@ -9,7 +9,6 @@ Invariant: a prompt goes only where its whole chunk schedule is safe for the dec
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -132,21 +131,27 @@ def best_local_path(
     roofline it ranks as well (one choice in 500 was not the soonest, and 0.1 % later). Three schedules are enough.
     """
     preferences = preferences or Preferences()
-    ranked = sorted(_by_pace(prompt, open_workers, preferences))
+    found = list(_by_pace(prompt, open_workers))
+    as_good = min((soonest for soonest, _, _ in found), default=0.0) * preferences.margin
+    ranked = sorted(
+        (max(soonest, as_good), preferences.turn(worker.key, worker.dispatches), worker, pace)
+        for soonest, worker, pace in found
+    )
     best: LocalPath | None = None
-    best_rank = math.inf
-    for index, (soonest, _, key, worker, pace) in enumerate(ranked):
-        if soonest >= best_rank or index >= MOST_SCHEDULES:
+    for index, (soonest, _, worker, pace) in enumerate(ranked):
+        if index >= MOST_SCHEDULES or (best is not None and soonest >= best.ttft_seconds):
             break
-        path = _local_path(prompt.at(key), worker, pace, rule)
-        if path is not None and path.ttft_seconds * preferences.worker(key) < best_rank:
-            best, best_rank = path, path.ttft_seconds * preferences.worker(key)
+        path = _local_path(prompt.at(worker.key), worker, pace, rule)
+        if path is not None and path.ttft_seconds <= as_good:
+            return path
+        if path is not None and (best is None or path.ttft_seconds < best.ttft_seconds):
+            best = path
     return best
 
 
 def _by_pace(
-    prompt: Prompt, open_workers: Iterable[tuple[DecodeWorker, LocalPace]], preferences: Preferences
-) -> Iterator[tuple[float, int, str, DecodeWorker, LocalPace]]:
+    prompt: Prompt, open_workers: Iterable[tuple[DecodeWorker, LocalPace]]
+) -> Iterator[tuple[float, DecodeWorker, LocalPace]]:
     """The workers that have room, with the TTFT through each as if the prompt's chunks were all as large as the first.
 
     What a prompt takes alone is the same for all workers of a kind, so it is worked out once for each.
@@ -164,7 +169,7 @@ def _by_pace(
                 tokens + here.cached_tokens, cached_tokens=here.cached_tokens, chunk_tokens=chunk_tokens
             )
         soonest = pace.ahead_seconds + -(-tokens // chunk_tokens) * pace.step_overhead_seconds + alone
-        yield soonest * preferences.worker(worker.key), worker.dispatches, worker.key, worker, pace
+        yield soonest, worker, pace
 
 
 def _local_path(prompt: Prompt, worker: DecodeWorker, pace: LocalPace, rule: DeflectionRule) -> LocalPath | None:

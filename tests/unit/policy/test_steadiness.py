@@ -9,21 +9,27 @@ from tests.support.routing import decode, fleet, prefill, prompt
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import DeflectionRule
 from duet_engine.policy.dispatch import Dispatch, Local, Pair, dispatch
-from duet_engine.policy.steadiness import THRESHOLD_SPREAD, WORKER_SPREAD, Preferences
+from duet_engine.policy.steadiness import THRESHOLD_SPREAD, Preferences
 
 RULE = DeflectionRule(itl_seconds=0.05)
 GATEWAYS = [f"gateway-{index}" for index in range(40)]
 
 
-def test_preferences_are_lasting_small_and_differ() -> None:
-    for name in GATEWAYS:
-        mine = Preferences(name)
-        assert mine.worker("d") == Preferences(name).worker("d")
-        assert abs(mine.worker("d") - 1) <= WORKER_SPREAD and abs(mine.threshold - 1) <= THRESHOLD_SPREAD
-    factors = [Preferences(name).threshold for name in GATEWAYS]
-    assert len(set(factors)) == len(GATEWAYS)
-    assert sum(factors) / len(factors) == pytest.approx(1.0, abs=THRESHOLD_SPREAD / 3)
-    assert Preferences().worker("d") == Preferences().threshold == 1.0
+def test_thresholds_are_lasting_near_and_differ() -> None:
+    thresholds = [Preferences(name).threshold for name in GATEWAYS]
+    assert thresholds == [Preferences(name).threshold for name in GATEWAYS]
+    assert all(abs(threshold - 1) <= THRESHOLD_SPREAD for threshold in thresholds)
+    assert len(set(thresholds)) == len(GATEWAYS)
+    assert sum(thresholds) / len(thresholds) == pytest.approx(1.0, abs=THRESHOLD_SPREAD / 3)
+    assert Preferences().threshold == 1.0
+
+
+def test_one_gateway_takes_turns_among_workers_that_are_as_good() -> None:
+    workers = fleet([], [decode(f"d{index}", prefills=True, batch=DecodeBatch(8, 8000 + index)) for index in range(4)])
+    policy = Dispatch("g")
+    taken = [policy([prompt()], workers, RULE, window_seconds=0.15)[0] for _ in range(8)]
+    order = [route.decode for route in taken if isinstance(route, Local)]
+    assert sorted(order[:4]) == ["d0", "d1", "d2", "d3"] and order[4:] == order[:4]
 
 
 def test_gateways_spread_over_workers_that_are_as_good() -> None:
