@@ -145,15 +145,16 @@ _BY_PLAIN_NAME = {_plain(model_id): shape for model_id, shape in MODELS.items()}
 
 @cache
 def find_shape(model: str) -> ModelShape:
-    """The shape of a known model, whatever its variant, or of the model that a config.json describes.
+    """The shape of a known model, whatever its variant, or of the model that a config.json, or its folder, describes.
 
     Raises:
         UnknownModelError: for an id that the table lacks.
         OSError: when the config.json can't be read.
         ValueError: when it isn't JSON, or not of a known architecture.
     """
-    if model.endswith(".json"):
-        return shape_from_config(json.loads(Path(model).read_text(encoding="utf-8")))
+    described = Path(model) if model.endswith(".json") else Path(model, "config.json")
+    if model.endswith(".json") or described.is_file():
+        return shape_from_config(json.loads(described.read_text(encoding="utf-8")))
     try:
         return _BY_PLAIN_NAME[_plain(model)]
     except KeyError:

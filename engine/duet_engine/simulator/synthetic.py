@@ -151,7 +151,7 @@ class Traffic:
         if self.prefix is None:
             return [()]
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(4,)))
-        blocks = generator.integers(2**62, size=(self.prefix.groups, self.prefix.blocks))
+        blocks = generator.integers(2**48, size=(self.prefix.groups, self.prefix.blocks))
         return [tuple(group) for group in blocks.tolist()]
 
 

@@ -7,6 +7,7 @@ lazy: a workload of a day costs no more memory than one of a minute.
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ __all__ = [
     "from_trace",
     "limited",
     "merged",
+    "mooncake_lines",
     "sped_up",
 ]
 
@@ -68,6 +70,19 @@ def from_arrivals(arrivals: Iterable[Arrival], *, class_name: str = DEFAULT_CLAS
             arrival.output_tokens,
             arrival.prefix_block_hashes,
             class_name,
+        )
+
+
+def mooncake_lines(requests: Iterable[Request]) -> Iterator[str]:
+    """The stream as a Mooncake JSONL, which `from_trace` and other tools' replays read; milliseconds, so rounded."""
+    for request in requests:
+        yield json.dumps(
+            {
+                "timestamp": round(1000 * request.arrival_seconds),
+                "input_length": request.input_tokens,
+                "output_length": request.output_tokens,
+                "hash_ids": list(request.prefix_block_hashes),
+            }
         )
 
 

@@ -161,3 +161,20 @@ def test_a_broken_calibration_is_refused_with_its_field(tmp_path: Path) -> None:
     result = _predict(tmp_path, f"h100_sxm,{LLAMA},1,decode,8,100", more=("--calibration", tmp_path / "broken.json"))
     assert result.exit_code == 1
     assert "broken.json: efficiencies: missing or unknown:" in result.output
+
+
+def test_a_model_may_be_its_config_json_or_the_folder_of_it(tmp_path: Path) -> None:
+    llama = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    models = (LLAMA, tmp_path / "config.json", tmp_path)
+    assert _predict(tmp_path, *(f"h100_sxm,{model},1,decode,64,2048" for model in models)).exit_code == 0
+    assert len({row["predicted_ms"] for row in _written(tmp_path)}) == 1

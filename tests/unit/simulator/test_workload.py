@@ -1,5 +1,6 @@
 """Workloads: traces keep what they say, made-up ones have the stated rate, burstiness and lengths, all by seed."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from duet_engine.simulator.lengths import Exponential, Fixed, HeavyTail, Lengths, LogNormal, Quantiles, Sampled, whole
 from duet_engine.simulator.synthetic import Clients, Rate, SharedPrefix, Traffic, client_traffic, mixed
-from duet_engine.simulator.workload import Request, copied, from_trace, limited, merged, sped_up
+from duet_engine.simulator.workload import Request, copied, from_trace, limited, merged, mooncake_lines, sped_up
 from duet_engine.traces import SkippedLines, TraceError
 
 MOONCAKE = (
@@ -173,3 +174,12 @@ def test_a_days_workload_starts_at_once() -> None:
     """Only a stream gives its first requests without making the rest."""
     month = plain(Rate.constant(1e6, seconds=30 * 86_400.0))
     assert len(list(islice(month.requests(1), 10))) == 10
+
+
+def test_a_workload_written_as_a_trace_reads_back(tmp_path: Path) -> None:
+    made = list(plain(Rate.constant(5.0, seconds=60), prefix=SharedPrefix(blocks=2, groups=3)).requests(1))
+    (tmp_path / "made.jsonl").write_text("\n".join(mooncake_lines(made)))
+    read = list(from_trace(tmp_path / "made.jsonl"))
+    for one, other in zip(read, made, strict=True):
+        assert replace(one, arrival_seconds=0.0) == replace(other, arrival_seconds=0.0)
+        assert one.arrival_seconds == pytest.approx(other.arrival_seconds - made[0].arrival_seconds, abs=0.0011)
