@@ -1,0 +1,1 @@
+"""Capacity planning without a cluster: what `duet simulate` and `duet size` do."""
