@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.fleet import free_port
+from duet_dev.controlplane import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DUET_CACHE", Path.home() / ".cache" / "duet"))
@@ -108,7 +108,7 @@ def _answers(server: Server, path: str, log: Path) -> None:
 @contextmanager
 def backend(folder: Path, *, chunks: int, pace: str) -> Iterator[Server]:
     """The Go server of streams."""
-    port = free_port()
+    (port,) = free_ports(1)
     command: list[str | Path] = [STREAMS, "serve", str(port), str(chunks), pace]
     with running("backend", command, port, folder / "backend.log") as server:
         yield server
@@ -117,7 +117,7 @@ def backend(folder: Path, *, chunks: int, pace: str) -> Iterator[Server]:
 @contextmanager
 def duet(folder: Path, workers: list[dict[str, Any]], *options: str) -> Iterator[Server]:
     """This project's gateway, one process unless told otherwise; no objective is near."""
-    port, admin = free_port(), free_port()
+    port, admin = free_ports(2)
     config = folder / "gateway.json"
     slo = {"ttftMilliseconds": 60_000, "itlMilliseconds": 10_000}
     config.write_text(json.dumps({"workers": workers, "model": {"id": MODEL}, "slo": slo}))
@@ -130,7 +130,7 @@ def duet(folder: Path, workers: list[dict[str, Any]], *options: str) -> Iterator
 @contextmanager
 def router(folder: Path, name: str, arguments: list[str]) -> Iterator[Server]:
     """One of the peers, round robin, without its retries' and breakers' bookkeeping."""
-    port, metrics = free_port(), free_port()
+    port, metrics = free_ports(2)
     command: list[str | Path] = [CACHE / "peers" / name / "bin" / name, "launch", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--prometheus-port", str(metrics), "--policy", "round_robin"]
     command += ["--log-level", "warn", *arguments]

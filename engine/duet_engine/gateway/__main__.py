@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from duet_engine.gateway.app import Gateway
 from duet_engine.gateway.discovery import PodDiscovery, StaticDiscovery, pod_selector
 from duet_engine.gateway.kubernetes_watch import ObjectWatch, cluster_access
 from duet_engine.gateway.live_settings import LiveSettings, live_settings
+from duet_engine.gateway.processes import Membership, membership, run_group
 from duet_engine.gateway.settings import Limits, Settings, SettingsError, StaticConfig, read_static_config
 from duet_engine.gateway.wire.pool import IDLE_SECONDS
 from duet_engine.protocol import GATEWAY_ADMIN_PORT, GATEWAY_PORT
@@ -61,6 +63,12 @@ _DEFAULTS = Limits()
 @click.option("--port", default=GATEWAY_PORT)
 @click.option("--admin-host", default=None, help="Address of the admin port; default: --host.")
 @click.option("--admin-port", default=GATEWAY_ADMIN_PORT)
+@click.option(
+    "--processes",
+    default=1,
+    type=click.IntRange(min=1, max=64),
+    help="Processes that share the ports; one for each core that the gateway may fill.",
+)
 @click.option("--max-body-mib", default=_DEFAULTS.body_bytes // 2**20, type=click.IntRange(min=1))
 @click.option("--body-timeout-seconds", default=_DEFAULTS.body_timeout_seconds)
 @click.option("--max-header-kib", default=_DEFAULTS.header_bytes // 2**10, type=click.IntRange(min=1))
@@ -83,12 +91,16 @@ def main(
     name: str | None,
     config: Path | None,
     log_level: str,
+    processes: int,
     **options: Any,  # noqa: ANN401 - as click passes them
 ) -> None:
     """Route OpenAI and SGLang requests to prefill and decode workers."""
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    own = membership()
+    if processes > 1 and own.count == 1:
+        sys.exit(run_group(processes))
     try:
-        settings = _settings(**options)
+        settings = _settings(own, **options)
         if config is not None and not namespace and not name:
             uvloop.run(_run_static(settings, read_static_config(config)))
         elif config is None and namespace and name:
@@ -100,6 +112,7 @@ def main(
 
 
 def _settings(
+    own: Membership,
     *,
     engine_token_file: Path | None,
     api_keys_folder: Path | None,
@@ -114,6 +127,8 @@ def _settings(
     max_body_mib: int,
     max_header_kib: int,
     held_mib: int,
+    held_requests: int,
+    connections: int,
     **limits: Any,  # noqa: ANN401 - each option is named like its field
 ) -> Settings:
     own_host = host or os.environ.get("POD_IP") or "127.0.0.1"
@@ -132,9 +147,12 @@ def _settings(
         limits=Limits(
             body_bytes=max_body_mib * 2**20,
             header_bytes=max_header_kib * 2**10,
-            held_bytes=held_mib * 2**20,
+            held_bytes=held_mib * 2**20 // own.count,
+            held_requests=held_requests // own.count,
+            connections=connections // own.count,
             **limits,
         ),
+        membership=own,
     )
 
 

@@ -1,12 +1,11 @@
 """The port for operator, probes and monitoring: demand, plan, metrics, health.
 
-Invariant: reading changes nothing but the document's sequence number; what changes more must be proven (`admin_guard`).
+Invariant: it answers for all processes of the pod, whichever is asked. Reading changes nothing but the document's
+sequence number; what changes more must be proven (`admin_guard`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
@@ -15,56 +14,22 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from duet_engine.gateway.admin_guard import admin_guard
-from duet_engine.gateway.demand import Demand
-from duet_engine.gateway.inference import Inference
-from duet_engine.gateway.live_settings import LiveSettings
-from duet_engine.gateway.loop_lag import LoopLag
+from duet_engine.gateway.group import Group, GroupError
 from duet_engine.gateway.metrics import GatewayCollector
 from duet_engine.gateway.plan import PlanHolder
-from duet_engine.gateway.routing import Dispatcher
-from duet_engine.gateway.tokens import TokenEstimator
-from duet_engine.gateway.workers import Workers
-from duet_engine.protocol import DEMAND_PATH, PLAN_PATH, GatewayDemand, PlanApplied, ProtocolError, RoutingPlan
+from duet_engine.gateway.report import ProcessReport
+from duet_engine.protocol import DEMAND_PATH, PLAN_PATH, PlanApplied, ProtocolError, RoutingPlan
 
 _JSON = "application/json"
 
 
 class AdminServer:
-    """Handlers of the admin port, and the assembly of the demand document."""
+    """Handlers of the admin port."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        instance_id: str,
-        demand: Demand,
-        dispatcher: Dispatcher,
-        workers: Workers,
-        lag: LoopLag,
-        tokens: TokenEstimator,
-        plan: PlanHolder,
-        inference: Inference,
-        live: Callable[[], LiveSettings],
-        unready_reason: Callable[[], str | None],
-        trust_file: Path | None = None,
-    ) -> None:
+    def __init__(self, group: Group, *, plan: PlanHolder, trust_file: Path | None = None) -> None:
         self._guard = admin_guard(trust_file)
-        self._name = name
-        self._instance_id = instance_id
-        self._demand = demand
-        self._dispatcher = dispatcher
-        self._workers = workers
-        self._lag = lag
+        self._group = group
         self._plan = plan
-        self._inference = inference
-        self._live = live
-        self._unready_reason = unready_reason
-        self._sequence = 0
-        self._started_at_seconds = time.time()
-        self._registry = CollectorRegistry()
-        self._registry.register(
-            GatewayCollector(demand=demand, dispatcher=dispatcher, workers=workers, lag=lag, tokens=tokens)
-        )
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
@@ -76,33 +41,14 @@ class AdminServer:
         app.router.add_get("/readyz", self._ready)
         return app
 
-    def document(self) -> GatewayDemand:
-        """What users asked for and got so far."""
-        now = monotonic()
-        self._sequence += 1
-        workers = tuple(self._workers)
-        profiles = {worker.profile.digest: worker.profile for worker in workers if worker.profile is not None}
-        lag_seconds = self._lag.p99_seconds()
-        return GatewayDemand(
-            instance_id=self._instance_id,
-            sequence=self._sequence,
-            written_at_seconds=time.time(),
-            gateway=self._name,
-            started_at_seconds=self._started_at_seconds,
-            generation=self._live().generation,
-            waiting_requests=self._dispatcher.waiting_requests,
-            waiting_tokens=self._dispatcher.waiting_tokens,
-            inflight_requests=self._inference.inflight,
-            loop_lag_p99_seconds=lag_seconds,
-            loop_lag_seconds=self._lag.total.document(),
-            saturated=self._lag.saturated,
-            classes=self._demand.documents(),
-            workers=tuple(worker.report(now) for worker in workers),
-            profiles=tuple(profiles.values()),
-        )
+    async def _report(self) -> ProcessReport:
+        try:
+            return await self._group.report()
+        except GroupError as error:
+            raise web.HTTPServiceUnavailable(text=str(error)) from error
 
     async def _get_demand(self, _: web.Request) -> web.Response:
-        return web.Response(body=self.document().write(), content_type=_JSON)
+        return web.Response(body=(await self._report()).demand.write(), content_type=_JSON)
 
     async def _get_plan(self, _: web.Request) -> web.Response:
         plan = self._plan.current(monotonic())
@@ -115,21 +61,25 @@ class AdminServer:
             offered = RoutingPlan.read(await http.read())
         except ProtocolError as error:
             return web.json_response({"error": str(error)}, status=400)
-        now = monotonic()
-        plan = self._plan.take(offered, now)
+        try:
+            plan = await self._group.take_plan(offered)
+        except GroupError as error:
+            return web.json_response({"error": str(error)}, status=503)
         applied = PlanApplied(
-            instance_id=self._instance_id,
+            instance_id=self._group.instance_id,
             generation=plan.generation,
-            lease_remaining_seconds=self._plan.remaining_seconds(now),
+            lease_remaining_seconds=self._plan.remaining_seconds(monotonic()),
         )
         return web.Response(body=applied.write(), content_type=_JSON)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        registry = CollectorRegistry()
+        registry.register(GatewayCollector(await self._report()))
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
 
     async def _ready(self, _: web.Request) -> web.Response:
-        reason = self._unready_reason()
+        reason = await self._group.unready_reason()
         return web.Response(status=503, text=reason) if reason else web.Response(text="ready")

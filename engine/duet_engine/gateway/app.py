@@ -21,12 +21,14 @@ from duet_engine.gateway.admin import AdminServer
 from duet_engine.gateway.callers import Callers
 from duet_engine.gateway.demand import Demand
 from duet_engine.gateway.discovery import Discovery
+from duet_engine.gateway.group import Group
 from duet_engine.gateway.inference import Inference
 from duet_engine.gateway.knobs import KnobPusher
 from duet_engine.gateway.live_settings import LiveSettings, live_settings
 from duet_engine.gateway.loop_lag import LoopLag
 from duet_engine.gateway.plan import PlanHolder
 from duet_engine.gateway.relay import Relay
+from duet_engine.gateway.reporter import Reporter
 from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.server import PublicServer
 from duet_engine.gateway.settings import Settings, SettingsError
@@ -91,7 +93,7 @@ class Gateway:
         self._listener = Listener(
             public.handle, check=public.check, limits=settings.limits, draining=lambda: self._draining
         )
-        self._admin = AdminServer(
+        reporter = Reporter(
             name=settings.name,
             instance_id=instance_id,
             demand=self._demand,
@@ -99,12 +101,17 @@ class Gateway:
             workers=self.workers,
             lag=self._lag,
             tokens=tokens,
-            plan=self._plan,
             inference=self._inference,
             live=self._live_now,
-            unready_reason=self._unready_reason,
-            trust_file=settings.trust_file,
         )
+        self._group = Group(
+            settings.membership,
+            instance_id=instance_id,
+            own_report=reporter.report,
+            plan=self._plan,
+            unready_reason=self._unready_reason,
+        )
+        self._admin = AdminServer(self._group, plan=self._plan, trust_file=settings.trust_file)
         self._admin_runner: web.AppRunner | None = None
 
     async def start(
@@ -116,10 +123,11 @@ class Gateway:
         if objects is not None:
             self._unknown.add("DuetDeployment")
             self._spawn(self._follow_settings(objects))
-        settings = self._settings
-        await self._serve_admin(settings.admin_host, settings.admin_port)
+        settings, shared = self._settings, self._settings.membership.count > 1
+        await self._group.start()
+        await self._serve_admin(settings.admin_host, settings.admin_port, shared=shared)
         tls = self._tls.context if self._tls is not None else None
-        port = await self._listener.start(settings.host, settings.port, tls=tls)
+        port = await self._listener.start(settings.host, settings.port, tls=tls, shared=shared)
         if self._tls is not None:
             self._spawn(self._tls.follow())
         log.info("serving on %s:%d, admin on %s:%d", settings.host, port, settings.admin_host, settings.admin_port)
@@ -134,6 +142,7 @@ class Gateway:
             log.warning("grace period over with %d requests in flight", self._inference.inflight)
         if self._admin_runner is not None:
             await self._admin_runner.cleanup()
+        await self._group.stop()
         await self._upstream.close()
         self._lag.stop()
         for task in [*self._tasks, *self._listeners.values()]:
@@ -144,7 +153,8 @@ class Gateway:
 
     def _window_seconds(self) -> float:
         plan = self._plan.current(monotonic())
-        return self._settings.limits.window_seconds * (plan.dispatch_share if plan else 1.0)
+        share = plan.dispatch_share if plan else 1.0
+        return self._settings.limits.window_seconds * share / self._settings.membership.count
 
     def _unready_reason(self) -> str | None:
         if self._draining:
@@ -153,7 +163,7 @@ class Gateway:
             return "a part of the gateway stopped"
         return f"not known yet: {', '.join(sorted(self._unknown))}" if self._unknown else None
 
-    async def _serve_admin(self, host: str, port: int) -> None:
+    async def _serve_admin(self, host: str, port: int, *, shared: bool) -> None:
         runner = web.AppRunner(
             self._admin.application(),
             access_log=None,
@@ -163,7 +173,7 @@ class Gateway:
         )
         await runner.setup()
         self._admin_runner = runner
-        await web.TCPSite(runner, host, port, backlog=1024).start()
+        await web.TCPSite(runner, host, port, backlog=1024, reuse_port=shared or None).start()
 
     async def _follow_members(self, discovery: Discovery) -> None:
         async for members in discovery.members():

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 
 from duet_engine.distribution import Distribution
 from duet_engine.gateway.live_settings import DEFAULT_CLASS
+from duet_engine.gateway.objective_edge import ObjectiveEdge
 from duet_engine.gateway.record import End, RequestRecord, miss_cause
+from duet_engine.gateway.report import ClassSeries, RequestCount
 from duet_engine.protocol import ClassDemand, MissCause
 from duet_engine.slo import Objective, judge
 
@@ -30,6 +32,7 @@ def _geometric(first: float, last: float) -> tuple[float, ...]:
 TTFT_BOUNDS_SECONDS = _geometric(0.01, 120.0)
 GAP_BOUNDS_SECONDS = _geometric(0.001, 10.0)
 LENGTH_BOUNDS_TOKENS = tuple(float(2**power) for power in range(21))
+E2E_BOUNDS_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 600.0)
 RATIO_BOUNDS = (0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 """Observed over predicted TTFT."""
 
@@ -58,9 +61,13 @@ class ClassCounters:
         self.input_tokens = Distribution(LENGTH_BOUNDS_TOKENS)
         self.output_tokens = Distribution(LENGTH_BOUNDS_TOKENS)
         self.ttft_over_predicted = Distribution(RATIO_BOUNDS)
+        self.e2e = Distribution(E2E_BOUNDS_SECONDS)
+        self.ttft_edge, self.itl_edge = ObjectiveEdge(), ObjectiveEdge()
 
-    def arrived(self, record: RequestRecord) -> None:
+    def arrived(self, record: RequestRecord, objective: Objective) -> None:
         """A request that is well formed; its tokens as far as they are known now."""
+        self.ttft_edge.move(objective.ttft_seconds, self.ttft)
+        self.itl_edge.move(objective.itl_seconds, self.itl)
         self.arrivals += 1
         self.input_tokens_total += record.prompt_tokens
         self.input_tokens.observe(record.prompt_tokens)
@@ -69,9 +76,10 @@ class ClassCounters:
         """Its first token is here, perhaps with others in the same read."""
         self.output_tokens_total += record.relayed_tokens
         if record.relayed_tokens > 1:
-            self.itl.observe(0.0, record.relayed_tokens - 1)
+            self._no_gaps(record.relayed_tokens - 1)
         if record.streamed:
             self.ttft.observe(record.ttft_seconds)
+            self.ttft_edge.count += record.ttft_seconds <= self.ttft_edge.bound
         if record.deflected:
             self.deflected_requests += 1
             self.deflected_tokens += record.prompt_tokens
@@ -81,8 +89,14 @@ class ClassCounters:
         self.output_tokens_total += tokens
         self.itl.counts[bisect_left(GAP_BOUNDS_SECONDS, seconds)] += 1  # `observe`, without its call: for each token
         self.itl.sum += seconds
+        if seconds <= self.itl_edge.bound:
+            self.itl_edge.count += 1
         if tokens > 1:
-            self.itl.observe(0.0, tokens - 1)
+            self._no_gaps(tokens - 1)
+
+    def _no_gaps(self, count: int) -> None:
+        self.itl.observe(0.0, count)
+        self.itl_edge.count += count
 
     def ended(self, record: RequestRecord, objective: Objective) -> None:
         """A request is over: judge it."""
@@ -106,11 +120,24 @@ class ClassCounters:
 
     def _completed(self, record: RequestRecord) -> None:
         self.output_tokens.observe(record.output_tokens)
+        self.e2e.observe(record.last_at - record.arrived_at)
         if record.output_tokens > 1:
             self.tpot.observe(record.outcome().tpot_seconds)
         if record.streamed and record.first_at is not None and record.predicted_ttft_seconds > 0:
             assert record.dispatched_at is not None
             self.ttft_over_predicted.observe((record.first_at - record.dispatched_at) / record.predicted_ttft_seconds)
+
+    def series(self) -> ClassSeries:
+        """What only Prometheus wants to know."""
+        return ClassSeries(
+            name=self.name,
+            ttft_over_predicted=self.ttft_over_predicted.document(),
+            e2e_seconds=self.e2e.document(),
+            ttft_objective_seconds=self.ttft_edge.bound,
+            ttft_within_total=self.ttft_edge.count,
+            itl_objective_seconds=self.itl_edge.bound,
+            itl_within_total=self.itl_edge.count,
+        )
 
     def document(self) -> ClassDemand:
         """The class's part of the demand document."""
@@ -146,8 +173,8 @@ class Demand:
         self._classes = {DEFAULT_CLASS: ClassCounters(DEFAULT_CLASS)}
         self.retries: Counter[str] = Counter()
         """By what went wrong before: refused or failed."""
-        self.requests: Counter[tuple[str, str, str]] = Counter()
-        """By path, route kind and end."""
+        self.requests: Counter[tuple[str, str, str, str]] = Counter()
+        """By path, route kind, its reason, and end."""
 
     def of(self, record: RequestRecord) -> ClassCounters:
         """The counters of a request's class."""
@@ -158,6 +185,17 @@ class Demand:
 
     def classes(self) -> Iterable[ClassCounters]:
         return self._classes.values()
+
+    def ended(self, record: RequestRecord) -> None:
+        """Which way it went and how it ended."""
+        kind = record.route.split("=", 1)[0] or "none"
+        self.requests[record.path, kind, record.route.partition(" reason=")[2], str(record.end)] += 1
+
+    def request_counts(self) -> tuple[RequestCount, ...]:
+        return tuple(
+            RequestCount(path=path, route=route, reason=reason, outcome=outcome, count=count)
+            for (path, route, reason, outcome), count in self.requests.items()
+        )
 
     def documents(self) -> tuple[ClassDemand, ...]:
         return tuple(counters.document() for counters in self._classes.values())

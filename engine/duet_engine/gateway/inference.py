@@ -91,7 +91,7 @@ class Inference:
             prompt_tokens=request.given_tokens or self._tokens.estimate(request.text_bytes),
         )
         counters = self._demand.of(record)
-        counters.arrived(record)
+        counters.arrived(record, self._objective(record))
         try:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
                 await self._served(exchange, request, record, counters)
@@ -187,8 +187,7 @@ class Inference:
         record.last_at = max(record.last_at, record.arrived_at) if record.first_at else ended_at
         record.loop_lag_seconds = self._lag.p99_seconds()
         counters.ended(record, self._objective(record))
-        kind = record.route.split("=", 1)[0] or "none"
-        self._demand.requests[record.path, kind, record.end] += 1
+        self._demand.ended(record)
         log_access(record, total_seconds=ended_at - record.arrived_at)
 
 

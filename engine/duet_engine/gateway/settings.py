@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
+from duet_engine.gateway.processes import ALONE, Membership
 from duet_engine.protocol import BOOTSTRAP_PORT, GATEWAY_ADMIN_PORT, GATEWAY_PORT, Role
 
 
@@ -76,6 +77,8 @@ class Settings:
     tls_folder: Path | None = None
     """Certificate and key of the public port; None serves plain HTTP."""
     limits: Limits = Limits()
+    """Of this process: its share where there are several."""
+    membership: Membership = ALONE
 
 
 class _Part(BaseModel):

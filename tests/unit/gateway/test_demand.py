@@ -72,7 +72,7 @@ def test_every_miss_has_its_cause(changes: dict[str, Any], cause: MissCause | No
 
 def test_counters_of_a_stream() -> None:
     counters, made = ClassCounters("default"), record(output_tokens=0, relayed_tokens=1, deflected=True, last_at=100.4)
-    counters.arrived(made)
+    counters.arrived(made, OBJECTIVE)
     assert counters.input_tokens_total == 50, "what users ask for counts when they ask"
     counters.began(made)
     for gap, tokens in ((0.02, 1), (0.03, 3)):
@@ -109,7 +109,7 @@ def test_a_client_that_gave_up_waiting_for_its_first_token_is_a_miss() -> None:
 
 def test_arrivals_that_were_wrong_in_themselves_can_be_told_apart() -> None:
     counters, made = ClassCounters("default"), record(end=End.REFUSED, first_at=None)
-    counters.arrived(made)
+    counters.arrived(made, OBJECTIVE)
     counters.ended(made, OBJECTIVE)
     document = counters.document()
     assert (document.arrivals_total, document.refused_total, document.missed_total) == (1, 1, {})
