@@ -28,6 +28,7 @@ def hooks(side: ServerSide) -> tuple[Hook, ...]:
 
     def told_to_end(_: None, handler: Any, *__: Any, **___: Any) -> None:  # noqa: ANN401
         side.drain.terminate()
+        close_streams_first(side, handler.tokenizer_manager)
         timeout = side.settings.drain_timeout_seconds
         log.warning("draining: %d requests are left, and %.0f s for them", side.work().total, timeout)
         asyncio.get_running_loop().call_later(timeout, give_up, side, handler.tokenizer_manager)
@@ -42,6 +43,19 @@ def hooks(side: ServerSide) -> tuple[Hook, ...]:
         _hook("utils.common.add_prometheus_middleware", "1a30dde8e153", metrics_with(side), Kind.REPLACE),
         _hook("managers.tokenizer_manager.SignalHandler.sigterm_handler", "0a4aac4977e1", told_to_end, Kind.AFTER),
     )
+
+
+def close_streams_first(side: ServerSide, tokenizer_manager: Any) -> None:  # noqa: ANN401
+    """Before SGLang stops its HTTP server: that waits for open answers, and a stream of states never ends by itself."""
+    stop = tokenizer_manager._server_stop_hook
+    if stop is None or side.closing:
+        return
+
+    def close_and_stop() -> None:
+        side.closing = True
+        stop()
+
+    tokenizer_manager.set_server_stop_hook(close_and_stop)
 
 
 def wrap_application(side: ServerSide) -> None:

@@ -63,6 +63,8 @@ class ServerSide:
         self.refusals: Counter[RefusalReason] = Counter()
         self.warming_up = False
         """While SGLang's own warm-up asks itself for a few tokens."""
+        self.closing = False
+        """Whether the HTTP server is about to end: open streams end then."""
         self.failed_switch: str | None = None
         """Why a change of role has left this worker useless."""
         self.active_requests = 0

@@ -38,30 +38,38 @@ class StateStream:
         if self._publisher is None:
             self._publisher = asyncio.create_task(self._publish())
         lines = asyncio.create_task(self._relay(call))
+        leaving = asyncio.create_task(_until_left(call))
         try:
-            while (await call.receive())["type"] != "http.disconnect":
-                pass
+            await asyncio.wait((lines, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
             lines.cancel()
+            leaving.cancel()
             self._readers -= 1
 
     async def _relay(self, call: Call) -> None:
-        while True:
+        while not self._side.closing:
             await self._published.wait()
             await call.send(_part(self._line))
+        # A server that ends waits for its open answers.
+        await call.send({"type": "http.response.body", "body": b""})
 
     async def _publish(self) -> None:
         shape, last_at = self._side.shape(), time.monotonic()
         while self._readers:
             await asyncio.sleep(SHORTEST_GAP_SECONDS)
             present, now = self._side.shape(), time.monotonic()
-            if present == shape and now - last_at < PERIOD_SECONDS:
+            if present == shape and now - last_at < PERIOD_SECONDS and not self._side.closing:
                 continue
             shape, last_at = present, now
             self._line = self._side.state().write() + b"\n"
             waiting, self._published = self._published, asyncio.Event()
             waiting.set()
         self._publisher = None
+
+
+async def _until_left(call: Call) -> None:
+    while (await call.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _part(line: bytes) -> dict[str, object]:

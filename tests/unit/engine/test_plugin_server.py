@@ -290,7 +290,8 @@ async def test_the_state_is_what_the_scheduler_wrote_and_small(worker: Worker) -
     assert len(state.accepted) == 8
 
 
-async def test_the_stream_tells_a_change_and_goes_on(worker: Worker) -> None:
+@pytest.mark.parametrize("ends", ["reader", "server"])
+async def test_the_stream_tells_a_change_and_goes_on_until_somebody_ends(worker: Worker, ends: str) -> None:
     gone = asyncio.Event()
     lines: list[bytes] = []
 
@@ -311,8 +312,11 @@ async def test_the_stream_tells_a_change_and_goes_on(worker: Worker) -> None:
     await until(lambda: WorkerState.read(lines[-1]).work.running == 5)
     seen = len(lines)
     await until(lambda: len(lines) >= seen + 2)
-    gone.set()
-    await reading
+    if ends == "reader":
+        gone.set()
+    else:
+        worker.side.closing = True
+    await asyncio.wait_for(reading, 5)
     sequences = [WorkerState.read(line).sequence for line in lines]
     assert sequences == sorted(set(sequences))
 
