@@ -166,7 +166,8 @@ class DuetApplication:
             await self._app(scope, receive, send)
             return
         call = Call.of(scope, receive, send)
-        if not self._is_own_warm_up(call):
+        own_warm_up = call.path in WARM_UP_PATHS and self._side.warm_up.proven(call.headers)
+        if not own_warm_up:
             denial = self._side.guard.denial(call.path, call.headers.get("authorization"))
             if denial is not None:
                 await call.respond(denial.status, denial.body(), headers=denial.headers)
@@ -179,15 +180,9 @@ class DuetApplication:
         elif call.path == ROLE_SWITCH_PATH and call.method == "POST":
             await switch(call, self._side, self._app)
         elif call.path in WORK_PATHS and call.method in ("POST", "PUT"):
-            await self._work(call)
+            await self._work(call, own_warm_up=own_warm_up)
         else:
             await self._app(scope, receive, send)
-
-    def _is_own_warm_up(self, call: Call) -> bool:
-        """SGLang asks itself, over its own address and without a token, before anybody else is let in."""
-        client, server = call.scope.get("client"), call.scope.get("server")
-        own = client is not None and server is not None and client[0] == server[0]
-        return self._side.warming_up and own and call.path in WARM_UP_PATHS
 
     async def _no_endpoint(self, call: Call) -> None:
         others = sorted(method for method, path in self._endpoints if path == call.path)
@@ -197,9 +192,9 @@ class DuetApplication:
         else:
             await call.json(404, {"detail": "Not Found"})
 
-    async def _work(self, call: Call) -> None:
+    async def _work(self, call: Call, *, own_warm_up: bool) -> None:
         side = self._side
-        refused = side.refusal_reason()
+        refused = None if own_warm_up else side.refusal_reason()
         if refused is not None:
             await self._refuse(call, Refusal(reason=refused[0], message=refused[1]))
             return
@@ -207,7 +202,7 @@ class DuetApplication:
         if body is None:
             return
         try:
-            request = read_request(call.path, body, own_warm_up=side.warming_up)
+            request = read_request(call.path, body, own_warm_up=own_warm_up)
             for module in self._modules:
                 await module(request)
         except RefusedError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pkgutil
 import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from duet_engine.plugin.hooks import ROOT, Hook, source_digest
 
@@ -30,8 +31,10 @@ def main(targets: Sequence[str]) -> int:
 def all_hooks() -> tuple[Hook, ...]:
     """Of the frame and of every module."""
     from duet_engine.plugin import modules, scheduler_hooks, server_hooks
+    from duet_engine.plugin.warm_up import WarmUp
 
-    frame = (*scheduler_hooks.HOOKS, *server_hooks.hooks(None))  # type: ignore[arg-type]  # nothing is called
+    nobody = SimpleNamespace(warm_up=WarmUp())
+    frame = (*scheduler_hooks.HOOKS, *server_hooks.hooks(nobody))  # type: ignore[arg-type]  # nothing is called
     return (*frame, *(hook for module in modules.loaded() for hook in module.hooks))
 
 

@@ -65,7 +65,7 @@ class SchedulerFacts:
     """Of the steps in `busy_seconds_total` that were predicted."""
     chunks_total: float = 0.0
     hook_seconds_total: float = 0.0
-    """Time that the plugin itself took in this process's steps."""
+    """CPU time that the plugin itself took in this process's steps."""
     prefill_steps_total: float = 0.0
     decode_steps_total: float = 0.0
     mixed_steps_total: float = 0.0

@@ -35,7 +35,7 @@ class DuetCollector:
         for name, attribute, text in (
             ("busy_seconds", "busy_seconds_total", "Time in which a step ran"),
             ("predicted_seconds", "predicted_seconds_total", "What the model expected of the same steps"),
-            ("hook_seconds", "hook_seconds_total", "Time that the plugin took in the scheduler's steps"),
+            ("hook_seconds", "hook_seconds_total", "CPU time that the plugin took in the scheduler's steps"),
             ("prefill_chunks", "chunks_total", "Chunks of prompts"),
             ("prefill_tokens", "prefill_tokens_total", "Prompt tokens computed"),
             ("output_tokens", "output_tokens_total", "Tokens made"),

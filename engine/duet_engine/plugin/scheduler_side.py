@@ -1,7 +1,7 @@
 """Duet in a scheduler process: what it observes of the loop and tells the server process.
 
-Invariant: nothing here decides anything; a step costs it a few microseconds, counted in `hook_seconds_total`. Clocks
-are read on every rank, so no rank may let them change what it schedules (`docs/engine.md`, tensor parallelism).
+Invariant: nothing here decides anything, and a step costs it some microseconds of CPU, counted in
+`hook_seconds_total`. Clocks are read on every rank, so no rank may let them change what it schedules.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SchedulerSide:
 
     def step_begins(self, batch: Any) -> None:  # noqa: ANN401
         """A batch is about to run."""
-        began = time.perf_counter()
+        began = time.thread_time()
         step = self.timer.begin(batch)
         if step is None:
             return
@@ -79,11 +79,11 @@ class SchedulerSide:
         self.refresh(step.started_at)
         if self.logs_steps:
             step.kv_used_tokens, step.queues = int(facts.kv_used_tokens), queues_of(facts)
-        facts.hook_seconds_total += time.perf_counter() - began
+        facts.hook_seconds_total += time.thread_time() - began
 
     def step_ended(self, batch: Any) -> None:  # noqa: ANN401
         """A batch's results are there and processed."""
-        began = time.perf_counter()
+        began = time.thread_time()
         step = self.timer.end(batch)
         if step is None:
             return
@@ -92,7 +92,7 @@ class SchedulerSide:
             observe(step)
         self.facts.last_step_ended_at = step.ended_at
         self._idle = False
-        self.facts.hook_seconds_total += time.perf_counter() - began
+        self.facts.hook_seconds_total += time.thread_time() - began
 
     def idles(self) -> None:
         """The scheduler has found nothing to run; it may sleep for a second now."""

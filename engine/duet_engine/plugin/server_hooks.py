@@ -10,18 +10,14 @@ from typing import Any
 from duet_engine.plugin.hooks import Hook, Kind, Process
 from duet_engine.plugin.server_side import ServerSide
 
+SEND_WARM_UP = "entrypoints.http_server._send_disaggregation_warmup_requests"
+
 log = logging.getLogger(__name__)
 
 
 def hooks(side: ServerSide) -> tuple[Hook, ...]:
     """All of them, for this process's worker."""
-
-    def warm_up(original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        side.warming_up = True
-        try:
-            return original(*arguments, **options)
-        finally:
-            side.warming_up = False
+    warm_up = side.warm_up
 
     def global_state_set(_: None, global_state: Any) -> None:  # noqa: ANN401
         side.started(global_state)
@@ -39,7 +35,8 @@ def hooks(side: ServerSide) -> tuple[Hook, ...]:
     return (
         _hook("utils.common.set_uvicorn_logging_configs", "7d78d99eb1ff", about_to_listen, Kind.BEFORE),
         _hook("entrypoints.http_server.set_global_state", "f087857eb603", global_state_set, Kind.AFTER),
-        _hook("entrypoints.http_server._wait_and_warmup", "1481066cf153", warm_up, Kind.AROUND),
+        _hook("entrypoints.http_server._wait_and_warmup", "1481066cf153", warm_up.run, Kind.AROUND),
+        _hook(SEND_WARM_UP, "353113f88eca", warm_up.send, Kind.AROUND),
         _hook("utils.common.add_prometheus_middleware", "1a30dde8e153", metrics_with(side), Kind.REPLACE),
         _hook("managers.tokenizer_manager.SignalHandler.sigterm_handler", "0a4aac4977e1", told_to_end, Kind.AFTER),
     )

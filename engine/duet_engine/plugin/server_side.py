@@ -25,6 +25,7 @@ from duet_engine.plugin.health import inactive_reason, stuck_reason
 from duet_engine.plugin.hooks import HookTable, Process
 from duet_engine.plugin.profile import Capacity, replica_model, worker_profile
 from duet_engine.plugin.settings import EngineSettings
+from duet_engine.plugin.warm_up import WarmUp
 from duet_engine.protocol import (
     Dispatch,
     DrainRequest,
@@ -61,8 +62,7 @@ class ServerSide:
         )
         self.knobs = Knobs(generation=0, itl_milliseconds=settings.itl_milliseconds)
         self.refusals: Counter[RefusalReason] = Counter()
-        self.warming_up = False
-        """While SGLang's own warm-up asks itself for a few tokens."""
+        self.warm_up = WarmUp()
         self.closing = False
         """Whether the HTTP server is about to end: open streams end then."""
         self.failed_switch: str | None = None
@@ -137,7 +137,7 @@ class ServerSide:
 
     def refusal_reason(self) -> tuple[RefusalReason, str] | None:
         """Why no request is let in now; None where they are."""
-        if not self.warming_up and not self.serving:
+        if not self.serving:
             return RefusalReason.NOT_READY, "the engine is starting"
         if self.terminating or self.drain.active(time.monotonic()):
             return RefusalReason.DRAINING, "the worker is draining"

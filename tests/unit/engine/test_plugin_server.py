@@ -361,33 +361,21 @@ async def test_callers_must_prove_who_they_are(tmp_path: Path) -> None:
     assert (await worker.call("POST", "/generate", b"{}", headers=proof))[0] == 200
 
 
-async def test_sglangs_own_warm_up_needs_no_token_and_ends(tmp_path: Path) -> None:
+async def test_sglangs_own_warm_up_is_let_in_until_it_ends(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret")
     worker = Worker(tmp_path, {"DUET_SHARED_TOKEN_FILE": str(token)})
     worker.sglang.tokenizer_manager.server_status.value = "Starting"
-    worker.side.warming_up = True
-
-    async def ask(client: str) -> int:
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b'{"bootstrap_host": "2.2.2.2"}', "more_body": False}
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        scope: Scope = {
-            "type": "http", "method": "POST", "path": "/generate", "query_string": b"", "headers": [],
-            "client": (client, 5), "server": ("10.0.0.1", 30000),
-        }  # fmt: skip
-        await worker.app(scope, receive, send)
-        return int(sent[0]["status"])
-
-    assert await ask("10.0.0.1") == 200
-    assert await ask("10.0.0.9") == 401
-    worker.side.warming_up = False
-    assert await ask("10.0.0.1") == 401
+    body = b'{"bootstrap_host": "2.2.2.2"}'
+    own = worker.side.warm_up.begin()
+    proof = {"authorization": "Bearer secret"}
+    assert (await worker.call("POST", "/generate", body, headers=own))[0] == 200
+    assert (await worker.call("POST", "/generate", body))[0] == 401
+    assert (await worker.call("POST", "/generate", body, headers=dict.fromkeys(own, "x")))[0] == 401
+    assert (await worker.call("PUT", "/duet/knobs", b"{}", headers=own))[0] == 401, "good for nothing else"
+    assert (await worker.call("POST", "/generate", b"{}", headers=proof))[1][REFUSAL_HEADER] == "not-ready"
+    worker.side.warm_up.end()
+    assert (await worker.call("POST", "/generate", body, headers=own))[0] == 401
     assert await worker.ready() == (503, "starting")
 
 
