@@ -53,7 +53,7 @@ def scheduler() -> Any:
     batch = SimpleNamespace(
         forward_mode=mode, reqs=[object()] * RESIDENTS, seq_lens_cpu=np.arange(1000, 1000 + RESIDENTS), forward_iter=0
     )
-    queue = SimpleNamespace(queue=[], retracted_queue=[])
+    queue = SimpleNamespace(queue=[], retracted_queue=[], num_reserved_decode_tokens=512)
     return SimpleNamespace(
         running_batch=batch,
         max_total_num_tokens=400_000,

@@ -9,6 +9,7 @@ from duet_engine.knobs import read_knobs
 from duet_engine.plugin import scheduler_side
 from duet_engine.plugin.facts import KNOBS_KEY
 from duet_engine.plugin.hooks import Hook, Kind, Process
+from duet_engine.plugin.scheduler_side import SchedulerSide
 
 SCHEDULER = "managers.scheduler.Scheduler."
 
@@ -18,23 +19,22 @@ def _loop_starts(scheduler: Any) -> None:  # noqa: ANN401
 
 
 def _loop_turned(_: list[Any], scheduler: Any, *__: Any, **___: Any) -> None:  # noqa: ANN401
-    scheduler_side.of(scheduler).loop_turned()
+    scheduler_side.observe(scheduler, SchedulerSide.loop_turned)
 
 
 def _idles(scheduler: Any) -> None:  # noqa: ANN401
-    scheduler_side.of(scheduler).idles()
+    scheduler_side.observe(scheduler, SchedulerSide.idles)
 
 
 def _run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *more: Any, **options: Any) -> Any:  # noqa: ANN401
-    side = scheduler_side.of(scheduler)
-    side.step_begins(batch)
+    scheduler_side.observe(scheduler, lambda side: side.step_begins(batch))
     result = original(scheduler, batch, *more, **options)
-    side.timer.launched(batch)
+    scheduler_side.observe(scheduler, lambda side: side.timer.launched(batch))
     return result
 
 
 def _process_batch_result(_: None, scheduler: Any, batch: Any, *__: Any, **___: Any) -> None:  # noqa: ANN401
-    scheduler_side.of(scheduler).step_ended(batch)
+    scheduler_side.observe(scheduler, lambda side: side.step_ended(batch))
 
 
 def _update_handlers(handlers: dict[str, Any], controller: Any) -> dict[str, Any]:  # noqa: ANN401

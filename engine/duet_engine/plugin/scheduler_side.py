@@ -6,6 +6,7 @@ Invariant: nothing here decides anything, and a step costs it some microseconds 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +24,9 @@ from duet_engine.plugin.profile import replica_model
 from duet_engine.plugin.settings import EngineSettings
 from duet_engine.plugin.step_recorder import StepRecorder, head_of, queues_of
 from duet_engine.plugin.steps import Step, StepTimer
-from duet_engine.protocol import Knobs, ProcessInfo, Role, StepKind
+from duet_engine.protocol import HookStatus, Knobs, ProcessInfo, Role, StepKind
+
+log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.02
 """How old queue lengths may get while the loop turns without a step."""
@@ -54,6 +57,8 @@ class SchedulerSide:
         self.logs_steps = False
         self._numbers = numbers
         self._refreshed_at = 0.0
+        self.failed = False
+        """Whether observing went wrong once: it isn't tried again, and the worker is unready."""
         self._idle = True
         """Whether what is written down says so already."""
 
@@ -120,10 +125,7 @@ class SchedulerSide:
         allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
         free = allocator.available_size() + cache.evictable_size()
         facts.kv_used_tokens = max(0.0, facts.kv_capacity_tokens - free)
-        facts.queued_prefill_tokens = float(uncached_tokens(scheduler.waiting_queue, scheduler.chunked_req))
-        if facts.role == ROLES.index(Role.DECODE):
-            # What waits there has its KV already.
-            facts.queued_prefill_tokens = 0.0
+        self._count_tokens(scheduler, facts)
         facts.paused = float(scheduler._engine_paused)
         for contribute in self.on_refresh:
             contribute(facts)
@@ -146,6 +148,23 @@ class SchedulerSide:
             waiting = scheduler.disagg_decode_prealloc_queue
             facts.decode_prealloc = float(len(waiting.queue) + len(waiting.retracted_queue))
             facts.decode_transfer = float(len(scheduler.disagg_decode_transfer_queue.queue))
+
+    def _count_tokens(self, scheduler: Any, facts: SchedulerFacts) -> None:  # noqa: ANN401
+        role = ROLES[int(facts.role)]
+        if role is Role.DECODE:
+            # What waits here has its KV already; room for what it will make is promised to each.
+            held = facts.running + facts.queued + facts.decode_transfer
+            promised = held * scheduler.disagg_decode_prealloc_queue.num_reserved_decode_tokens
+            facts.kv_reserved_tokens = min(promised, facts.kv_capacity_tokens - facts.kv_used_tokens)
+            facts.queued_prefill_tokens = 0.0
+            return
+        tokens = uncached_tokens(scheduler.waiting_queue) + self.timer.prefill_tokens
+        if role is Role.PREFILL:
+            tokens += uncached_tokens(scheduler.disagg_prefill_bootstrap_queue.queue)
+        chunked = scheduler.chunked_req
+        # The chunk under way is in the timer's count.
+        tokens += 0 if chunked is None else max(0, int(chunked.seqlen) - int(chunked.extend_end or 0))
+        facts.queued_prefill_tokens = float(tokens)
 
     def _predicted(self, step: Step) -> float:
         if not step.chunk_tokens:
@@ -182,10 +201,9 @@ class SchedulerSide:
             facts.split_seconds_total += seconds
 
 
-def uncached_tokens(waiting: Iterable[Any], chunked: Any) -> int:  # noqa: ANN401
-    """Prompt tokens that are still to be computed, those of the prompt under way included."""
-    total = sum(max(0, len(request.origin_input_ids) - int(request.num_matched_prefix_tokens)) for request in waiting)
-    return total + (max(0, int(chunked.seqlen) - int(chunked.prefix_len)) if chunked is not None else 0)
+def uncached_tokens(waiting: Iterable[Any]) -> int:
+    """Prompt tokens that are still to be computed."""
+    return sum(max(0, len(request.origin_input_ids) - int(request.num_matched_prefix_tokens)) for request in waiting)
 
 
 @dataclass(slots=True)
@@ -226,6 +244,23 @@ def start(scheduler: Any) -> SchedulerSide:  # noqa: ANN401
     card = ProcessInfo(name=Process.SCHEDULER.value, rank=rank, pid=os.getpid(), hooks=here.hooks.statuses())
     pin_card(here.board, card)
     return side
+
+
+def observe(scheduler: Any, look: Callable[[SchedulerSide], None]) -> None:  # noqa: ANN401
+    """Look at something. A mistake in it must cost this worker its readiness, not its requests."""
+    side = of(scheduler)
+    if side.failed:
+        return
+    try:
+        look(side)
+    except Exception as error:
+        side.failed = True
+        log.exception("Duet's plugin failed in this scheduler; it observes nothing any more, and the worker is unready")
+        (here,) = _here
+        reason = f"failed while it ran: {type(error).__name__}: {error}"
+        broken = HookStatus(target=__name__, active=False, reason=reason)
+        rank = scheduler_rank()
+        pin_card(here.board, ProcessInfo(name=Process.SCHEDULER.value, rank=rank, pid=os.getpid(), hooks=(broken,)))
 
 
 def of(scheduler: Any) -> SchedulerSide:  # noqa: ANN401

@@ -71,6 +71,12 @@ class StepTimer:
     def under_way(self) -> bool:
         return bool(self._launched)
 
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens that are being computed."""
+        begun = 0 if self._begun is None else self._begun.prefill_tokens
+        return begun + sum(step.prefill_tokens for step, _ in self._launched.values())
+
     def begin(self, batch: Any) -> Step | None:  # noqa: ANN401
         """Before the batch runs; None where it computes nothing."""
         if batch.forward_mode.is_decode():
