@@ -82,7 +82,7 @@ class PoolOfWorkers:
         for _ in range(wanted - len(staying)):
             self._start()
         staying.sort(key=lambda worker: (worker.ready_at is not None, len(worker.flights), -worker.scheduled_at))
-        for worker in staying[: len(staying) - wanted]:
+        for worker in staying[: max(len(staying) - wanted, 0)]:
             self._drain(worker)
 
     def kill(self, index: int) -> None:
