@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from duet_engine.perf.sm_curves import CurveName
+from duet_engine.policy.deflect import DeflectionMode
 from duet_engine.simulator.scenario import LocalPrefill
 from duet_engine.simulator.workload_document import Document, Positive, WorkloadDocument, problems
 from duet_operator.api.v1alpha1 import KIND, DuetDeployment, InvalidObjectError, parse
@@ -26,6 +27,14 @@ class InvalidFileError(ValueError):
     """A file that can't be simulated; each line of the message names a field and what is wrong with it."""
 
 
+class ClassDocument(Document):
+    """What requests of one class of the workload are promised instead; what isn't said is as for all."""
+
+    name: str
+    ttft_milliseconds: Positive | None = None
+    itl_milliseconds: Positive | None = None
+
+
 class SloDocument(Document):
     """What each request is promised."""
 
@@ -33,6 +42,15 @@ class SloDocument(Document):
     ttft_unloaded_percent: Annotated[float, Field(ge=100)] | None = None
     itl_milliseconds: Positive
     attainment_basis_points: Annotated[int, Field(ge=5000, le=9999)] = 9900
+    classes: tuple[ClassDocument, ...] = ()
+
+
+class DeflectionDocument(Document):
+    """Prefill on decode workers, as in the API."""
+
+    mode: DeflectionMode = DeflectionMode.AUTO
+    alpha_percent: Annotated[float, Field(ge=100)] = 130
+    beta_percent: Annotated[float, Field(ge=1, le=100)] = 85
 
 
 class PoolDocument(Document):
@@ -113,6 +131,7 @@ class SimulationDocument(Document):
     slo: SloDocument | None = None
     pools: PoolsDocument | None = None
     scaling: ScalingDocument | None = None
+    deflection: DeflectionDocument | None = None
     gpu: str | None = None
     """Of pools that don't name their own: h100-sxm, a100-3g.40gb, ..."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] | None = None
@@ -184,7 +203,7 @@ def _simulation(document: Mapping[str, Any], source: str) -> SimulationDocument:
 
 def _check_together(deployment: DuetDeployment | None, simulation: SimulationDocument, source: str) -> None:
     """What only one of both may say, and what must be said by one."""
-    of_spec = ("model", "slo", "pools", "scaling", "tensor_parallel_size")
+    of_spec = ("model", "slo", "pools", "scaling", "deflection", "tensor_parallel_size")
     given = [name for name in of_spec if getattr(simulation, name) is not None]
     if deployment is not None and given:
         raise InvalidFileError(f"{source}: {', '.join(given)}: comes from the {KIND}'s spec; remove it here")

@@ -8,14 +8,15 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from duet_engine.gateway.live_settings import LiveSettings, live_settings
+from duet_engine.policy.deflect import DeflectionMode
 from duet_engine.protocol import Role
 from duet_engine.simulator.scenario import ColdStart
-from duet_engine.slo import Objective
 from duet_operator.planner.mode import initial_counts
 from duet_operator.planner.spec import plan_spec
 from duet_operator.planner.types import Counts, PlanSpec, PoolBounds
 from duet_operator.prediction import read_calibrations
-from duet_operator.simulation.documents import InvalidFileError, ScalingDocument
+from duet_operator.simulation.documents import DeflectionDocument, InvalidFileError, ScalingDocument
 from duet_operator.simulation.replicas import Hardware, Knowledge, Replica, replica
 from duet_operator.simulation.study import Study
 
@@ -83,6 +84,7 @@ def _of_deployment(
         unified=False,
         start=counts,
         cold_start=ColdStart(**document.cold_start.model_dump()) if document.cold_start else guess,
+        settings=live_settings(spec.model_dump(by_alias=True, mode="json"), generation=0),
         default_routing=document.routing or "duet",
         default_planner=document.planner or ("duet" if mode == "Auto" else "fixed"),
         seed=seed,
@@ -103,23 +105,23 @@ def _of_scenario(
 
     decode = workers(own, "unified" if pools.unified else "decode")
     prefill = workers(pools.prefill, "prefill") if pools.prefill else None
-    percent = slo.ttft_unloaded_percent
-    objective = Objective(
-        ttft_seconds=slo.ttft_milliseconds / 1000,
-        itl_seconds=slo.itl_milliseconds / 1000,
-        ttft_unloaded_ratio=None if percent is None else percent / 100,
+    deflection = document.deflection or DeflectionDocument()
+    spec = {"slo": slo, "deflection": deflection}
+    settings = live_settings(
+        {name: part.model_dump(by_alias=True, mode="json") for name, part in spec.items()}, generation=0
     )
     cold_start = ColdStart(**document.cold_start.model_dump()) if document.cold_start else ColdStart()
     return Study(
         name=name,
         document=document,
         workload=workload,
-        spec=_plan_spec(document, objective, prefill, decode, cold_start),
+        spec=_plan_spec(document, settings, prefill, decode, cold_start),
         prefill=prefill,
         decode=decode,
         unified=pools.unified is not None,
         start=Counts(pools.prefill.replicas if pools.prefill else 0, own.replicas),
         cold_start=cold_start,
+        settings=settings,
         default_routing=document.routing or "duet",
         default_planner=document.planner or "fixed",
         seed=seed,
@@ -128,7 +130,7 @@ def _of_scenario(
 
 def _plan_spec(
     document: SimulationDocument,
-    objective: Objective,
+    settings: LiveSettings,
     prefill: Replica | None,
     decode: Replica,
     cold_start: ColdStart,
@@ -147,11 +149,11 @@ def _plan_spec(
         )
 
     return PlanSpec(
-        objective=objective,
+        objective=settings.objective,
         attainment_goal=document.slo.attainment_basis_points / 10_000,
         prefill=bounds(pools.prefill, prefill),
         decode=bounds(pools.decode or pools.unified, decode),
-        deflection_enabled=True,
+        deflection_enabled=settings.deflection.mode is not DeflectionMode.OFF,
         interval_seconds=scaling.interval_seconds,
         stabilization_seconds=scaling.stabilization_seconds,
         cold_start_guess_seconds=cold_start.seconds,

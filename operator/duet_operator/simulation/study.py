@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from duet_engine.perf.interface import weakest
-from duet_engine.policy.deflect import DeflectionRule
 from duet_engine.protocol import Role
 from duet_engine.simulator.scenario import (
     ColdStart,
@@ -28,7 +27,9 @@ from duet_operator.simulation.replicas import Slowed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duet_engine.gateway.live_settings import LiveSettings
     from duet_engine.perf.interface import Basis
+    from duet_engine.policy.deflect import DeflectionRule
     from duet_engine.simulator.scenario import DispatchPolicy, Planner
     from duet_engine.simulator.workload_document import Workload
     from duet_operator.simulation.documents import SimulationDocument
@@ -66,6 +67,8 @@ class Study:
     unified: bool
     start: Counts
     cold_start: ColdStart
+    settings: LiveSettings
+    """What the gateway reads of the same spec: deflection, and objectives of classes."""
     default_routing: str
     default_planner: str
     seed: int
@@ -80,8 +83,8 @@ class Study:
 
     @property
     def rule(self) -> DeflectionRule:
-        """The live gateway's, for this objective."""
-        return DeflectionRule(itl_seconds=self.spec.objective.itl_seconds)
+        """The live gateway's."""
+        return self.settings.deflection
 
     @property
     def bases(self) -> dict[str, Basis]:
@@ -110,6 +113,7 @@ class Study:
             prefill=self._pool(self.prefill, Role.PREFILL, start.prefill, None) if self.prefill else None,
             decode=self._pool(self.decode, self._decode_role, start.decode, self._local_prefill(variant)),
             objective=self.spec.objective,
+            class_objectives={name: each.objective for name, each in self.settings.classes.items()},
             rule=rule,
             dispatch=variant.dispatch(self) if variant.dispatch else None,
             planner=None if planner is None else lambda: planner(self),

@@ -50,6 +50,21 @@ def test_deflection_off_lets_no_decode_worker_prefill() -> None:
     assert study.scenario(variant_of(study)).decode.local_prefill is None
 
 
+def test_deflection_and_classes_are_read_as_the_gateway_reads_them() -> None:
+    paper = {"deflection": {"mode": "Paper", "alphaPercent": 150, "betaPercent": 70}}
+    deployed = study_of(DEPLOYMENT | {"spec": DEPLOYMENT["spec"] | paper}, WORKLOAD)
+    rule = deployed.scenario(variant_of(deployed)).rule
+    assert (rule.mode, rule.alpha, rule.beta) == ("Paper", 1.5, 0.7)
+    slo = SCENARIO["slo"] | {"classes": [{"name": "batch", "ttftMilliseconds": 5000}]}
+    plain = study_of(SCENARIO | paper | {"slo": slo})
+    scenario = plain.scenario(variant_of(plain))
+    assert scenario.rule == rule
+    assert (scenario.objective_of("batch").ttft_seconds, scenario.objective_of("batch").itl_seconds) == (5.0, 0.05)
+    assert scenario.objective_of("default").ttft_seconds == 0.8
+    off = study_of(SCENARIO | {"deflection": {"mode": "Off"}})
+    assert off.scenario(variant_of(off)).decode.local_prefill is None
+
+
 def test_a_plain_scenario_stands_alone_with_fixed_counts() -> None:
     study = study_of(SCENARIO)
     assert (study.start, variant_of(study).name, study.seed) == (Counts(1, 1), "fixed", 3)
