@@ -67,6 +67,7 @@ def gpus() -> dict[str, Gpu]:
     found: dict[str, Gpu] = {}
     for name, facts in json.loads(text).items():
         profiles = facts.pop("mig")
+        del facts["sources"]  # where the figures were checked: for whoever reads the file
         whole = Gpu(name=name, whole_sms=facts["sms"], **facts)
         found[name] = whole
         family = name.removesuffix("-sxm")
