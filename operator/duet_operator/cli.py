@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from duet_operator.simulation.commands import simulate
-from duet_operator.simulation.size_commands import size
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -96,24 +93,38 @@ def predict(table: TextIO, out: TextIO, calibration: TextIO | None) -> None:
 
 
 @main.command()
-@click.option("--csv", "table", type=click.File("r", encoding="utf-8"), required=True, help="Timed steps.")
-@click.option("--out", type=click.File("w", encoding="utf-8"), help="Where the efficiencies go, for `duet predict`.")
+@click.option("--csv", "table", type=click.File("r", encoding="utf-8"), help="A table of timed steps.")
+@click.option(
+    "--steps", "logs", type=click.File("r", encoding="utf-8"), multiple=True, help="A live engine's step log."
+)
+@click.option("--gpu", help="Of the step logs, where they don't say it.")
+@click.option("--model", help="Of the step logs: an id or a config.json, in place of what they say.")
+@click.option("--out", type=click.File("w", encoding="utf-8", lazy=True), help="Where the efficiencies go.")
 @click.option("--parameter", "parameters", multiple=True, help="Fit only these; can be given several times.")
-def calibrate(table: TextIO, out: TextIO | None, parameters: tuple[str, ...]) -> None:
-    """Fit the efficiencies of GPUs to timed steps: the columns of `duet predict`, and latency_ms.
+def calibrate(
+    table: TextIO | None,
+    logs: tuple[TextIO, ...],
+    gpu: str | None,
+    model: str | None,
+    out: TextIO | None,
+    parameters: tuple[str, ...],
+) -> None:
+    """Fit the efficiencies of GPUs to timed steps, for `duet predict` and for engines.
 
-    Prints the error before and after. Refuses rows that can't tell a parameter, and names it.
+    From a table with the columns of `duet predict` and latency_ms, or from step logs that engines wrote with
+    DUET_STEP_LOG. Prints the error before and after. Refuses steps that can't tell a parameter, and names it.
     """
-    from duet_operator.prediction import calibrate_table
+    from duet_operator.prediction import calibrate_logs, calibrate_table
 
+    if (table is None) == (not logs):
+        raise click.UsageError("give either --csv or --steps")
     try:
-        calibrate_table(table, out, parameters)
-    except ValueError as error:
+        if table is not None:
+            calibrate_table(table, out, parameters)
+        else:
+            calibrate_logs(logs, out, parameters, gpu=gpu, model=model)
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-
-
-main.add_command(simulate)
-main.add_command(size)
 
 
 def _documents(manifest: TextIO) -> Iterator[Mapping[str, Any]]:

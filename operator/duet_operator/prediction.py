@@ -1,4 +1,4 @@
-"""`duet predict` and `duet calibrate`: tables of steps in, predictions or efficiencies out.
+"""`duet predict` and `duet calibrate`: tables of steps, or step logs, in; predictions or efficiencies out.
 
 Invariant: what isn't understood is said with its file and line, and nothing is written over a refusal.
 """
@@ -18,11 +18,17 @@ from duet_engine.perf.calibrate import Calibration, CalibrationRow
 from duet_engine.perf.calibrate import calibrate as fit
 from duet_engine.perf.efficiencies import STEP_NAMES, Calibrated, efficiencies_for, from_document, to_document
 from duet_engine.perf.hardware import find_gpu
+from duet_engine.perf.models import find_shape
+from duet_engine.protocol import StepKind
+from duet_engine.step_log import StepLogEntry, read_step_log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 MOST_NAMED = 20
+MOST_STEPS_OF_A_KIND = 500
+"""An hour's log has hundreds of thousands, and they don't tell more."""
+FITTED_KINDS = (StepKind.PREFILL, StepKind.DECODE, StepKind.MIXED)
 
 
 def predict_table(table: TextIO, out: TextIO, calibration: TextIO | None) -> list[str]:
@@ -42,16 +48,51 @@ def calibrate_table(table: TextIO, out: TextIO | None, parameters: Sequence[str]
     Raises:
         ValueError: for rows that aren't understood, or that can't tell a parameter.
     """
-    rows_by_gpu = _timed_rows(table)
+    _fit_and_write(_timed_rows(table), out, parameters, source=table.name)
+
+
+def calibrate_logs(
+    logs: Sequence[TextIO], out: TextIO | None, parameters: Sequence[str], *, gpu: str | None, model: str | None
+) -> None:
+    """The same from step logs of live engines. `gpu` and `model` stand in for what a log's first line says.
+
+    Raises:
+        ValueError: for a line that isn't understood, an unknown GPU or model, or steps that can't tell a parameter.
+    """
+    rows_by_gpu: dict[str, list[CalibrationRow]] = defaultdict(list)
+    for log in logs:
+        head, entries = read_step_log(log, name=log.name)
+        if not (gpu or head.gpu):
+            raise ValueError(f"{log.name}:1: gpu: the log doesn't say which; give --gpu")
+        shape, name = find_shape(model or head.model), find_gpu(gpu or head.gpu).name
+        rows_by_gpu[name] += [CalibrationRow(shape, head.ranks, entry.batch, entry.seconds) for entry in _some(entries)]
+    source = ", ".join(log.name for log in logs)
+    if not any(rows_by_gpu.values()):
+        raise ValueError(f"{source}: no prefill, decode or mixed step to fit to")
+    _fit_and_write(rows_by_gpu, out, parameters, source=source)
+
+
+def _some(entries: Iterable[StepLogEntry]) -> list[StepLogEntry]:
+    """At most so many steps of each kind, evenly over the log. A split step's time isn't one batch's."""
+    by_kind: dict[StepKind, list[StepLogEntry]] = {kind: [] for kind in FITTED_KINDS}
+    for entry in entries:
+        if entry.kind in by_kind:
+            by_kind[entry.kind].append(entry)
+    return [entry for kind in by_kind.values() for entry in kind[:: max(1, -(-len(kind) // MOST_STEPS_OF_A_KIND))]]
+
+
+def _fit_and_write(
+    rows_by_gpu: Mapping[str, Sequence[CalibrationRow]], out: TextIO | None, parameters: Sequence[str], *, source: str
+) -> None:
     found: dict[str, Calibration] = {}
     for name, rows in rows_by_gpu.items():
         gpu = find_gpu(name)
         try:
             found[name] = fit(
-                rows, gpu, efficiencies_for(gpu), names=parameters or STEP_NAMES, source=f"steps of {table.name}"
+                rows, gpu, efficiencies_for(gpu), names=parameters or STEP_NAMES, source=f"steps of {source}"
             )
         except ValueError as error:
-            raise ValueError(f"{table.name}: {name}: {error}") from error
+            raise ValueError(f"{source}: {name}: {error}") from error
     console = Console()
     console.print(_errors(found))
     for name, fitted in found.items():

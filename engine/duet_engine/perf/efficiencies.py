@@ -115,6 +115,20 @@ def from_document(document: Mapping[str, object]) -> Calibrated:
     )
 
 
+def from_file(documents: object, gpu: Gpu) -> Calibrated:
+    """This GPU's set in a file of `duet calibrate`: sets by GPU.
+
+    Raises:
+        ValueError: when the file has none for it, or one that can't be read.
+    """
+    if not isinstance(documents, Mapping):
+        raise ValueError("a file of calibrations is an object: sets by GPU")
+    for name, document in documents.items():
+        if find_gpu(str(name)).name == gpu.name:
+            return from_document(document)
+    raise ValueError(f"has no calibration of {gpu.name}; it has {', '.join(map(str, documents)) or 'none'}")
+
+
 def to_document(calibrated: Calibrated) -> dict[str, object]:
     """What `from_document` reads."""
     return {
@@ -133,8 +147,8 @@ def efficiencies_for(gpu: Gpu, *, known: Mapping[str, Calibrated] | None = None)
     relatives = _relatives(gpu, known)
     return Calibrated(
         _mean([(find_gpu(name), known[name].efficiencies) for name in relatives], gpu),
-        Bases(**dict.fromkeys(("prefill", "decode", "experts", "communication"), Basis.DATA_SHEET)),
-        f"data sheet, with the efficiencies of {', '.join(relatives)}",
+        Bases(**dict.fromkeys(("prefill", "decode", "experts", "communication"), gpu.figures)),
+        f"{str(gpu.figures).replace('-', ' ')}, with the efficiencies of {', '.join(relatives)}",
     )
 
 

@@ -12,6 +12,8 @@ from functools import cache
 from importlib import resources
 from typing import Self
 
+from duet_engine.perf.interface import Basis
+
 
 class UnknownGpuError(ValueError):
     """A GPU or MIG profile that the data lacks; the message lists those that it has."""
@@ -41,6 +43,8 @@ class Gpu:
     attention_splits_contexts: bool
     """Whether decode attention spreads one long context over several SMs (FlashAttention 3 and later)."""
     mig: bool = False
+    figures: Basis = Basis.DATA_SHEET
+    """What these figures rest on."""
 
     @property
     def sm_share(self) -> float:
@@ -68,7 +72,8 @@ def gpus() -> dict[str, Gpu]:
     for name, facts in json.loads(text).items():
         profiles = facts.pop("mig")
         del facts["sources"]  # where the figures were checked: for whoever reads the file
-        whole = Gpu(name=name, whole_sms=facts["sms"], **facts)
+        figures = Basis(facts.pop("figures", Basis.DATA_SHEET))
+        whole = Gpu(name=name, whole_sms=facts["sms"], figures=figures, **facts)
         found[name] = whole
         family = name.removesuffix("-sxm")
         for profile, part in profiles.items():

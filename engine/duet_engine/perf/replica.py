@@ -57,7 +57,7 @@ def _replica(text: str) -> Roofline:
     }
     return Roofline(
         _part(ModelShape, shape | parts),
-        _part(Gpu, document["gpu"]),
+        _part(Gpu, document["gpu"] | {"figures": Basis(document["gpu"].get("figures", Basis.DATA_SHEET))}),
         ranks=document["ranks"],
         calibrated=from_document(document["calibration"]),
         curve=SmCurve(

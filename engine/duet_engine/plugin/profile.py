@@ -12,30 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duet_engine.perf.catalog import with_digest
-from duet_engine.perf.efficiencies import Calibrated, from_document
+from duet_engine.perf.efficiencies import Calibrated, from_file
 from duet_engine.perf.hardware import Gpu, find_gpu
-from duet_engine.perf.interface import Basis, StepBatch, weakest
+from duet_engine.perf.interface import StepBatch, weakest
 from duet_engine.perf.models import find_shape
 from duet_engine.perf.replica import replica_document
 from duet_engine.perf.roofline import Roofline
 from duet_engine.plugin.settings import EngineSettings, SettingError
 from duet_engine.protocol import Role, WorkerProfile
 
-CPU = Gpu(
-    name="cpu",
-    architecture="cpu",
-    sms=1,
-    whole_sms=1,
-    sms_per_tpc=1,
-    clock_hertz=2.5e9,
-    flops_per_second=2e10,
-    memory_bytes=8e9,
-    memory_bytes_per_second=1e10,
-    link_bytes_per_second=1e9,
-    network_bytes_per_second=1e9,
-    attention_splits_contexts=False,
-)
-"""One core, for tiny models on machines without a GPU: orders of magnitude, until it is calibrated."""
+CPU = find_gpu("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +37,6 @@ def worker_profile(settings: EngineSettings, replica: Roofline, *, role: Role, c
     """This replica's profile."""
     steps = (StepBatch.prefill(1), StepBatch.decode(1, 1))
     used = steps[:1] if role is Role.PREFILL else steps[1:] if role is Role.DECODE else steps
-    known = replica.gpu is not CPU
     return with_digest(
         WorkerProfile(
             digest="",
@@ -63,7 +48,7 @@ def worker_profile(settings: EngineSettings, replica: Roofline, *, role: Role, c
             max_running_requests=max(1, capacity.max_running_requests),
             chunked_prefill_tokens=max(1, capacity.chunked_prefill_tokens),
             replica=replica_document(replica),
-            basis=weakest(*map(replica.basis, used)) if known or settings.calibration else Basis.ASSUMED,
+            basis=weakest(*map(replica.basis, used)),
         )
     )
 
@@ -83,13 +68,13 @@ def replica_model(settings: EngineSettings, *, model_path: str, ranks: int) -> R
         gpu = find_gpu(settings.gpu) if settings.gpu else CPU
     except ValueError as error:
         raise SettingError(f"DUET_GPU: {error}") from error
-    return Roofline(shape, gpu, ranks=ranks, calibrated=_calibration(settings))
+    return Roofline(shape, gpu, ranks=ranks, calibrated=_calibration(settings, gpu))
 
 
-def _calibration(settings: EngineSettings) -> Calibrated | None:
+def _calibration(settings: EngineSettings, gpu: Gpu) -> Calibrated | None:
     if settings.calibration is None:
         return None
     try:
-        return from_document(json.loads(settings.calibration.read_bytes()))
+        return from_file(json.loads(settings.calibration.read_bytes()), gpu)
     except (OSError, ValueError) as error:
         raise SettingError(f"DUET_CALIBRATION: {settings.calibration}: {error}") from error

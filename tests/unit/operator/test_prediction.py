@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
 
-from duet_engine.perf.efficiencies import efficiencies_for
+from duet_engine.perf.efficiencies import efficiencies_for, from_file
 from duet_engine.perf.hardware import find_gpu
 from duet_engine.perf.interface import StepBatch
 from duet_engine.perf.models import find_shape
 from duet_engine.perf.roofline import Roofline
+from duet_engine.protocol import Role, StepKind
+from duet_engine.step_log import StepLogEntry, StepLogHead, entry_line, head_line, pairs
 from duet_operator.cli import main
 
 if TYPE_CHECKING:
@@ -178,3 +181,90 @@ def test_a_model_may_be_its_config_json_or_the_folder_of_it(tmp_path: Path) -> N
     models = (LLAMA, tmp_path / "config.json", tmp_path)
     assert _predict(tmp_path, *(f"h100_sxm,{model},1,decode,64,2048" for model in models)).exit_code == 0
     assert len({row["predicted_ms"] for row in _written(tmp_path)}) == 1
+
+
+# --- step logs ---
+
+TRUE = Roofline(
+    find_shape("Qwen/Qwen3-8B"),
+    find_gpu("h100-sxm"),
+    calibrated=replace(
+        efficiencies_for(find_gpu("h100-sxm")),
+        efficiencies=efficiencies_for(find_gpu("h100-sxm")).efficiencies.with_values(
+            {"linear_compute": 0.6, "linear_bandwidth": 0.7}
+        ),
+    ),
+)
+
+
+def _log(folder: Path, *entries: StepLogEntry, gpu: str = "h100-sxm") -> Path:
+    head = StepLogHead(worker="w", role=Role.UNIFIED, model="Qwen/Qwen3-8B", gpu=gpu)
+    path = folder / "steps.jsonl"
+    path.write_text(head_line(head) + "".join(map(entry_line, entries)))
+    return path
+
+
+def _decode(rows: int, context_tokens: int) -> StepLogEntry:
+    batch = StepBatch.decode(rows, rows * context_tokens)
+    return StepLogEntry(
+        kind=StepKind.DECODE,
+        started_at_seconds=0.0,
+        seconds=TRUE.step_seconds(batch),
+        decode_rows=rows,
+        decode_context_tokens=rows * context_tokens,
+    )
+
+
+def _mixed(rows: int, context_tokens: int, chunk_tokens: int) -> StepLogEntry:
+    decoding = _decode(rows, context_tokens)
+    return replace(
+        decoding,
+        kind=StepKind.MIXED,
+        prefill_rows=1,
+        prefill_tokens=chunk_tokens,
+        prefill_pairs=pairs(chunk_tokens, 0),
+        seconds=TRUE.step_seconds(decoding.batch.with_chunks(chunk_tokens)),
+    )
+
+
+STEPS = [_decode(rows, context) for rows in (1, 8, 64) for context in (200, 2000)] + [
+    _mixed(rows, 500, chunk) for rows in (2, 30) for chunk in (128, 512, 2048, 4096)
+]
+
+
+def test_a_step_log_tells_what_the_engine_does(tmp_path: Path) -> None:
+    log, found = _log(tmp_path, *STEPS, replace(_decode(1, 1), kind=StepKind.SPLIT, seconds=9.0)), tmp_path / "fit.json"
+    names = ("--parameter", "linear_compute", "--parameter", "linear_bandwidth")
+    result = _run("calibrate", "--steps", log, "--out", found, *names)
+    assert result.exit_code == 0, result.output
+    document = json.loads(found.read_text())["h100-sxm"]
+    assert document["efficiencies"]["linear_compute"] == pytest.approx(0.6, rel=0.05)
+    assert document["efficiencies"]["linear_bandwidth"] == pytest.approx(0.7, rel=0.05)
+    assert document["bases"]["mixed"] == "measured"
+    assert from_file(json.loads(found.read_text()), find_gpu("h100")).efficiencies.linear_compute < 0.65
+
+
+@pytest.mark.parametrize(
+    ("steps", "gpu", "options", "message"),
+    [
+        (STEPS[:6], "h100-sxm", (), "can't identify .*attention_compute"),
+        (STEPS, "", (), "gpu: the log doesn't say which; give --gpu"),
+        (STEPS, "", ("--gpu", "v100"), "unknown GPU 'v100'"),
+        (STEPS, "h100-sxm", ("--model", "gpt-2"), "unknown model 'gpt-2'"),
+        ([], "h100-sxm", (), "no prefill, decode or mixed step"),
+    ],
+)
+def test_a_log_that_tells_too_little_is_refused(
+    tmp_path: Path, steps: list[StepLogEntry], gpu: str, options: tuple[str, ...], message: str
+) -> None:
+    found = tmp_path / "fit.json"
+    result = _run("calibrate", "--steps", _log(tmp_path, *steps, gpu=gpu), "--out", found, *options)
+    assert result.exit_code == 1
+    assert re.search(message, result.output)
+    assert not found.exists()
+
+
+def test_either_a_table_or_logs(tmp_path: Path) -> None:
+    assert _run("calibrate").exit_code == 2
+    log = _log(tmp_path, *STEPS)
+    assert _run("calibrate", "--csv", log, "--steps", log).exit_code == 2

@@ -122,3 +122,9 @@ def test_a_broken_set_is_refused_with_its_field() -> None:
         from_document({**document, "efficiencies": {**values, "overlap": -1}})
     with pytest.raises(ValueError, match="missing or unknown: speed"):
         from_document({**document, "efficiencies": {**values, "speed": 1}})
+
+
+def test_a_machine_without_a_gpu_is_assumed_all_through() -> None:
+    cpu = find_gpu("cpu")
+    assert cpu.figures is Basis.ASSUMED
+    assert efficiencies_for(cpu).bases.prefill is Basis.ASSUMED
