@@ -33,7 +33,7 @@ test: binaries  ## all tests, in lanes side by side
 	@DUET_REQUIRE_CLUSTER=1 $(python) -m duet_dev.lanes --durations 15
 
 test-fast: setup  ## the tests of the daily round: at most three minutes
-	@$(python) -m duet_dev.lanes --lane apiserver --lane rest -m "not slow"
+	@$(python) -m duet_dev.lanes --lane apiserver --lane processes --lane rest -m "not slow"
 
 lint: setup  ## style, types and import contracts
 	@ruff check . && ruff format --check . && mypy && lint-imports

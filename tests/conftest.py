@@ -17,13 +17,19 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import pytest
 from hypothesis import settings
+from tests.support.operator_process import until
+from tests.support.rest import Rest
 
 from duet_dev import build
 from duet_dev.cluster import Cluster, tools_for
 from duet_dev.config import API_SERVER_ONLY, WHOLE_CLUSTER, WITH_CONTROLLERS, ClusterConfig
+from duet_operator.cluster import SERVICE_ACCOUNT
+
+NAMESPACES = "/api/v1/namespaces"
 
 # A shell starts what runs in its background with SIGINT ignored, and every child inherits that: Ctrl-C is tested too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,13 +72,29 @@ def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     yield from _cluster("local-cluster", WHOLE_CLUSTER, "auto", tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def connections() -> Iterator[dict[str, Rest]]:
+    """One for each cluster that a namespace was asked of."""
+    opened: dict[str, Rest] = {}
+    yield opened
+    for rest in opened.values():
+        rest.close()
+
+
 @pytest.fixture
-def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+def namespace(request: pytest.FixtureRequest, connections: dict[str, Rest]) -> Iterator[str]:
     """A fresh namespace, gone afterwards where something collects it."""
     sizes = ("local_cluster", "control_plane", "apiserver")
     size = next((size for size in sizes if size in request.fixturenames), "apiserver")
     cluster: Cluster = request.getfixturevalue(size)
-    name = f"test-{secrets.token_hex(4)}"
-    cluster.kubectl("create", "namespace", name)
+    if size not in connections:
+        connections[size] = Rest(cluster)
+    rest, name = connections[size], f"test-{secrets.token_hex(4)}"
+    status, answer = rest.request("POST", NAMESPACES, {"metadata": {"name": name}})
+    assert status == HTTPStatus.CREATED, answer
+    if size != "apiserver":
+        # Without the account that the controllers make, no pod is let in.
+        until("the namespace has its account", lambda: rest.list(SERVICE_ACCOUNT, name))
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    status, answer = rest.request("DELETE", f"{NAMESPACES}/{name}")
+    assert status == HTTPStatus.OK, answer

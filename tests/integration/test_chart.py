@@ -82,11 +82,15 @@ def test_a_list_of_namespaces_gives_no_cluster_wide_right() -> None:
 
 
 def test_every_setting_has_a_value_of_its_name() -> None:
-    for field in fields(Settings):
-        if isinstance(field.default, float):
-            first, *rest = field.name.split("_")
-            camel = first + "".join(part.capitalize() for part in rest)
-            assert environment(f"--set=settings.{camel}=7.5")[PREFIX + field.name.upper()] == "7.5"
+    names = [field.name for field in fields(Settings) if isinstance(field.default, float)]
+    values = {name: f"{index}.5" for index, name in enumerate(names, start=1)}
+
+    def camel(name: str) -> str:
+        first, *rest = name.split("_")
+        return first + "".join(part.capitalize() for part in rest)
+
+    found = environment(*(f"--set=settings.{camel(name)}={value}" for name, value in values.items()))
+    assert {name: found[PREFIX + name.upper()] for name in names} == values
 
 
 def test_images_are_the_builders_defaults_and_can_all_be_moved() -> None:

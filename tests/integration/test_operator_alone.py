@@ -11,7 +11,7 @@ from tests.support.rest import Rest
 from tests.support.served import OURS, Served
 
 from duet_dev.cluster import Cluster
-from duet_operator.cluster import DEPLOYMENT, POD, SERVICE_ACCOUNT, Kind
+from duet_operator.cluster import DEPLOYMENT, POD, Kind
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -138,7 +138,6 @@ def test_foreign_pods_are_neither_delivered_nor_kept(
         }
         for number in range(FOREIGN_PODS)
     ]
-    until("the namespace has its account", lambda: served.list(SERVICE_ACCOUNT))
     control_plane.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": foreign}))
     with (
         relayed(kubeconfig, tmp_path, ca=control_plane.ca) as (relay, through),

@@ -34,7 +34,7 @@ class LaneRun:
     """One lane's pytest process."""
 
     lane: Lane
-    folders: Sequence[str]
+    folder: str
     options: Sequence[str]
     lines: list[str] = field(default_factory=list)
     status: int | None = None
@@ -46,7 +46,7 @@ class LaneRun:
         started = time.monotonic()
         # Without a cache of last failures, which several runs would write at once.
         plugins = ["-p", "duet_dev.lanes.plugin", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *plugins, f"--lane={self.lane.name}", *self.options, *self.folders]
+        command = [sys.executable, "-m", "pytest", *plugins, f"--lane={self.lane.name}", *self.options, self.folder]
         self._process = await asyncio.create_subprocess_exec(
             *guarded(command, signal_name="INT"),
             cwd=REPOSITORY,
@@ -149,9 +149,9 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help=f"lanes that run side by side ({AT_ONCE})")
     parser.add_argument("--in", dest="folder", metavar="FOLDER", help="only the tests that lie here")
     arguments, options = parser.parse_known_args()
-    present = [lane for lane in LANES if any((REPOSITORY / folder).exists() for folder in lane.folders)]
+    present = [lane for lane in LANES if (REPOSITORY / lane.folder).exists()]
     chosen = [lane for lane in present if not arguments.lane or lane.name in arguments.lane]
-    runs = [LaneRun(lane, [arguments.folder] if arguments.folder else lane.folders, options) for lane in chosen]
+    runs = [LaneRun(lane, arguments.folder or lane.folder, options) for lane in chosen]
     lanes = Lanes(runs, arguments.at_once)
     asyncio.run(lanes.run())
     return lanes.verdict()

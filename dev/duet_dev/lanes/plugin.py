@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def lane_of_item(item: pytest.Item) -> Lane:
     fixtures: list[str] = getattr(item, "fixturenames", [])
-    return lane_of(markers={marker.name for marker in item.iter_markers()}, fixtures=fixtures)
+    return lane_of(markers={marker.name for marker in item.iter_markers()}, fixtures=fixtures, path=item.path)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.processes import left_after
 
-from duet_dev.lanes.lane import API_SERVER, CLUSTER, ENGINES, LANES, REST, SERVING, Lane, lane_of
+from duet_dev.lanes.lane import API_SERVER, CLUSTER, ENGINES, LANES, PROCESSES, REST, SERVING, Lane, lane_of
 from duet_dev.lanes.outcome import Outcome
 from duet_dev.lanes.plugin import COLLECTED, lane_of_item
 from duet_dev.paths import PACKAGE_PARENT, REPOSITORY
@@ -26,37 +26,39 @@ STARTS: dict[str, frozenset[Lane]] = {
 
 
 @pytest.mark.parametrize(
-    ("markers", "fixtures", "lane"),
+    ("markers", "fixtures", "folder", "lane"),
     [
-        ((), (), REST),
-        (("slow", "asyncio"), ("tmp_path",), REST),
-        (("apiserver",), ("control_plane",), API_SERVER),
-        (("cluster",), ("local_cluster",), CLUSTER),
-        (("cluster",), ("local_cluster", "operator_release"), SERVING),
-        (("engine",), ("tmp_path",), ENGINES),
-        (("engine", "cluster"), ("local_cluster", "operator_release"), ENGINES),
+        ((), (), "unit", REST),
+        (("slow", "asyncio"), ("tmp_path",), "unit", REST),
+        ((), ("tmp_path",), "integration", PROCESSES),
+        (("apiserver",), ("control_plane",), "integration", API_SERVER),
+        (("cluster",), ("local_cluster",), "e2e", CLUSTER),
+        (("cluster",), ("local_cluster", "operator_release"), "e2e", SERVING),
+        (("engine",), ("tmp_path",), "engine", ENGINES),
+        (("engine", "cluster"), ("local_cluster", "operator_release"), "engine", ENGINES),
     ],
 )
-def test_markers_and_fixtures_say_the_lane(markers: tuple[str, ...], fixtures: tuple[str, ...], lane: Lane) -> None:
-    assert lane_of(markers=markers, fixtures=fixtures) is lane
+def test_markers_fixtures_and_folder_say_the_lane(
+    markers: tuple[str, ...], fixtures: tuple[str, ...], folder: str, lane: Lane
+) -> None:
+    path = REPOSITORY / "tests" / folder / "test_some.py"
+    assert lane_of(markers=markers, fixtures=fixtures, path=path) is lane
+    assert lane.looks_at(path)
 
 
 def test_every_test_is_where_its_lane_looks_and_starts_no_other_lanes_servers(request: pytest.FixtureRequest) -> None:
     """Of all tests that this run collected: in the lane that this test is in, that is all there are."""
     for item in request.config.stash[COLLECTED]:
         lane = lane_of_item(item)
-        assert any(item.path.is_relative_to(REPOSITORY / folder) for folder in lane.folders), item.nodeid
+        assert lane.looks_at(item.path), f"{item.nodeid} is in lane {lane.name}, which reads {lane.folder} alone"
         used: list[str] = getattr(item, "fixturenames", [])
         for name in STARTS.keys() & set(used):
             assert lane in STARTS[name], f"{item.nodeid} uses {name}, but is in lane {lane.name}"
 
 
-def test_this_lane_looks_everywhere() -> None:
-    """What lies outside the other lanes' folders is found here, and refused if it isn't of this lane."""
-    assert REST.folders == ("tests",)
-    for lane in LANES:
-        for folder in lane.folders:
-            assert Path(folder).is_relative_to("tests")
+def test_this_lane_looks_everywhere_and_takes_what_no_other_does() -> None:
+    assert REST.folder == "tests"
+    assert LANES[-1] is REST
 
 
 @pytest.mark.parametrize(
