@@ -133,12 +133,14 @@ class OperatorProcess:
         return self.process.wait(END_SECONDS)
 
 
-def until(what: str, holds: Callable[[], Any], *, seconds: float = CHANGE_SECONDS) -> Any:
+def until(
+    what: str, holds: Callable[[], Any], *, seconds: float = CHANGE_SECONDS, pause_seconds: float = 0.2
+) -> Any:
     """What `holds` returns once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < deadline, f"within {seconds:g} s not so: {what}"
-        time.sleep(0.2)
+        time.sleep(pause_seconds)
     return found
 
 
