@@ -133,9 +133,7 @@ class OperatorProcess:
         return self.process.wait(END_SECONDS)
 
 
-def until(
-    what: str, holds: Callable[[], Any], *, seconds: float = CHANGE_SECONDS, pause_seconds: float = 0.2
-) -> Any:
+def until(what: str, holds: Callable[[], Any], *, seconds: float = CHANGE_SECONDS, pause_seconds: float = 0.2) -> Any:
     """What `holds` returns once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):

@@ -44,9 +44,10 @@ class LaneRun:
     async def run(self) -> None:
         """Until it has ended, its lines shown as they come."""
         started = time.monotonic()
-        # Without a cache of last failures, which several runs would write at once.
-        plugins = ["-p", "duet_dev.lanes.plugin", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *plugins, f"--lane={self.lane.name}", *self.options, self.folder]
+        # Without a cache of last failures, which several runs would write at once; a file that can't be read fails the
+        # lane and hides no other.
+        fixed = ["-p", "duet_dev.lanes.plugin", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        command = [sys.executable, "-m", "pytest", *fixed, f"--lane={self.lane.name}", *self.options, self.folder]
         self._process = await asyncio.create_subprocess_exec(
             *guarded(command, signal_name="INT"),
             cwd=REPOSITORY,
