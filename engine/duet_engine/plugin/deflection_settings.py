@@ -67,8 +67,9 @@ class DeflectionSettings:
         return step_budget_seconds(itl_seconds=self.knobs.itl_milliseconds / 1e3, beta=self.knobs.beta_percent / 100)
 
     def limits(self, *, page_tokens: int, full_chunk_tokens: int) -> ChunkLimits:
-        """What bounds this worker's chunks. Sizes are whole pages; those under a page become one."""
-        sizes = {max(size // page_tokens, 1) * page_tokens for size in self.knobs.chunk_candidates_tokens}
+        """What bounds this worker's chunks. Sizes are whole pages, and none is above what SGLang has memory for."""
+        within = {min(size, full_chunk_tokens) for size in self.knobs.chunk_candidates_tokens}
+        sizes = {max(size // page_tokens, 1) * page_tokens for size in within}
         return ChunkLimits(
             page_tokens=page_tokens,
             full_chunk_tokens=full_chunk_tokens,

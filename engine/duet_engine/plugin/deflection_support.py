@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from duet_engine.plugin.sglang_types import Scheduler, Tokenized
+from duet_engine.protocol import RefusalReason
 
 Test = Callable[[Any], bool]
 
@@ -51,6 +52,17 @@ REQUEST_TESTS: dict[str, Test] = {
 }
 """What a tokenized request may ask for."""
 
+WORKING = (
+    "greedy sampling",
+    "seeded sampling",
+    "streaming",
+    "output and prompt logprobs",
+    "grammars (regex, JSON schema)",
+    "radix cache",
+    "abort and disconnect",
+    "pause, retraction and flush",
+)
+"""What is proven to give a plain server's output."""
 SEVERAL_ANSWERS = "n > 1 or several prompts in one request"
 
 
@@ -64,3 +76,9 @@ def not_supported_request(request: Tokenized) -> str | None:
     """Why this request can't be deflected."""
     names = [name for name, applies in REQUEST_TESTS.items() if applies(request)]
     return f"can't be deflected: {', '.join(names)}" if names else None
+
+
+def feature_verdicts() -> dict[str, str]:
+    """Each feature and what a deflected request with it gets."""
+    refused = [*REQUEST_TESTS, SEVERAL_ANSWERS, *SERVER_TESTS]
+    return dict.fromkeys(WORKING, "works") | dict.fromkeys(refused, f"refused ({RefusalReason.UNSUPPORTED})")

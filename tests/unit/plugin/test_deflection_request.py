@@ -61,6 +61,7 @@ def test_settings_come_from_the_environment_and_name_what_is_wrong() -> None:
             DeflectionSettings.from_environment({name: value})
 
 
-def test_candidate_sizes_become_whole_pages() -> None:
-    limits = DeflectionSettings.from_environment({}).limits(page_tokens=300, full_chunk_tokens=4096)
-    assert limits.candidates_tokens == (1800, 900, 300)
+def test_candidate_sizes_become_whole_pages_and_stay_under_the_servers_own_chunk() -> None:
+    settings = DeflectionSettings.from_environment({})
+    assert settings.limits(page_tokens=300, full_chunk_tokens=4096).candidates_tokens == (1800, 900, 300)
+    assert settings.limits(page_tokens=16, full_chunk_tokens=600).candidates_tokens == (592, 512, 256, 128)

@@ -1,0 +1,59 @@
+"""Deflected prefill on decode workers, as the plugin's frame takes it.
+
+Invariant: the hooks belong together; where one isn't in force the frame says that the worker isn't ready.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from duet_engine.plugin import deflection_scheduler, deflection_tokenizer
+from duet_engine.plugin import deflection_view as view
+from duet_engine.plugin.asgi import Module as ServerModule
+from duet_engine.plugin.deflection_intake import watcher
+from duet_engine.plugin.deflection_scheduler import open_lane
+from duet_engine.plugin.deflection_settings import DeflectionSettings
+from duet_engine.plugin.deflection_support import feature_verdicts
+from duet_engine.plugin.facts import SchedulerFacts
+from duet_engine.plugin.features import declare_deflected
+from duet_engine.plugin.modules import PluginModule
+from duet_engine.plugin.scheduler_side import SchedulerSide
+from duet_engine.plugin.server_side import ServerSide
+
+
+def scheduler_started(side: SchedulerSide) -> None:
+    """Give the scheduler its lane, and let it follow the frame's knobs and model."""
+    settings = DeflectionSettings.from_environment()
+    if settings.steps is None and side.model is not None:
+        settings = replace(settings, steps=side.model)
+    lane = open_lane(side.scheduler, replace(settings, knobs=side.knobs))
+    side.on_knobs.append(lane.apply)
+
+    def contribute(facts: SchedulerFacts) -> None:
+        """What deflection adds to the worker's state."""
+        if side.scheduler.disaggregation_mode.value != "decode":
+            return
+        facts.deflected = float(sum(1 for _ in view.unfinished(side.scheduler)))
+        # They wait in SGLang's own queue, and each request is counted in one place.
+        facts.queued = max(0.0, facts.queued - facts.deflected)
+        facts.queued_deflected_tokens = float(lane.queued_tokens())
+        facts.deflection_active = float(lane.not_supported is None and lane.settings.knobs.deflection_enabled)
+        facts.headroom_tokens_per_second = lane.headroom_tokens_per_second()
+        facts.deflected_tokens_total = float(lane.tokens_total)
+        facts.deflected_requests_total = float(lane.requests_total)
+
+    side.on_refresh.append(contribute)
+
+
+def server_module(side: ServerSide) -> ServerModule:
+    """Watch requests as they come in."""
+    declare_deflected(feature_verdicts())
+    return watcher(side.settings.role)
+
+
+MODULE = PluginModule(
+    name="deflection",
+    hooks=(*deflection_scheduler.HOOKS, *deflection_tokenizer.HOOKS),
+    scheduler_started=scheduler_started,
+    server_module=server_module,
+)

@@ -1,0 +1,292 @@
+"""One SGLang scheduler in one process, fed by a script instead of by HTTP: cheaper than a server, and the same each time.
+
+`run_scenarios` starts `python sglang_scheduler.py` with SGLang's interpreter; the second half of this file runs there.
+A scenario is a list of events. Each happens once its condition holds, in order, one look per turn of the scheduler's
+loop: `{"after": {"rid": tokens}, "submit": [...]}`, `{"turns": 5, "abort": "rid"}`, `{"pause": "retract"}`, ….
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SECONDS = 400.0
+MOST_TURNS = 20_000
+STEPS = {
+    "prefill_base_seconds": 0.004,
+    "prefill_per_token_seconds": 2e-5,
+    "prefill_per_token_squared_seconds": 0.0,
+    "decode_base_seconds": 0.004,
+    "decode_per_request_seconds": 3e-4,
+    "decode_per_context_token_seconds": 5e-7,
+}
+"""A model that makes chunks small beside residents; what the CPU really takes doesn't matter to a script."""
+
+
+def run_scenarios(
+    scenarios: Sequence[Mapping[str, Any]],
+    *options: str,
+    mode: str = "decode",
+    model: str = "tiny-llama",
+    without_hooks: Sequence[str] = (),
+    itl_milliseconds: int = 15,
+) -> list[dict[str, Any]]:
+    """What each scenario brought, on one scheduler in turn."""
+    from duet_dev import engine_environment
+
+    order = {
+        "scenarios": list(scenarios),
+        "mode": mode,
+        "without_hooks": list(without_hooks),
+        "options": ["--model-path", str(engine_environment.model_folder(model)), *options],
+    }
+    environment = {
+        **os.environ,
+        **engine_environment.environment(),
+        "SGLANG_PLUGINS": "none",
+        "DUET_STEP_COEFFICIENTS": json.dumps(STEPS),
+        "DUET_ITL_MILLISECONDS": str(itl_milliseconds),
+        "DUET_DEFLECTED_REQUESTS_LIMIT": "64",
+    }
+    finished = subprocess.run(
+        [str(engine_environment.engine_python()), __file__],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=SECONDS,
+        check=False,
+    )
+    if finished.returncode != 0:
+        raise SchedulerDied(finished.stderr[-6000:])
+    results: list[dict[str, Any]] = json.loads(finished.stdout.splitlines()[-1])
+    return results
+
+
+class SchedulerDied(Exception):
+    """The scheduler's process ended with an error; what it said."""
+
+
+# --- from here on in SGLang's interpreter ---
+
+SMALL = (
+    *("--dtype", "float32", "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
+    *("--mem-fraction-static", "0.05", "--max-total-tokens", "16384", "--max-running-requests", "64"),
+    *("--disable-cuda-graph", "--skip-tokenizer-init", "--chunked-prefill-size", "512", "--log-level", "warning"),
+)
+DECODE = (
+    *("--disaggregation-mode", "decode", "--disaggregation-transfer-backend", "mooncake_tcp"),
+    *("--disaggregation-decode-retraction-backup", "none", "--enable-mixed-chunk"),
+)
+
+
+class Recorder:
+    """Takes what the scheduler would send to the detokenizer and the tokenizer."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[float]] = {}
+        self.ended: dict[str, Any] = {}
+        self.cached: dict[str, int] = {}
+
+    def send_output(self, output: Any, _request: Any = None) -> None:
+        name = type(output).__name__
+        if name == "AbortReq":
+            self.ended[output.rid] = output.finished_reason or {"type": "abort"}
+        elif name == "BatchTokenIDOutput":
+            for place, rid in enumerate(output.rids):
+                self.tokens.setdefault(rid, []).extend(list((output.output_ids or {})[place] or []))
+                self.cached[rid] = output.cached_tokens[place]
+                if output.output_token_logprobs_val and output.output_token_logprobs_val[place]:
+                    values = output.output_token_logprobs_val[place]
+                    self.logprobs.setdefault(rid, []).extend(float(value) for value in values)
+                if output.finished_reasons[place] is not None:
+                    self.ended[rid] = output.finished_reasons[place]
+
+
+class Bench:
+    """The scheduler and what was seen of it."""
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.recorder = Recorder()
+        self.deflected = order["mode"] == "decode"
+        self.scheduler = _scheduler(order)
+        self.steps: list[tuple[str, int, int]] = []
+        for channels in (self.scheduler.ipc_channels, self.scheduler.output_streamer):
+            for name in ("send_to_detokenizer", "send_to_tokenizer"):
+                if hasattr(channels, name):
+                    object.__setattr__(channels, name, self.recorder)
+        run = self.scheduler.run_batch
+
+        def observed(batch: Any, *more: Any, **options: Any) -> Any:
+            chunk = (batch.extend_num_tokens or 0) if batch.forward_mode.is_extend() else 0
+            self.steps.append((batch.forward_mode.name, batch.batch_size(), chunk))
+            return run(batch, *more, **options)
+
+        self.scheduler.run_batch = observed
+
+    def play(self, scenario: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one scenario until everything has ended."""
+        scheduler, recorder = self.scheduler, self.recorder
+        recorder.clear()
+        self.steps.clear()
+        source = self._inputs(scenario)
+
+        def pull(_receiver: Any) -> list[Any]:
+            try:
+                return next(source)
+            except StopIteration:
+                scheduler.gracefully_exit = True
+                return []
+
+        type(scheduler.request_receiver)._pull_raw_reqs = pull
+        scheduler.gracefully_exit = False
+        began = time.perf_counter()
+        scheduler.run_event_loop()
+        return {
+            "tokens": recorder.tokens,
+            "ended": recorder.ended,
+            "cached": recorder.cached,
+            "logprobs": recorder.logprobs,
+            "steps": self.steps.copy(),
+            "seconds": time.perf_counter() - began,
+            "free_tokens": scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size(),
+            "free_rows": scheduler.req_to_token_pool.available_size(),
+            "idle": scheduler.is_fully_idle(),
+            "notes": self.notes,
+        }
+
+    def _inputs(self, scenario: Mapping[str, Any]) -> Iterator[list[Any]]:
+        self.notes: list[Any] = []
+        awaited: set[str] = set()
+        turns = 0
+        for event in scenario["events"]:
+            until = turns + event.get("turns", 0)
+            while turns < until or not self._holds(event.get("after", {})):
+                turns += 1
+                assert turns < MOST_TURNS, f"never came: {event}"
+                yield []
+            awaited |= {fields["rid"] for fields in event.get("submit", ())}
+            yield self._messages(event)
+            turns += 1
+        while not awaited <= self.recorder.ended.keys():
+            turns += 1
+            assert turns < MOST_TURNS, f"never ended: {awaited - self.recorder.ended.keys()}"
+            yield []
+        for _ in range(4):
+            yield []
+
+    def _holds(self, condition: Mapping[str, int]) -> bool:
+        return all(len(self.recorder.tokens.get(rid, [])) >= tokens for rid, tokens in condition.items())
+
+    def _messages(self, event: Mapping[str, Any]) -> list[Any]:
+        from sglang.srt.managers import io_struct
+
+        messages: list[Any] = [self._request(**fields) for fields in event.get("submit", ())]
+        if "abort" in event:
+            messages.append(io_struct.AbortReq(rid=event["abort"]))
+        if "pause" in event:
+            messages.append(io_struct.PauseGenerationReqInput(mode=event["pause"]))
+        if "continue" in event:
+            messages.append(io_struct.ContinueGenerationReqInput())
+        if "flush" in event:
+            self.notes.append(self.scheduler.flush_cache())
+        if "idle" in event:
+            self.notes.append(self.scheduler.is_fully_idle())
+        if "busy_for_health_check" in event:
+            self.notes.append(not self.scheduler.is_fully_idle(for_health_check=True))
+        if "queue" in event:
+            self.notes.append(len(self.scheduler.waiting_queue))
+        return messages
+
+    def _request(
+        self,
+        rid: str,
+        ids: Sequence[int],
+        tokens: int = 8,
+        sampling: Mapping[str, Any] | None = None,
+        dispatch: Mapping[str, Any] | None = None,
+        logprobs: bool = False,
+    ) -> Any:
+        from sglang.srt.disaggregation.utils import DisaggregationMode
+        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+        from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        from duet_engine.plugin.deflection_request import mark
+        from duet_engine.protocol import Dispatch
+
+        params = SamplingParams(max_new_tokens=tokens, **{"ignore_eos": True, "temperature": 0.0, **(sampling or {})})
+        params.normalize(None)
+        if self.deflected:
+            params.custom_params = mark(None, Dispatch(gateway="g", sequence=1, deflected=True, **(dispatch or {})))
+        return TokenizedGenerateReqInput(
+            rid=rid,
+            input_text="",
+            input_ids=array("q", ids),
+            input_embeds=None,
+            mm_inputs=None,
+            token_type_ids=None,
+            sampling_params=params,
+            return_logprob=logprobs,
+            logprob_start_len=-1,
+            top_logprobs_num=0,
+            token_ids_logprob=None,
+            stream=True,
+            bootstrap_room=0 if self.deflected else None,
+            time_stats=APIServerReqTimeStats(disagg_mode=DisaggregationMode.NULL),
+        )
+
+
+def _scheduler(order: Mapping[str, Any]) -> Any:
+    from sglang.srt.managers import scheduler as module
+    from sglang.srt.server_args import PortArgs, prepare_server_args
+
+    options = [*SMALL, *order["options"]]
+    if order["mode"] == "decode":
+        _apply_hooks(order["without_hooks"])
+        options = [*SMALL, *DECODE, *order["options"]]
+    arguments = prepare_server_args(options)
+    ports = PortArgs.init_new(arguments)
+    rank = module.spawn_world_rank(arguments, tp_rank=0, pp_rank=0)
+    module.publish(arguments, role="scheduler", ranks=module.SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=0))
+    return module.Scheduler(arguments, ports)
+
+
+def _apply_hooks(without: Sequence[str]) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from duet_engine.plugin.deflection_scheduler import HOOKS
+    from duet_engine.plugin.without_gpu import prepare
+
+    prepare()
+    for hook in HOOKS:
+        if hook.function.__name__ not in without:
+            HookRegistry.register(hook.path, hook.function, HookType(hook.kind.value))
+    HookRegistry.apply_hooks()
+
+
+def main() -> None:
+    """Play the scenarios on standard input, and end without SGLang's threads having a say."""
+    order = json.load(sys.stdin)
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    bench = Bench(order)
+    json.dump([bench.play(scenario) for scenario in order["scenarios"]], output)
+    output.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).parent))
+    main()
