@@ -1,8 +1,8 @@
-"""One SGLang scheduler in one process, fed by a script instead of by HTTP: cheaper than a server, and the same each time.
+"""One SGLang scheduler in one process, fed by a script instead of by HTTP: cheaper than a server, always the same.
 
 `run_scenarios` starts `python sglang_scheduler.py` with SGLang's interpreter; the second half of this file runs there.
 A scenario is a list of events. Each happens once its condition holds, in order, one look per turn of the scheduler's
-loop: `{"after": {"rid": tokens}, "submit": [...]}`, `{"turns": 5, "abort": "rid"}`, `{"pause": "retract"}`, ….
+loop: `{"after": {"rid": tokens}, "submit": [...]}`, `{"turns": 5, "abort": "rid"}`, `{"pause": "retract"}`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,10 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 SECONDS = 400.0
 MOST_TURNS = 20_000
-STEPS = {
-    "prefill_base_seconds": 0.004,
-    "prefill_per_token_seconds": 2e-5,
-    "prefill_per_token_squared_seconds": 0.0,
-    "decode_base_seconds": 0.004,
-    "decode_per_request_seconds": 3e-4,
-    "decode_per_context_token_seconds": 5e-7,
-}
-"""A model that makes chunks small beside residents; what the CPU really takes doesn't matter to a script."""
 
 
 def run_scenarios(
@@ -37,6 +27,8 @@ def run_scenarios(
     model: str = "tiny-llama",
     without_hooks: Sequence[str] = (),
     itl_milliseconds: int = 15,
+    candidates: Sequence[int] = (512, 256, 128, 64, 32),
+    environment: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """What each scenario brought, on one scheduler in turn."""
     from duet_dev import engine_environment
@@ -45,22 +37,16 @@ def run_scenarios(
         "scenarios": list(scenarios),
         "mode": mode,
         "without_hooks": list(without_hooks),
+        "knobs": {"itl_milliseconds": itl_milliseconds, "chunk_candidates_tokens": list(candidates)},
         "options": ["--model-path", str(engine_environment.model_folder(model)), *options],
     }
-    environment = {
-        **os.environ,
-        **engine_environment.environment(),
-        "SGLANG_PLUGINS": "none",
-        "DUET_STEP_COEFFICIENTS": json.dumps(STEPS),
-        "DUET_ITL_MILLISECONDS": str(itl_milliseconds),
-        "DUET_DEFLECTED_REQUESTS_LIMIT": "64",
-    }
+    own = {**engine_environment.environment(), "SGLANG_PLUGINS": "none", **(environment or {})}
     finished = subprocess.run(
         [str(engine_environment.engine_python()), __file__],
         input=json.dumps(order),
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, **own},
         timeout=SECONDS,
         check=False,
     )
@@ -83,7 +69,13 @@ SMALL = (
 )
 DECODE = (
     *("--disaggregation-mode", "decode", "--disaggregation-transfer-backend", "mooncake_tcp"),
-    *("--disaggregation-decode-retraction-backup", "none", "--enable-mixed-chunk"),
+    *(
+        "--disaggregation-decode-retraction-backup",
+        "none",
+        "--enable-mixed-chunk",
+        "--num-reserved-decode-tokens",
+        "128",
+    ),
 )
 
 
@@ -160,7 +152,8 @@ class Bench:
             "logprobs": recorder.logprobs,
             "steps": self.steps.copy(),
             "seconds": time.perf_counter() - began,
-            "free_tokens": scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size(),
+            "free_tokens": scheduler.token_to_kv_pool_allocator.available_size()
+            + scheduler.tree_cache.evictable_size(),
             "free_rows": scheduler.req_to_token_pool.available_size(),
             "idle": scheduler.is_fully_idle(),
             "notes": self.notes,
@@ -174,17 +167,23 @@ class Bench:
             until = turns + event.get("turns", 0)
             while turns < until or not self._holds(event.get("after", {})):
                 turns += 1
-                assert turns < MOST_TURNS, f"never came: {event}"
+                assert turns < MOST_TURNS, f"never came: {event.get('after')}; {self._state()}"
                 yield []
             awaited |= {fields["rid"] for fields in event.get("submit", ())}
             yield self._messages(event)
             turns += 1
         while not awaited <= self.recorder.ended.keys():
             turns += 1
-            assert turns < MOST_TURNS, f"never ended: {awaited - self.recorder.ended.keys()}"
+            assert turns < MOST_TURNS, f"never ended: {awaited - self.recorder.ended.keys()}; {self._state()}"
             yield []
         for _ in range(4):
             yield []
+
+    def _state(self) -> str:
+        scheduler = self.scheduler
+        counts = {rid: len(tokens) for rid, tokens in self.recorder.tokens.items()}
+        queues = f"{len(scheduler.waiting_queue)} waiting, {len(scheduler.running_batch.reqs)} running"
+        return f"{queues}, tokens {counts}, ended {self.recorder.ended}, last steps {self.steps[-5:]}"
 
     def _holds(self, condition: Mapping[str, int]) -> bool:
         return all(len(self.recorder.tokens.get(rid, [])) >= tokens for rid, tokens in condition.items())
@@ -217,6 +216,7 @@ class Bench:
         sampling: Mapping[str, Any] | None = None,
         dispatch: Mapping[str, Any] | None = None,
         logprobs: bool = False,
+        without_kv: bool = False,
     ) -> Any:
         from sglang.srt.disaggregation.utils import DisaggregationMode
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
@@ -228,7 +228,7 @@ class Bench:
 
         params = SamplingParams(max_new_tokens=tokens, **{"ignore_eos": True, "temperature": 0.0, **(sampling or {})})
         params.normalize(None)
-        if self.deflected:
+        if self.deflected and not without_kv:
             params.custom_params = mark(None, Dispatch(gateway="g", sequence=1, deflected=True, **(dispatch or {})))
         return TokenizedGenerateReqInput(
             rid=rid,
@@ -243,9 +243,14 @@ class Bench:
             top_logprobs_num=0,
             token_ids_logprob=None,
             stream=True,
-            bootstrap_room=0 if self.deflected else None,
+            bootstrap_host="2.2.2.2" if without_kv else None,
+            bootstrap_room=1 if self.deflected else None,
             time_stats=APIServerReqTimeStats(disagg_mode=DisaggregationMode.NULL),
         )
+
+
+def _free_tokens(scheduler: Any) -> int:
+    return int(scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size())
 
 
 def _scheduler(order: Mapping[str, Any]) -> Any:
@@ -260,7 +265,29 @@ def _scheduler(order: Mapping[str, Any]) -> Any:
     ports = PortArgs.init_new(arguments)
     rank = module.spawn_world_rank(arguments, tp_rank=0, pp_rank=0)
     module.publish(arguments, role="scheduler", ranks=module.SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=0))
-    return module.Scheduler(arguments, ports)
+    scheduler = module.Scheduler(arguments, ports)
+    if order["mode"] == "decode":
+        _open_lane(scheduler, order["knobs"])
+    return scheduler
+
+
+def _open_lane(scheduler: Any, knobs: Mapping[str, Any]) -> None:
+    """With a model that makes chunks small beside residents: what the CPU really takes doesn't matter to a script."""
+    from step_times import LinearSteps
+
+    from duet_engine.plugin.deflection_scheduler import open_lane
+    from duet_engine.plugin.deflection_settings import DeflectionSettings
+    from duet_engine.protocol import Knobs
+
+    steps = LinearSteps(
+        prefill_base_seconds=0.004,
+        prefill_per_token_seconds=2e-5,
+        decode_base_seconds=0.004,
+        decode_per_request_seconds=3e-4,
+        decode_per_context_token_seconds=5e-7,
+    )
+    settings = DeflectionSettings(knobs=Knobs(generation=0, **knobs), steps=steps, most_deflected_requests=64)
+    open_lane(scheduler, settings)
 
 
 def _apply_hooks(without: Sequence[str]) -> None:
@@ -288,5 +315,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).parent))
     main()

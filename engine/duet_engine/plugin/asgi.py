@@ -39,6 +39,8 @@ WORK_PATHS = frozenset(
 )
 """What makes the model compute: refused while draining."""
 WARM_UP_PATHS = WORK_PATHS | {"/model_info", "/freeze_gc"}
+DISPATCH_PATH = f"/duet/{DISPATCH_FIELD}"
+"""Who sends our field must be a gateway also where requests are open to all: it is guarded as this path."""
 MAX_BODY_BYTES = 64 * 1024 * 1024
 FAKE_BOOTSTRAP_HOST = "2.2.2.2"
 """SGLang takes it for a check of its own health and decodes from KV that nobody filled."""
@@ -167,11 +169,8 @@ class DuetApplication:
             return
         call = Call.of(scope, receive, send)
         own_warm_up = call.path in WARM_UP_PATHS and self._side.warm_up.proven(call.headers)
-        if not own_warm_up:
-            denial = self._side.guard.denial(call.path, call.headers.get("authorization"))
-            if denial is not None:
-                await call.respond(denial.status, denial.body(), headers=denial.headers)
-                return
+        if not own_warm_up and await self._denied(call, call.path):
+            return
         endpoint = self._endpoints.get(("GET" if call.method == "HEAD" else call.method, call.path))
         if endpoint is not None:
             await endpoint(call)
@@ -183,6 +182,13 @@ class DuetApplication:
             await self._work(call, own_warm_up=own_warm_up)
         else:
             await self._app(scope, receive, send)
+
+    async def _denied(self, call: Call, path: str) -> bool:
+        """Whether its caller may not use this path, and has been told."""
+        denial = self._side.guard.denial(path, call.headers.get("authorization"))
+        if denial is not None:
+            await call.respond(denial.status, denial.body(), headers=denial.headers)
+        return denial is not None
 
     async def _no_endpoint(self, call: Call) -> None:
         others = sorted(method for method, path in self._endpoints if path == call.path)
@@ -203,6 +209,8 @@ class DuetApplication:
             return
         try:
             request = read_request(call.path, body, own_warm_up=own_warm_up)
+            if request.dispatch is not None and await self._denied(call, DISPATCH_PATH):
+                return
             for module in self._modules:
                 await module(request)
         except RefusedError as error:

@@ -5,14 +5,12 @@ Invariant: the hooks belong together; where one isn't in force the frame says th
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from duet_engine.plugin import deflection_scheduler, deflection_tokenizer
 from duet_engine.plugin import deflection_view as view
 from duet_engine.plugin.asgi import Module as ServerModule
 from duet_engine.plugin.deflection_intake import watcher
 from duet_engine.plugin.deflection_scheduler import open_lane
-from duet_engine.plugin.deflection_settings import DeflectionSettings
+from duet_engine.plugin.deflection_settings import DeflectionSettings, requests_limit
 from duet_engine.plugin.deflection_support import feature_verdicts
 from duet_engine.plugin.facts import SchedulerFacts
 from duet_engine.plugin.features import declare_deflected
@@ -23,10 +21,8 @@ from duet_engine.plugin.server_side import ServerSide
 
 def scheduler_started(side: SchedulerSide) -> None:
     """Give the scheduler its lane, and let it follow the frame's knobs and model."""
-    settings = DeflectionSettings.from_environment()
-    if settings.steps is None and side.model is not None:
-        settings = replace(settings, steps=side.model)
-    lane = open_lane(side.scheduler, replace(settings, knobs=side.knobs))
+    settings = DeflectionSettings(knobs=side.knobs, steps=side.model, most_deflected_requests=requests_limit())
+    lane = open_lane(side.scheduler, settings)
     side.on_knobs.append(lane.apply)
 
     def contribute(facts: SchedulerFacts) -> None:
@@ -48,7 +44,7 @@ def scheduler_started(side: SchedulerSide) -> None:
 def server_module(side: ServerSide) -> ServerModule:
     """Watch requests as they come in."""
     declare_deflected(feature_verdicts())
-    return watcher(side.settings.role)
+    return watcher(side.settings.role, count=lambda reason: side.refusals.update((reason,)))
 
 
 MODULE = PluginModule(

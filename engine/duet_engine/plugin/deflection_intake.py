@@ -32,8 +32,8 @@ ARRIVAL: ContextVar[Arrival | None] = ContextVar("duet_arrival", default=None)
 """The deflected dispatch whose request this task serves."""
 
 
-def watcher(role: Role) -> Callable[[Request], Awaitable[None]]:
-    """Looks at each request before SGLang does, on a worker of this role."""
+def watcher(role: Role, *, count: Callable[[RefusalReason], None]) -> Callable[[Request], Awaitable[None]]:
+    """Looks at each request before SGLang does, on a worker of this role; `count` hears of the scheduler's refusals."""
 
     async def watch(request: Request) -> None:
         if request.dispatch is None or not request.dispatch.deflected:
@@ -46,7 +46,7 @@ def watcher(role: Role) -> Callable[[Request], Awaitable[None]]:
             raise RefusedError(Refusal(reason=RefusalReason.WRONG_ROLE, message=message))
         arrival = Arrival(request.dispatch)
         ARRIVAL.set(arrival)
-        request.respond_through = lambda send: HeldAnswer(arrival, send)
+        request.respond_through = lambda send: HeldAnswer(arrival, send, count=count)
 
     return watch
 
@@ -54,9 +54,10 @@ def watcher(role: Role) -> Callable[[Request], Awaitable[None]]:
 class HeldAnswer:
     """Holds the head of an answer until its first piece is there; puts the refusal in its place if one has come."""
 
-    def __init__(self, arrival: Arrival, send: Send) -> None:
+    def __init__(self, arrival: Arrival, send: Send, *, count: Callable[[RefusalReason], None]) -> None:
         self._arrival = arrival
         self._send = send
+        self._count = count
         self._head: Message | None = None
         self._begun = False
         self._refused = False
@@ -78,6 +79,7 @@ class HeldAnswer:
         await self._send(message)
 
     async def _refuse(self, refusal: Refusal) -> None:
+        self._count(refusal.reason)
         body = refusal.write()
         headers = {
             "content-type": "application/json",

@@ -9,10 +9,8 @@ goes by the clock, and only rank 0 does that, through SGLang's broadcast of abor
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from duet_engine.perf.interface import StepBatch
 from duet_engine.plugin import deflection_view as view
@@ -23,12 +21,8 @@ from duet_engine.plugin.deflection_settings import DeflectionSettings
 from duet_engine.plugin.deflection_support import not_supported_server
 from duet_engine.plugin.sglang_types import Batch, Request, Scheduler
 from duet_engine.policy.chunks import DecodeBatch, headroom_tokens_per_second
-from duet_engine.protocol import Knobs, Refusal, RefusalReason
+from duet_engine.protocol import Knobs, Refusal
 
-if TYPE_CHECKING:
-    from duet_engine.perf.interface import StepTimes
-
-NO_MODEL = "this worker has no performance model, so no chunk is known to be safe"
 LONGEST_OUTPUT_TOKENS = 4096
 """SGLang's own admission reserves no more for a request's output."""
 
@@ -48,25 +42,18 @@ class Lane:
     """Predicted time of the steps since the begun prompt's last chunk."""
     requests_total: int = 0
     tokens_total: int = 0
-    refusals: Counter[RefusalReason] = field(default_factory=Counter)
     last_pass: PrefillPass | None = None
 
     @classmethod
     def of_server(cls, scheduler: Scheduler, settings: DeflectionSettings) -> Lane:
         """A lane for this scheduler, closed where deflection isn't known to work."""
-        reason = not_supported_server(scheduler) or (NO_MODEL if settings.steps is None else None)
-        return cls(scheduler, settings, reason)
+        return cls(scheduler, settings, not_supported_server(scheduler))
 
     # --- settings ---
 
     def apply(self, knobs: Knobs) -> None:
         """Take over live settings."""
         self.settings = replace(self.settings, knobs=knobs)
-
-    def use(self, steps: StepTimes) -> None:
-        """Take over a performance model."""
-        self.settings = replace(self.settings, steps=steps)
-        self.not_supported = not_supported_server(self.scheduler)
 
     @property
     def limits(self) -> ChunkLimits:
@@ -113,11 +100,11 @@ class Lane:
 
     def plan(self, running_batch: Batch) -> tuple[PrefillPass | None, list[Request]]:
         """The next pass and the requests in it; no pass leaves the step to decode."""
-        steps, prompts = self.settings.steps, self.prompts()
-        if steps is None or not prompts:
+        prompts = self.prompts()
+        if not prompts:
             return None, []
         situation = self._situation(running_batch, prompts[0][0])
-        chosen = next_pass(steps, [prompt for _, prompt in prompts], situation, self.limits)
+        chosen = next_pass(self.settings.steps, [prompt for _, prompt in prompts], situation, self.limits)
         if chosen is not None and not self._has_kv_for(chosen, situation.residents.requests):
             self.found_no_kv([prompts[share.index][0] for share in chosen.shares])
             chosen = None
@@ -144,11 +131,11 @@ class Lane:
 
     def _note(self, chosen: PrefillPass | None, situation: Situation, *, begun: bool) -> None:
         """What this pass says about safety, and about how long the begun prompt has stood still."""
-        steps = self.settings.steps
-        assert steps is not None
         self.last_pass = chosen
-        stalled = chosen is None and begun
-        self.stalled_seconds += seconds_beside(steps, StepBatch(), situation) if stalled else -self.stalled_seconds
+        if chosen is None and begun:
+            self.stalled_seconds += seconds_beside(self.settings.steps, StepBatch(), situation)
+        else:
+            self.stalled_seconds = 0.0
         if chosen is not None or self.headroom_tokens_per_second(situation.residents) > 0:
             self.unsafe_since = None
         elif self.unsafe_since is None:
@@ -175,11 +162,11 @@ class Lane:
 
     def headroom_tokens_per_second(self, residents: DecodeBatch | None = None) -> float:
         """Deflected prefill tokens per second that fit beside the residents."""
-        steps, limits = self.settings.steps, self.limits
-        if steps is None or self.not_supported is not None or not self.settings.knobs.deflection_enabled:
+        limits = self.limits
+        if self.not_supported is not None or not self.settings.knobs.deflection_enabled:
             return 0.0
         return headroom_tokens_per_second(
-            steps,
+            self.settings.steps,
             view.decode_batch(view.resident_rows(self.scheduler)) if residents is None else residents,
             candidates_tokens=limits.candidates_tokens,
             step_budget_seconds=limits.step_budget_seconds,

@@ -30,9 +30,9 @@ def open_lane(scheduler: Scheduler, settings: DeflectionSettings) -> Lane:
 
 
 def lane_of(scheduler: Scheduler) -> Lane:
-    """A scheduler's lane; one is opened for a scheduler that runs outside the plugin's frame."""
-    lane: Lane | None = getattr(scheduler, _LANE, None)
-    return lane or open_lane(scheduler, DeflectionSettings.from_environment())
+    """A scheduler's lane; its loop begins with one."""
+    lane: Lane = getattr(scheduler, _LANE)
+    return lane
 
 
 # --- arrival ---
@@ -94,7 +94,6 @@ def _admitted(scheduler: Scheduler, request: Request) -> bool:
     if refusal is None:
         lane.requests_total += 1
         return True
-    lane.refusals[refusal.reason] += 1
     scheduler._release_aborted_request(request)
     scheduler.send_abort_output(_abort(request, _finished_reason(refusal)), request)
     return False
@@ -232,11 +231,8 @@ def timeout_aborts(result: list[Any], scheduler: Scheduler) -> list[Any]:
     """`_poll_timeout_aborts`: only rank 0 runs it, and what it returns is broadcast to all ranks."""
     if scheduler.disaggregation_mode.value != "decode":
         return result
-    lane = lane_of(scheduler)
-    for request, refusal in lane.given_up(time.monotonic()):
-        lane.refusals[refusal.reason] += 1
-        result.append(_abort(request, _finished_reason(refusal)))
-    return result
+    over = lane_of(scheduler).given_up(time.monotonic())
+    return [*result, *(_abort(request, _finished_reason(refusal)) for request, refusal in over)]
 
 
 def _abort(request: Request, finished_reason: dict[str, Any] | None) -> Anything:

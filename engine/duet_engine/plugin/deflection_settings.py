@@ -8,25 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from duet_engine.perf.linear import LinearStepModel
 from duet_engine.plugin.deflection_chunks import ChunkLimits
+from duet_engine.plugin.settings import SettingError
 from duet_engine.policy.chunks import step_budget_seconds
-from duet_engine.protocol import Knobs, ProtocolError, StepCoefficients
+from duet_engine.protocol import Knobs
 
 if TYPE_CHECKING:
     from duet_engine.perf.interface import StepTimes
 
-ITL_VARIABLE = "DUET_ITL_MILLISECONDS"
-STEPS_VARIABLE = "DUET_STEP_COEFFICIENTS"
 LIMIT_VARIABLE = "DUET_DEFLECTED_REQUESTS_LIMIT"
-DEFAULT_ITL_MILLISECONDS = 50
 DEFAULT_LIMIT = 16
-
-
-class SettingsError(ValueError):
-    """A variable that can't be read; the message names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,32 +27,13 @@ class DeflectionSettings:
     """One worker's settings."""
 
     knobs: Knobs
-    steps: StepTimes | None = None
-    """Without a model nothing is known to be safe, and nothing is deflected here."""
+    steps: StepTimes
+    """What is safe follows from it."""
     most_deflected_requests: int = DEFAULT_LIMIT
     wait_seconds: float = 2.0
     """How long a request may wait for its first chunk where no chunk can run, and a begun one for its next."""
     unsafe_seconds: float = 0.5
     """How long no chunk may have been safe before those that wait are sent elsewhere at once."""
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """What holds until somebody says otherwise.
-
-        Raises:
-            SettingsError: naming the variable.
-        """
-        coefficients = environment.get(STEPS_VARIABLE)
-        try:
-            steps = LinearStepModel.from_coefficients(StepCoefficients.read(coefficients)) if coefficients else None
-        except ProtocolError as error:
-            raise SettingsError(f"{STEPS_VARIABLE}: {error}") from error
-        itl_milliseconds = _positive(environment, ITL_VARIABLE, DEFAULT_ITL_MILLISECONDS)
-        return cls(
-            knobs=Knobs(generation=0, itl_milliseconds=itl_milliseconds),
-            steps=steps,
-            most_deflected_requests=_positive(environment, LIMIT_VARIABLE, DEFAULT_LIMIT),
-        )
 
     @property
     def step_budget_seconds(self) -> float:
@@ -78,12 +52,13 @@ class DeflectionSettings:
         )
 
 
-def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name, str(default))
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number <= 0:
-        raise SettingsError(f"{name}: must be a positive whole number, got {text!r}")
-    return number
+def requests_limit(environment: Mapping[str, str] = os.environ) -> int:
+    """How many deflected prompts may wait or be under way.
+
+    Raises:
+        SettingError: the variable holds no positive number.
+    """
+    text = environment.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT))
+    if not text.isdecimal() or int(text) == 0:
+        raise SettingError(f"{LIMIT_VARIABLE}: must be a positive whole number, got {text!r}")
+    return int(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from duet_engine.plugin.asgi import Module as ServerModule
-    from duet_engine.plugin.hooks import Hook
+    from duet_engine.plugin.hooks import Hook, Process
     from duet_engine.plugin.scheduler_side import SchedulerSide
     from duet_engine.plugin.server_side import ServerSide
 
@@ -28,4 +28,11 @@ class PluginModule:
 
 def loaded() -> tuple[PluginModule, ...]:
     """All of them, in the order in which they see a request."""
-    return ()
+    from duet_engine.plugin import deflection
+
+    return (deflection.MODULE,)
+
+
+def hooks_in(process: Process) -> tuple[Hook, ...]:
+    """The modules' hooks in processes of this kind."""
+    return tuple(hook for module in loaded() for hook in module.hooks if hook.process is process)

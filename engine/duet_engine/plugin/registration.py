@@ -62,8 +62,7 @@ def this_process() -> Process | None:
 
 def _register_scheduler(settings: EngineSettings, board: Path) -> None:
     table = HookTable()
-    hooks = [*scheduler_hooks.HOOKS, *(hook for module in modules.loaded() for hook in module.hooks)]
-    table.register(hooks, _hand_over)
+    table.register([*scheduler_hooks.HOOKS, *modules.hooks_in(Process.SCHEDULER)], _hand_over)
     if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         from duet_engine.plugin.without_gpu import prepare
 
@@ -77,7 +76,7 @@ def _register_server(settings: EngineSettings, board: Path, sglang_version: str)
 
     table = HookTable()
     side = ServerSide(settings, board, table, sglang_version=sglang_version)
-    table.register(server_hooks.hooks(side), _hand_over)
+    table.register([*server_hooks.hooks(side), *modules.hooks_in(Process.SERVER)], _hand_over)
 
 
 def _hand_over(hook: Hook) -> None:

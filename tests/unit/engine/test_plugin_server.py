@@ -361,6 +361,18 @@ async def test_callers_must_prove_who_they_are(tmp_path: Path) -> None:
     assert (await worker.call("POST", "/generate", b"{}", headers=proof))[0] == 200
 
 
+async def test_only_a_gateway_sends_our_field_even_where_requests_are_open_to_all(tmp_path: Path) -> None:
+    trust, shared = tmp_path / "trust.json", tmp_path / "token"
+    trust.write_text('{"audience": "duet-engine/a/b", "issuer": "cluster", "open_requests": true}')
+    shared.write_text("secret")
+    worker = Worker(tmp_path, {"DUET_TRUST_FILE": str(trust), "DUET_SHARED_TOKEN_FILE": str(shared)})
+    ours = b'{"text": "a", "duet": {"gateway": "g", "sequence": 1, "deflected": true}}'
+    assert (await worker.call("POST", "/generate", b'{"text": "a"}'))[0] == 200
+    assert (await worker.call("POST", "/generate", ours))[0] == 401
+    assert (await worker.call("POST", "/generate", ours, headers={"authorization": "Bearer secret"}))[0] == 200
+    assert worker.sglang.bodies == [b'{"text": "a"}', b'{"text": "a"}']
+
+
 async def test_sglangs_own_warm_up_is_let_in_until_it_ends(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret")

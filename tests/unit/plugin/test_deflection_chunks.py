@@ -6,6 +6,7 @@ import pytest
 from duet_engine.perf.linear import LinearStepModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.step_times import LinearSteps
 
 from duet_engine.perf.interface import StepBatch
 from duet_engine.plugin.deflection_chunks import (
@@ -19,7 +20,7 @@ from duet_engine.plugin.deflection_chunks import (
 from duet_engine.policy.chunks import DecodeBatch, protects_anyone
 
 CANDIDATES = (2048, 1024, 512, 256, 128)
-MODEL = LinearStepModel(
+MODEL = LinearSteps(
     prefill_base_seconds=0.004,
     prefill_per_token_seconds=2e-5,
     prefill_per_token_squared_seconds=1e-9,

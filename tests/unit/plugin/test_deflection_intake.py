@@ -13,26 +13,28 @@ PIECES: list[Message] = [
 ]
 
 
-def held() -> tuple[Arrival, HeldAnswer, list[Any]]:
-    arrival, sent = Arrival(Dispatch(gateway="g", sequence=4, deflected=True)), []
+def held() -> tuple[Arrival, HeldAnswer, list[Any], list[RefusalReason]]:
+    sent: list[Any] = []
+    counted: list[RefusalReason] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    return arrival, HeldAnswer(arrival, send), sent
+    arrival = Arrival(Dispatch(gateway="g", sequence=4, deflected=True))
+    return arrival, HeldAnswer(arrival, send, count=counted.append), sent, counted
 
 
 async def test_an_answer_passes_as_it_is_and_its_head_with_the_first_piece() -> None:
-    _, answer, sent = held()
+    _, answer, sent, counted = held()
     await answer(START)
     assert sent == []
     for piece in PIECES:
         await answer(piece)
-    assert sent == [START, *PIECES]
+    assert sent == [START, *PIECES] and counted == []
 
 
 async def test_a_refusal_takes_the_place_of_a_stream_that_had_begun() -> None:
-    arrival, answer, sent = held()
+    arrival, answer, sent, counted = held()
     await answer(START)
     arrival.refusal = REFUSAL
     for piece in PIECES:
@@ -42,12 +44,13 @@ async def test_a_refusal_takes_the_place_of_a_stream_that_had_begun() -> None:
     assert head["status"] == 503
     assert headers["x-duet-refused"] == "no-kv" and headers["retry-after"] == "2"
     assert Refusal.read(body["body"]) == REFUSAL
+    assert counted == [RefusalReason.NO_KV]
 
 
 async def test_a_refusal_after_the_first_piece_changes_nothing() -> None:
-    arrival, answer, sent = held()
+    arrival, answer, sent, counted = held()
     await answer(START)
     await answer(PIECES[0])
     arrival.refusal = REFUSAL
     await answer(PIECES[1])
-    assert sent == [START, *PIECES]
+    assert sent == [START, *PIECES] and counted == []

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from duet_engine.perf.linear import LinearStepModel
+from tests.support.step_times import LinearSteps
 
 from duet_engine.plugin import deflection_view as view
 from duet_engine.plugin.deflection_lane import Lane
@@ -12,7 +12,7 @@ from duet_engine.plugin.deflection_request import ATTRIBUTE, Deflection
 from duet_engine.plugin.deflection_settings import DeflectionSettings
 from duet_engine.protocol import Knobs, RefusalReason
 
-MODEL = LinearStepModel(
+MODEL = LinearSteps(
     prefill_base_seconds=0.004,
     prefill_per_token_seconds=2e-5,
     prefill_per_token_squared_seconds=0.0,

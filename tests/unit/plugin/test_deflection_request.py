@@ -4,10 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.step_times import QUICK
 
 from duet_engine.plugin.deflection_request import MARK, Deflection, mark, take_mark
-from duet_engine.plugin.deflection_settings import DeflectionSettings, SettingsError
-from duet_engine.protocol import Dispatch, StepCoefficients
+from duet_engine.plugin.deflection_settings import DeflectionSettings, requests_limit
+from duet_engine.plugin.settings import SettingError
+from duet_engine.protocol import Dispatch, Knobs
 
 
 def dispatch(**fields: Any) -> Dispatch:
@@ -45,23 +47,16 @@ def test_each_chunk_is_bound_by_its_place_in_the_schedule_and_by_the_budget() ->
     assert not deflection.begun and deflection.bound_tokens() == 300
 
 
-def test_settings_come_from_the_environment_and_name_what_is_wrong() -> None:
-    steps = StepCoefficients(prefill_base_seconds=0.01, prefill_per_token_seconds=1e-4, decode_base_seconds=0.01)
-    environment = {
-        "DUET_ITL_MILLISECONDS": "40",
-        "DUET_STEP_COEFFICIENTS": steps.write().decode(),
-        "DUET_DEFLECTED_REQUESTS_LIMIT": "3",
-    }
-    settings = DeflectionSettings.from_environment(environment)
-    assert (settings.knobs.itl_milliseconds, settings.most_deflected_requests) == (40, 3)
-    assert settings.step_budget_seconds == pytest.approx(0.034)
-    assert DeflectionSettings.from_environment({}).steps is None
-    for name, value in (("DUET_ITL_MILLISECONDS", "0"), ("DUET_STEP_COEFFICIENTS", "{}")):
-        with pytest.raises(SettingsError, match=name):
-            DeflectionSettings.from_environment({name: value})
+def test_the_limit_comes_from_the_environment_and_names_what_is_wrong() -> None:
+    assert requests_limit({}) == 16
+    assert requests_limit({"DUET_DEFLECTED_REQUESTS_LIMIT": "3"}) == 3
+    for wrong in ("0", "-1", "many"):
+        with pytest.raises(SettingError, match="DUET_DEFLECTED_REQUESTS_LIMIT"):
+            requests_limit({"DUET_DEFLECTED_REQUESTS_LIMIT": wrong})
 
 
 def test_candidate_sizes_become_whole_pages_and_stay_under_the_servers_own_chunk() -> None:
-    settings = DeflectionSettings.from_environment({})
+    settings = DeflectionSettings(knobs=Knobs(generation=0, itl_milliseconds=40), steps=QUICK)
+    assert settings.step_budget_seconds == pytest.approx(0.034)
     assert settings.limits(page_tokens=300, full_chunk_tokens=4096).candidates_tokens == (1800, 900, 300)
     assert settings.limits(page_tokens=16, full_chunk_tokens=600).candidates_tokens == (592, 512, 256, 128)

@@ -1,0 +1,171 @@
+"""Deflected prompts on SGLang's own decode scheduler, against its ordinary one: equal tokens, and nothing left behind.
+
+One process for each of the two; what happens is a script, so each run is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from tests.support.sglang_scheduler import run_scenarios
+
+from duet_dev import engine_environment
+from duet_engine.protocol import Refusal, RefusalReason
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+CAPACITY_TOKENS = 16384
+chance = random.Random(20_511)
+
+
+def prompt(tokens: int) -> list[int]:
+    return [chance.randrange(3, 512) for _ in range(tokens)]
+
+
+def request(rid: str, length: int, **fields: Any) -> dict[str, Any]:
+    return {"rid": rid, "ids": prompt(length), **fields}
+
+
+def seeded(seed: int) -> dict[str, Any]:
+    return {"temperature": 0.8, "top_k": 50, "sampling_seed": seed}
+
+
+LENGTHS = [1, 2, 5, 17, 64, 130, 300, 511, 513, 900, 1500, 2000]
+MIXTURE = [
+    request(f"mixture-{number:02d}", length, tokens=8 + number % 9, sampling=seeded(number) if number % 2 else {})
+    for number, length in enumerate([*LENGTHS, *LENGTHS])
+]
+RESIDENTS = [request(f"resident-{number:02d}", 5, tokens=48) for number in range(40)]
+LONG = request("long", 1200, tokens=4)
+LOGPROBS = [request(f"logprobs-{number}", 20, tokens=40, logprobs=True) for number in range(3)]
+LONG_AMONG_LOGPROBS = request("long-among-logprobs", 1500, tokens=4)
+PAUSED = [request(f"paused-{number}", 40, tokens=30) for number in range(3)]
+PAUSED_LONG = request("paused-long", 1500, tokens=5)
+
+SCENARIOS: dict[str, list[dict[str, Any]]] = {
+    "mixture": [{"submit": MIXTURE[:12]}, *({"turns": 2, "submit": [each]} for each in MIXTURE[12:])],
+    "residents": [{"submit": RESIDENTS}, {"after": {"resident-39": 3}, "submit": [LONG]}],
+    "logprobs": [{"submit": LOGPROBS}, {"after": {"logprobs-2": 3}, "submit": [LONG_AMONG_LOGPROBS]}],
+    "pause": [
+        {"submit": PAUSED},
+        {"after": {"paused-2": 4}, "submit": [PAUSED_LONG]},
+        {"turns": 2, "pause": "retract"},
+        {"turns": 3, "flush": True},
+        {"continue": True},
+    ],
+}
+DEFLECTED_ONLY: dict[str, list[dict[str, Any]]] = {
+    "aborts": [
+        {"submit": [request("running", 20, tokens=500), request("cut", 2000), request("waits", 1000)]},
+        {"after": {"running": 2}, "idle": True, "busy_for_health_check": True, "queue": True, "flush": True},
+        {"abort": "waits"},
+        {"abort": "cut"},
+        {"abort": "running"},
+    ],
+    "no budget": [
+        {"submit": [request("stays", 20, tokens=2000), request("none", 100, dispatch={"chunk_budget_tokens": 0})]},
+        {"after": {"stays": 3}, "turns": 1, "queue": True, "busy_for_health_check": True},
+    ],
+    "no room": [{"submit": [request(f"big-{number}", 7000, tokens=600) for number in range(3)]}],
+    "without KV": [
+        {"submit": [{**each, "rid": f"control-{each['rid']}", "without_kv": True} for each in MIXTURE[4:12]]}
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def sglang() -> None:
+    """Without an SGLang to run there is nothing to test."""
+    if engine_environment.ready():
+        return
+    reason = "SGLang isn't installed for tests: run `make engine-env` (10 GB)"
+    (pytest.fail if os.environ.get("DUET_REQUIRE_ENGINE") == "1" else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="module")
+def plain(sglang: None) -> dict[str, dict[str, Any]]:
+    results = run_scenarios([{"events": events} for events in SCENARIOS.values()], mode="plain")
+    return dict(zip(SCENARIOS, results, strict=True))
+
+
+@pytest.fixture(scope="module")
+def deflected(sglang: None) -> dict[str, dict[str, Any]]:
+    scenarios = SCENARIOS | DEFLECTED_ONLY
+    results = run_scenarios([{"events": events} for events in scenarios.values()])
+    return dict(zip(scenarios, results, strict=True))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_outputs_are_a_plain_servers(
+    plain: dict[str, dict[str, Any]], deflected: dict[str, dict[str, Any]], name: str
+) -> None:
+    expected, got = plain[name]["tokens"], deflected[name]["tokens"]
+    assert got == expected
+    assert len({tuple(tokens) for tokens in expected.values()}) == len(expected)
+
+
+def test_outputs_without_the_prompts_kv_differ(
+    plain: dict[str, dict[str, Any]], deflected: dict[str, dict[str, Any]]
+) -> None:
+    """The control: if equality came of itself, these would be equal too."""
+    control = deflected["without KV"]["tokens"]
+    equal = [
+        rid for rid, tokens in control.items() if tokens == plain["mixture"]["tokens"][rid.removeprefix("control-")]
+    ]
+    assert len(control) == 8 and equal == []
+
+
+@pytest.mark.parametrize("name", [*SCENARIOS, *DEFLECTED_ONLY])
+def test_nothing_is_left_behind(deflected: dict[str, dict[str, Any]], name: str) -> None:
+    result = deflected[name]
+    assert result["idle"]
+    assert result["free_tokens"] == CAPACITY_TOKENS
+    assert result["free_rows"] == max(each["free_rows"] for each in deflected.values())
+
+
+def test_chunks_beside_many_residents_stay_whole(deflected: dict[str, dict[str, Any]]) -> None:
+    """SGLang takes 40 tokens off a chunk of 32: without the residents added back it would be one of -8."""
+    mixed = [(rows, tokens) for kind, rows, tokens in deflected["residents"]["steps"] if kind == "MIXED"]
+    chunks = [tokens - (rows - 1) for rows, tokens in mixed if rows > 30]
+    assert chunks and set(chunks) <= {32, 64, 128, 1200 % 32}
+
+
+def test_residents_that_cant_mix_take_turns_with_chunks(deflected: dict[str, dict[str, Any]]) -> None:
+    steps = [kind for kind, _, _ in deflected["logprobs"]["steps"]]
+    first, last = steps.index("DECODE"), len(steps) - steps[::-1].index("EXTEND")
+    assert steps[first:last].count("EXTEND") >= 3
+    assert ("EXTEND", "EXTEND") not in list(pairwise(steps[first:last]))
+
+
+def test_deflected_requests_are_seen_by_idle_and_health_checks_queue_counts_and_flushes(
+    deflected: dict[str, dict[str, Any]],
+) -> None:
+    flushed, idle, busy, queued = deflected["aborts"]["notes"]
+    assert (flushed, idle, busy) == (False, False, True)
+    assert queued >= 1
+
+
+def test_aborts_end_requests_wherever_they_are(deflected: dict[str, dict[str, Any]]) -> None:
+    ended = deflected["aborts"]["ended"]
+    assert {rid: reason["type"] for rid, reason in ended.items()} == dict.fromkeys(("running", "cut", "waits"), "abort")
+
+
+def test_a_chunk_budget_of_zero_waits_and_is_refused_by_name(deflected: dict[str, dict[str, Any]]) -> None:
+    result = deflected["no budget"]
+    assert refusal_of(result["ended"]["none"]).reason is RefusalReason.ITL_UNSAFE
+    assert len(result["tokens"]["stays"]) == 2000 and "none" not in result["tokens"]
+
+
+def test_what_doesnt_fit_is_refused_at_once_and_the_rest_is_served(deflected: dict[str, dict[str, Any]]) -> None:
+    result = deflected["no room"]
+    assert refusal_of(result["ended"]["big-2"]).reason is RefusalReason.NO_KV
+    assert [len(result["tokens"][f"big-{number}"]) for number in range(2)] == [600, 600]
+
+
+def refusal_of(finish_reason: dict[str, Any]) -> Refusal:
+    assert finish_reason["status_code"] == 503
+    return Refusal.read(json.dumps(json.loads(finish_reason["message"])))
