@@ -80,5 +80,6 @@ def not_supported_request(request: Tokenized) -> str | None:
 
 def feature_verdicts() -> dict[str, str]:
     """Each feature and what a deflected request with it gets."""
-    refused = [*REQUEST_TESTS, SEVERAL_ANSWERS, *SERVER_TESTS]
-    return dict.fromkeys(WORKING, "works") | dict.fromkeys(refused, f"refused ({RefusalReason.UNSUPPORTED})")
+    requests = dict.fromkeys((*REQUEST_TESTS, SEVERAL_ANSWERS), f"refused ({RefusalReason.UNSUPPORTED})")
+    servers = dict.fromkeys(SERVER_TESTS, f"refused ({RefusalReason.DEFLECTION_OFF})")
+    return dict.fromkeys(WORKING, "works") | requests | servers

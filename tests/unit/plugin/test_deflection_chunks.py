@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-from duet_engine.perf.linear import LinearStepModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.step_times import LinearSteps
