@@ -40,7 +40,9 @@ def run_scenarios(
         "knobs": {"itl_milliseconds": itl_milliseconds, "chunk_candidates_tokens": list(candidates)},
         "options": ["--model-path", str(engine_environment.model_folder(model)), *options],
     }
-    own = {**engine_environment.environment(), "SGLANG_PLUGINS": "none", **(environment or {})}
+    # Seeded sampling is compiled otherwise, by a C++ compiler that need not be here.
+    always = {"SGLANG_PLUGINS": "none", "TORCHDYNAMO_DISABLE": "1"}
+    own = {**engine_environment.environment(), **always, **(environment or {})}
     finished = subprocess.run(
         [str(engine_environment.engine_python()), __file__],
         input=json.dumps(order),
@@ -64,7 +66,7 @@ class SchedulerDied(Exception):
 
 SMALL = (
     *("--dtype", "float32", "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--mem-fraction-static", "0.05", "--max-total-tokens", "16384", "--max-running-requests", "64"),
+    *("--mem-fraction-static", "0.5", "--max-total-tokens", "16384", "--max-running-requests", "64"),
     *("--disable-cuda-graph", "--skip-tokenizer-init", "--chunked-prefill-size", "512", "--log-level", "warning"),
 )
 DECODE = (
@@ -268,6 +270,7 @@ def _scheduler(order: Mapping[str, Any]) -> Any:
     module.publish(arguments, role="scheduler", ranks=module.SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=0))
     scheduler = module.Scheduler(arguments, ports)
     # SGLang honours seeds with this alone, and would refuse it beside the only attention that a CPU has.
+    _define_seeded_hash()
     get_context().override("seeds", enable_deterministic_inference=True)
     if order["mode"] == "decode":
         _open_lane(scheduler, order["knobs"])
@@ -291,6 +294,32 @@ def _open_lane(scheduler: Any, knobs: Mapping[str, Any]) -> None:
     )
     settings = DeflectionSettings(knobs=Knobs(generation=0, **knobs), steps=steps, most_deflected_requests=64)
     open_lane(scheduler, settings)
+
+
+def _define_seeded_hash() -> None:
+    """MurmurHash3 of (seed, position, column), which SGLang's kernels for GPUs lack on the CPU."""
+    import torch
+
+    low = 0xFFFFFFFF
+
+    def rotated(number: torch.Tensor, bits: int) -> torch.Tensor:
+        return ((number << bits) | (number >> (32 - bits))) & low
+
+    def mixed(state: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        block = rotated((block * 0xCC9E2D51) & low, 15)
+        return (rotated(state ^ ((block * 0x1B873593) & low), 13) * 5 + 0xE6546B64) & low
+
+    def murmur(seed: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        seeds, places = seed.to(torch.int64)[:, None], positions.to(torch.int64)[:, None] & low
+        state = mixed(mixed(torch.zeros_like(seeds), seeds & low), (seeds >> 32) & low)
+        state = mixed(mixed(state, places), columns.to(torch.int64)[None, :] & low) ^ 16
+        state = ((state ^ (state >> 16)) * 0x85EBCA6B) & low
+        state = ((state ^ (state >> 13)) * 0xC2B2AE35) & low
+        return (state ^ (state >> 16)).to(torch.uint32)
+
+    _define_seeded_hash.library = torch.library.Library("sgl_kernel", "FRAGMENT")  # type: ignore[attr-defined]
+    _define_seeded_hash.library.define("murmur_hash32_cpu(Tensor seed, Tensor positions, Tensor columns) -> Tensor")
+    _define_seeded_hash.library.impl("murmur_hash32_cpu", murmur, "CPU")
 
 
 def _apply_hooks(without: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 LLAMA, QWEN3 = "tiny-llama", "tiny-qwen3"
 SMALL = (
-    *("--dtype", "float32", "--mem-fraction-static", "0.05"),
+    *("--dtype", "float32", "--mem-fraction-static", "0.5"),
     *("--max-total-tokens", "16384", "--max-running-requests", "64"),
 )
 """What fits several servers on one machine; 32-bit floats as the tiny models have them."""
