@@ -6,18 +6,17 @@ One process for each of the two; what happens is a script, so each run is the sa
 from __future__ import annotations
 
 import json
-import os
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.sglang_scheduler import run_scenarios
+from tests.support.sglang_scheduler import play_all
 
-from duet_dev import engine_environment
 from duet_engine.protocol import Refusal, RefusalReason
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 CAPACITY_TOKENS = 16384
 chance = random.Random(20_511)
 
@@ -78,25 +77,13 @@ DEFLECTED_ONLY: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def sglang() -> None:
-    """Without an SGLang to run there is nothing to test."""
-    if engine_environment.ready():
-        return
-    reason = "SGLang isn't installed for tests: run `make engine-env` (10 GB)"
-    (pytest.fail if os.environ.get("DUET_REQUIRE_ENGINE") == "1" else pytest.skip)(reason)
+def plain(engine_logs: Path) -> dict[str, dict[str, Any]]:
+    return play_all(SCENARIOS, mode="plain")
 
 
 @pytest.fixture(scope="module")
-def plain(sglang: None) -> dict[str, dict[str, Any]]:
-    results = run_scenarios([{"events": events} for events in SCENARIOS.values()], mode="plain")
-    return dict(zip(SCENARIOS, results, strict=True))
-
-
-@pytest.fixture(scope="module")
-def deflected(sglang: None) -> dict[str, dict[str, Any]]:
-    scenarios = SCENARIOS | DEFLECTED_ONLY
-    results = run_scenarios([{"events": events} for events in scenarios.values()])
-    return dict(zip(scenarios, results, strict=True))
+def deflected(engine_logs: Path) -> dict[str, dict[str, Any]]:
+    return play_all(SCENARIOS | DEFLECTED_ONLY)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

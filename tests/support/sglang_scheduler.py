@@ -1,8 +1,8 @@
 """One SGLang scheduler in one process, fed by a script instead of by HTTP: cheaper than a server, always the same.
 
-`run_scenarios` starts `python sglang_scheduler.py` with SGLang's interpreter; the second half of this file runs there.
-A scenario is a list of events. Each happens once its condition holds, in order, one look per turn of the scheduler's
-loop: `{"after": {"rid": tokens}, "submit": [...]}`, `{"turns": 5, "abort": "rid"}`, `{"pause": "retract"}`.
+`running_scheduler` starts this file with SGLang's interpreter; its second half runs there. A scenario is a list of
+events. Each happens once its condition holds, in order, one look per turn of the scheduler's loop:
+`{"after": {"rid": tokens}, "submit": [...]}`, `{"turns": 5, "abort": "rid"}`, `{"pause": "retract"}`.
 """
 
 from __future__ import annotations
@@ -11,55 +11,95 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
-SECONDS = 400.0
 MOST_TURNS = 20_000
-
-
-def run_scenarios(
-    scenarios: Sequence[Mapping[str, Any]],
-    *options: str,
-    mode: str = "decode",
-    model: str = "tiny-llama",
-    without_hooks: Sequence[str] = (),
-    itl_milliseconds: int = 20,
-    candidates: Sequence[int] = (512, 256, 128, 64, 32),
-    environment: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """What each scenario brought, on one scheduler in turn."""
-    from duet_dev import engine_environment
-
-    order = {
-        "scenarios": list(scenarios),
-        "mode": mode,
-        "without_hooks": list(without_hooks),
-        "knobs": {"itl_milliseconds": itl_milliseconds, "chunk_candidates_tokens": list(candidates)},
-        "options": ["--model-path", str(engine_environment.model_folder(model)), *options],
-    }
-    # Seeded sampling is compiled otherwise, by a C++ compiler that need not be here.
-    always = {"SGLANG_PLUGINS": "none", "TORCHDYNAMO_DISABLE": "1"}
-    own = {**engine_environment.environment(), **always, **(environment or {})}
-    finished = subprocess.run(
-        [str(engine_environment.engine_python()), __file__],
-        input=json.dumps(order),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **own},
-        timeout=SECONDS,
-        check=False,
-    )
-    if finished.returncode != 0:
-        raise SchedulerDied(finished.stderr[-6000:])
-    results: list[dict[str, Any]] = json.loads(finished.stdout.splitlines()[-1])
-    return results
+STEPS = {
+    "prefill_base_seconds": 0.004,
+    "prefill_per_token_seconds": 2e-5,
+    "decode_base_seconds": 0.004,
+    "decode_per_request_seconds": 3e-4,
+    "decode_per_context_token_seconds": 5e-7,
+}
+"""A model that makes chunks small beside residents: what the CPU really takes doesn't matter to a script."""
 
 
 class SchedulerDied(Exception):
     """The scheduler's process ended with an error; what it said."""
+
+
+class SchedulerProcess:
+    """A scheduler that plays scenarios, one after the other."""
+
+    def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
+        self._process = process
+        self._log = log
+
+    def play(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What these events brought, once everything in them has ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(list(events)) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self._log.seek(0)
+            raise SchedulerDied(self._log.read()[-6000:])
+        result: dict[str, Any] = json.loads(answer)
+        return result
+
+
+@contextmanager
+def running_scheduler(
+    *options: str,
+    mode: str = "decode",
+    model: str = "tiny-llama",
+    without_hooks: Sequence[str] = (),
+    knobs: Mapping[str, Any] | None = None,
+    steps: Mapping[str, float] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[SchedulerProcess]:
+    """A scheduler of SGLang's decode mode with the deflection's hooks, or of its ordinary mode (`plain`)."""
+    from duet_dev import engine_environment
+
+    order = {
+        "mode": mode,
+        "without_hooks": list(without_hooks),
+        "knobs": {"itl_milliseconds": 20, "chunk_candidates_tokens": [512, 256, 128, 64, 32], **(knobs or {})},
+        "steps": dict(steps or STEPS),
+        "options": ["--model-path", str(engine_environment.model_folder(model)), *options],
+    }
+    # Seeded sampling is compiled otherwise, by a C++ compiler that need not be here.
+    always = {"SGLANG_PLUGINS": "none", "TORCHDYNAMO_DISABLE": "1", "DUET_SCHEDULER_ORDER": json.dumps(order)}
+    own = {**engine_environment.environment(), **always, **(environment or {})}
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [str(engine_environment.engine_python()), __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **own},
+        ) as process,
+    ):
+        try:
+            yield SchedulerProcess(process, log)
+        finally:
+            process.kill()
+
+
+def play_all(scenarios: Mapping[str, Sequence[Mapping[str, Any]]], *options: str, **more: Any) -> dict[str, Any]:
+    """Each scenario's result, on one scheduler in turn."""
+    with running_scheduler(*options, **more) as scheduler:
+        return {name: scheduler.play(events) for name, events in scenarios.items()}
 
 
 # --- from here on in SGLang's interpreter ---
@@ -92,6 +132,7 @@ class Recorder:
         self.logprobs: dict[str, list[float]] = {}
         self.ended: dict[str, Any] = {}
         self.cached: dict[str, int] = {}
+        self.times: dict[str, list[float]] = {}
 
     def send_output(self, output: Any, _request: Any = None) -> None:
         name = type(output).__name__
@@ -100,6 +141,7 @@ class Recorder:
         elif name == "BatchTokenIDOutput":
             for place, rid in enumerate(output.rids):
                 self.tokens.setdefault(rid, []).extend(list((output.output_ids or {})[place] or []))
+                self.times.setdefault(rid, []).append(time.perf_counter())
                 self.cached[rid] = output.cached_tokens[place]
                 if output.output_token_logprobs_val and output.output_token_logprobs_val[place]:
                     values = output.output_token_logprobs_val[place]
@@ -129,12 +171,12 @@ class Bench:
 
         self.scheduler.run_batch = observed
 
-    def play(self, scenario: Mapping[str, Any]) -> dict[str, Any]:
+    def play(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Run one scenario until everything has ended."""
         scheduler, recorder = self.scheduler, self.recorder
         recorder.clear()
         self.steps.clear()
-        source = self._inputs(scenario)
+        source = self._inputs(events)
 
         def pull(_receiver: Any) -> list[Any]:
             try:
@@ -151,6 +193,7 @@ class Bench:
             "tokens": recorder.tokens,
             "ended": recorder.ended,
             "cached": recorder.cached,
+            "times": recorder.times,
             "logprobs": recorder.logprobs,
             "steps": self.steps.copy(),
             "seconds": time.perf_counter() - began,
@@ -161,11 +204,11 @@ class Bench:
             "notes": self.notes,
         }
 
-    def _inputs(self, scenario: Mapping[str, Any]) -> Iterator[list[Any]]:
+    def _inputs(self, events: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
         self.notes: list[Any] = []
         awaited: set[str] = set()
         turns = 0
-        for event in scenario["events"]:
+        for event in events:
             until = turns + event.get("turns", 0)
             while turns < until or not self._holds(event.get("after", {})):
                 turns += 1
@@ -206,9 +249,15 @@ class Bench:
             self.notes.append(self.scheduler.is_fully_idle())
         if "busy_for_health_check" in event:
             self.notes.append(not self.scheduler.is_fully_idle(for_health_check=True))
+        if "knobs" in event:
+            self._set(event["knobs"], event.get("steps"))
         if "queue" in event:
             self.notes.append(len(self.scheduler.waiting_queue))
         return messages
+
+    def _set(self, knobs: Mapping[str, Any], steps: Mapping[str, float] | None) -> None:
+        """Other settings from here on."""
+        _open_lane(self.scheduler, knobs, steps or STEPS)
 
     def _request(
         self,
@@ -273,26 +322,20 @@ def _scheduler(order: Mapping[str, Any]) -> Any:
     _define_seeded_hash()
     get_context().override("seeds", enable_deterministic_inference=True)
     if order["mode"] == "decode":
-        _open_lane(scheduler, order["knobs"])
+        _open_lane(scheduler, order["knobs"], order["steps"])
     return scheduler
 
 
-def _open_lane(scheduler: Any, knobs: Mapping[str, Any]) -> None:
-    """With a model that makes chunks small beside residents: what the CPU really takes doesn't matter to a script."""
+def _open_lane(scheduler: Any, knobs: Mapping[str, Any], steps: Mapping[str, float]) -> None:
     from step_times import LinearSteps
 
     from duet_engine.plugin.deflection_scheduler import open_lane
     from duet_engine.plugin.deflection_settings import DeflectionSettings
     from duet_engine.protocol import Knobs
 
-    steps = LinearSteps(
-        prefill_base_seconds=0.004,
-        prefill_per_token_seconds=2e-5,
-        decode_base_seconds=0.004,
-        decode_per_request_seconds=3e-4,
-        decode_per_context_token_seconds=5e-7,
+    settings = DeflectionSettings(
+        knobs=Knobs(generation=0, **knobs), steps=LinearSteps(**steps), most_deflected_requests=512
     )
-    settings = DeflectionSettings(knobs=Knobs(generation=0, **knobs), steps=steps, most_deflected_requests=64)
     open_lane(scheduler, settings)
 
 
@@ -336,13 +379,14 @@ def _apply_hooks(without: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Play the scenarios on standard input, and end without SGLang's threads having a say."""
-    order = json.load(sys.stdin)
-    output = os.fdopen(os.dup(1), "w")
+    """Play the scenarios on standard input until it ends, and leave without SGLang's threads having a say."""
+    order = json.loads(os.environ["DUET_SCHEDULER_ORDER"])
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     bench = Bench(order)
-    json.dump([bench.play(scenario) for scenario in order["scenarios"]], output)
-    output.flush()
+    for line in sys.stdin:
+        answers.write(json.dumps(bench.play(json.loads(line))) + "\n")
+        answers.flush()
     os._exit(0)
 
 

@@ -5,6 +5,8 @@ Invariant: the hooks belong together; where one isn't in force the frame says th
 
 from __future__ import annotations
 
+import time
+
 from duet_engine.plugin import deflection_scheduler, deflection_tokenizer
 from duet_engine.plugin import deflection_view as view
 from duet_engine.plugin.asgi import Module as ServerModule
@@ -18,6 +20,9 @@ from duet_engine.plugin.modules import PluginModule
 from duet_engine.plugin.scheduler_side import SchedulerSide
 from duet_engine.plugin.server_side import ServerSide
 
+HEADROOM_SECONDS = 0.1
+"""How old the headroom may get: it asks the performance model several times, and a step has no time for that."""
+
 
 def scheduler_started(side: SchedulerSide) -> None:
     """Give the scheduler its lane, and let it follow the frame's knobs and model."""
@@ -25,8 +30,11 @@ def scheduler_started(side: SchedulerSide) -> None:
     lane = open_lane(side.scheduler, settings)
     side.on_knobs.append(lane.apply)
 
+    headroom_at = 0.0
+
     def contribute(facts: SchedulerFacts) -> None:
         """What deflection adds to the worker's state."""
+        nonlocal headroom_at
         if side.scheduler.disaggregation_mode.value != "decode":
             return
         facts.deflected = float(sum(1 for _ in view.unfinished(side.scheduler)))
@@ -34,7 +42,9 @@ def scheduler_started(side: SchedulerSide) -> None:
         facts.queued = max(0.0, facts.queued - facts.deflected)
         facts.queued_deflected_tokens = float(lane.queued_tokens())
         facts.deflection_active = float(lane.not_supported is None and lane.settings.knobs.deflection_enabled)
-        facts.headroom_tokens_per_second = lane.headroom_tokens_per_second()
+        if time.monotonic() - headroom_at >= HEADROOM_SECONDS:
+            headroom_at = time.monotonic()
+            facts.headroom_tokens_per_second = lane.headroom_tokens_per_second()
         facts.deflected_tokens_total = float(lane.tokens_total)
         facts.deflected_requests_total = float(lane.requests_total)
 
