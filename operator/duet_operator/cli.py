@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from duet_operator.simulation.commands import simulate
+from duet_operator.simulation.size_commands import size
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -125,6 +128,10 @@ def calibrate(
             calibrate_logs(logs, out, parameters, gpu=gpu, model=model)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+main.add_command(simulate)
+main.add_command(size)
 
 
 def _documents(manifest: TextIO) -> Iterator[Mapping[str, Any]]:

@@ -100,7 +100,7 @@ def _load(outcomes: Sequence[Outcome]) -> Panel:
     scaled = [rate / busiest * peak * 0.9 for rate in windows.requests_per_second]
     rates = [f"{rate:.3g}/s" for rate in windows.requests_per_second]
     chart.band(starts, [0.0] * len(starts), scaled, name="requests", colour=LOAD_COLOUR, style="area", words=rates)
-    for index, outcome in enumerate(outcomes):
+    for index, outcome in _first_on_top(outcomes):
         moments = [max(at, 0.0) for at, _ in outcome.gpus if at <= end]
         held = [float(gpus) for at, gpus in outcome.gpus if at <= end]
         chart.steps(moments, held, name=_legend(outcome, outcomes, "GPUs"), colour=index % COLOURS)
@@ -125,9 +125,9 @@ def _latency(
         outcomes[0].last_arrival_seconds, ROOM * min(highest, limit), f"{title} over time", words=seconds
     )
     chart.level(objective_seconds, f"objective {seconds(objective_seconds)}")
-    for index, (outcome, series) in enumerate(zip(outcomes, values, strict=True)):
+    for index, outcome in _first_on_top(outcomes):
         ends = outcome.windows.end_seconds
-        chart.line(ends, series, name=_legend(outcome, outcomes, "P95"), colour=index % COLOURS)
+        chart.line(ends, values[index], name=_legend(outcome, outcomes, "P95"), colour=index % COLOURS)
     cut = f"; cut off at {seconds(ROOM * limit)}" if highest > ROOM * limit else ""
     width = outcomes[0].window_seconds
     return Panel(title, f"by arrival, over {width:.0f} s{cut}", chart.render(), tuple(_names(outcomes, "P95")))
@@ -188,6 +188,11 @@ def _over_time(
         x_unit=unit_seconds,
         counts=counts,
     )
+
+
+def _first_on_top(outcomes: Sequence[Outcome]) -> list[tuple[int, Outcome]]:
+    """In the order of drawing: what is drawn last covers the others."""
+    return list(enumerate(outcomes))[::-1]
 
 
 def _legend(outcome: Outcome, outcomes: Sequence[Outcome], alone: str) -> str:

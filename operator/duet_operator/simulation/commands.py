@@ -34,7 +34,7 @@ OUTPUT_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="So many times as fast.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Only the first, by the workload's clock.")
 @click.option("--copies", type=click.IntRange(min=1), help="Each request so many times, jittered.")
-@click.option("--gpu", help="GPU of the workers, such as h100-sxm.")
+@click.option("--gpu", help="GPU of pools that name none of their own, such as h100-sxm.")
 @click.option("--planner", help="Who sizes the pools, in place of the file's.")
 @click.option("--routing", help="Who routes, in place of the file's.")
 @click.option(

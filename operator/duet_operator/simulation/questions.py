@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 
 REQUIRED = {"model": "--model", "gpu": "--gpu", "ttft_milliseconds": "--ttft", "itl_milliseconds": "--itl"}
 LOAD = {"rate": "--rate", "input_tokens": "--input", "output_tokens": "--output"}
+OTHERS = {
+    "ranks": "--tensor-parallel",
+    "ttft_unloaded_percent": "--ttft-unloaded",
+    "attainment": "--attainment",
+    "variation": "--variation",
+}
+
+
+def refuse_beside_a_file(options: Mapping[str, Any]) -> None:
+    """Refuse what the file says already.
+
+    Raises:
+        InvalidFileError: naming these options.
+    """
+    given = [flag for name, flag in (REQUIRED | LOAD | OTHERS).items() if name != "gpu" and options[name] is not None]
+    if given:
+        raise InvalidFileError(f"{', '.join(given)}: the file says this; change it there, or leave the file out")
 
 
 def asked(options: Mapping[str, Any], *, base: Path) -> Study:

@@ -87,11 +87,12 @@ def size(file: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's v
 
 def _study(file: Path | None, options: dict[str, Any]) -> Study:
     from duet_operator.simulation.files import read_study
-    from duet_operator.simulation.questions import asked
+    from duet_operator.simulation.questions import asked, refuse_beside_a_file
 
     changes = {name: options[name] for name in ("gpu", "seed")}
     workload = {name: options[name] for name in ("trace", "speed", "copies", "skip_bad_lines")}
     if file is not None:
+        refuse_beside_a_file(options)
         return read_study(file, changes, workload=workload)
     return asked(options, base=Path())
 

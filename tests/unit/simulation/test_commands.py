@@ -112,6 +112,12 @@ def test_a_size_is_found_for_a_file(scenario: Path) -> None:
     assert json.loads(result.output)["load"]["requests_per_second"] == pytest.approx(3, rel=0.3)
 
 
+def test_options_that_a_file_answers_are_refused_beside_it(scenario: Path) -> None:
+    result = duet("size", scenario, "--rate", "5", "--ttft", "500")
+    assert result.exit_code == 1
+    assert "--ttft, --rate: the file says this; change it there, or leave the file out" in result.output
+
+
 def test_missing_options_are_named() -> None:
     result = duet("size", "--model", "Qwen/Qwen3-8B", "--rate", "3")
     assert result.exit_code == 1
