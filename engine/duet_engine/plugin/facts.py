@@ -87,8 +87,9 @@ class SchedulerFacts:
 
     @property
     def runnable_work(self) -> float:
-        """Requests that wait for nobody but this scheduler."""
-        return self.running + self.queued + self.deflected
+        """Requests that wait for nobody but this scheduler. KV that a decode worker hasn't fetched yet may be what a
+        waiting prompt lacks."""
+        return self.running + self.deflected + (0.0 if self.prefill_inflight else self.queued)
 
     @property
     def kind(self) -> StepKind:

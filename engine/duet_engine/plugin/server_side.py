@@ -167,7 +167,7 @@ class ServerSide:
         facts = self.facts
         # A request may be in the tokenizer, or its answer on its way out: no scheduler knows of it.
         elsewhere = max(0, self.active_requests - int(facts.total_work))
-        return Work(
+        work = Work(
             running=int(facts.running),
             queued=int(facts.queued) + elsewhere,
             deflected=int(facts.deflected),
@@ -176,6 +176,8 @@ class ServerSide:
             decode_prealloc=int(facts.decode_prealloc),
             decode_transfer=int(facts.decode_transfer),
         )
+        self.drain.observe(work, time.monotonic())
+        return work
 
     def drain_status(self) -> DrainStatus:
         """Answer of `/duet/drain`."""

@@ -137,6 +137,15 @@ def test_work_that_needs_nobody_else_is_told_since_when(tmp_path: Path) -> None:
     assert worker.read().runnable_since == 1.0
 
 
+def test_a_prompt_that_lacks_room_because_nobody_fetches_kv_waits_for_a_peer(tmp_path: Path) -> None:
+    worker = Observed("prefill", tmp_path)
+    worker.sglang.waiting_queue = [request(5)]
+    worker.sglang.disagg_prefill_inflight_queue = [object()]
+    assert worker.read().runnable_since == 0
+    worker.sglang.disagg_prefill_inflight_queue = []
+    assert worker.read().runnable_since == 1.0
+
+
 def test_a_mistake_while_looking_costs_readiness_and_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
