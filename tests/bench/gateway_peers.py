@@ -145,3 +145,17 @@ def load(url: str, *, concurrent: int, total: int) -> dict[str, Any]:
     command = [STREAMS, "load", f"{url}/v1/completions", str(concurrent), str(total)]
     said: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return said
+
+
+@contextmanager
+def holding(url: str, streams: int) -> Iterator[None]:
+    """So many streams, open and silent while the block runs."""
+    command = [STREAMS, "hold", f"{url}/v1/completions", str(streams), "100"]
+    popen = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert popen.stdout is not None and popen.stdout.readline() == b"open\n"
+        time.sleep(1.0)
+        yield
+    finally:
+        popen.kill()
+        popen.wait()

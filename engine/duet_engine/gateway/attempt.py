@@ -127,6 +127,9 @@ class Attempt:
     def stream_began(self, now: float) -> None:
         """The decode worker's first token is here."""
         self.first_token_at = now
+        if self.assignment.prefill is None:
+            self.assignment.first_token_came()
+            self._upstream.changed()
         self._succeed()
 
     def side_ended(self, side: Side) -> None:

@@ -74,6 +74,10 @@ class Assignment:
         if self.prefill is not None and self.prefill_work is not None:
             self.prefill.ended(self.prefill_work)
 
+    def first_token_came(self) -> None:
+        """The decode worker has computed the prompt, or got it."""
+        self.decode.prompt_done(self.decode_work)
+
     def release(self) -> None:
         """The request has left its workers."""
         self.prefill_ended()

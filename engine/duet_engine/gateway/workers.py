@@ -7,7 +7,7 @@ it (`WorkerState.accepted`), by that state afterwards, and no more once it has e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from duet_engine.gateway.breaker import Breaker
 from duet_engine.gateway.discovery import Member
@@ -56,6 +56,8 @@ class Worker:
         """Who wants to know when nothing is heard of it any more."""
         self._sequence = 0
         self._sent: dict[int, SentWork] = {}
+        self._pending: dict[int, SentWork] = {}
+        """Those of them that no state includes yet."""
         self._out_of_service = False
         self._deflection_refused = False
         self._decode_view: DecodeWorker | None = None
@@ -99,6 +101,9 @@ class Worker:
         self.connected = True
         self._out_of_service = False
         self._deflection_refused = False
+        included = state.accepted.get(self.gateway_id, 0)
+        for sequence in [each for each in self._pending if each <= included]:
+            del self._pending[sequence]
         self._changed()
 
     def lost(self) -> None:
@@ -132,14 +137,21 @@ class Worker:
             local=local,
             probe=self.breaker.sent(),
         )
-        self._sent[work.sequence] = work
+        self._sent[work.sequence] = self._pending[work.sequence] = work
         self._changed()
         return work
+
+    def prompt_done(self, work: SentWork) -> None:
+        """Its first token is here: until a state says so, it counts as a running request and no more as a prompt."""
+        if work.local and work.sequence in self._pending:
+            self._pending[work.sequence] = replace(work, local=False)
+            self._changed()
 
     def ended(self, work: SentWork) -> None:
         """The dispatch is over, however it ended."""
         if self._sent.pop(work.sequence, None) is None:
             return
+        self._pending.pop(work.sequence, None)
         self._changed()
         if work.probe:
             self.breaker.probe_ended()
@@ -181,7 +193,7 @@ class Worker:
                 chunk_tokens=self.profile.chunked_prefill_tokens,
                 ahead_seconds=ahead_seconds,
                 queued_tokens=self.state.queued_prefill_tokens
-                + sum(work.prompt_tokens for work in self._unconfirmed()),
+                + sum(work.prompt_tokens for work in self._pending.values()),
                 dispatches=self._sequence,
             )
         return view
@@ -198,7 +210,7 @@ class Worker:
         if state.step is not StepKind.IDLE:  # both times are by the worker's clock
             reported_seconds -= max(0.0, state.written_at_seconds - state.step_started_at_seconds)
         unconfirmed_seconds = sum(
-            self.steps.prompt_seconds(work.prompt_tokens, chunk_tokens=chunk_tokens) for work in self._unconfirmed()
+            self.steps.prompt_seconds(work.prompt_tokens, chunk_tokens=chunk_tokens) for work in self._pending.values()
         )
         return self.state_received_at + reported_seconds, unconfirmed_seconds
 
@@ -210,7 +222,7 @@ class Worker:
 
     def _as_decode_worker(self) -> DecodeWorker:
         assert self.state and self.profile and self.steps
-        state, unconfirmed = self.state, list(self._unconfirmed())
+        state, unconfirmed = self.state, list(self._pending.values())
         joining = [work for work in unconfirmed if not work.local]
         local = [work for work in unconfirmed if work.local]
         arriving = state.work.decode_prealloc + state.work.decode_transfer
@@ -264,15 +276,13 @@ class Worker:
     def _preallocation_tokens(self, state: WorkerState) -> int:
         """KV for which requests queue in the engine: reported nowhere, so taken for as much as its others have."""
         waiting = state.work.decode_prealloc
+        if not waiting:
+            return 0
         confirmed = state.accepted.get(self.gateway_id, 0)
         own = [work for work in self._sent.values() if work.sequence <= confirmed and not work.local]
         if own:
             return waiting * sum(work.prompt_tokens + work.output_reserve_tokens for work in own) // len(own)
         return waiting * state.decode_context_tokens // max(1, state.decode_requests)
-
-    def _unconfirmed(self) -> Iterator[SentWork]:
-        confirmed = self.state.accepted.get(self.gateway_id, 0) if self.state else 0
-        return (work for work in self._sent.values() if work.sequence > confirmed)
 
 
 class Workers:

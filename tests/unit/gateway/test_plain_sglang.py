@@ -146,3 +146,19 @@ async def test_a_server_in_another_role_is_not_used(plain: tuple[Plain, Callable
     assert not worker.connected and worker.profile is None
     answers.info["disaggregation_mode"] = "decode"
     assert (await heard(workers)).profile is not None
+
+
+async def test_a_first_token_makes_room_for_the_next_prompt_before_any_poll(
+    plain: tuple[Plain, Callable[[Role], Workers]],
+) -> None:
+    """Polls are far apart: prompts that are done would hold back others for half a second."""
+    _, follow = plain
+    worker = await heard(follow(Role.UNIFIED))
+    before = worker.decode_view()
+    work = worker.send(prompt_tokens=10, output_reserve_tokens=5, local=True)
+    worker.prompt_done(work)
+    now = worker.decode_view()
+    assert now.local_prefill_tokens == before.local_prefill_tokens
+    assert now.batch.requests == before.batch.requests + 1
+    worker.ended(work)
+    assert worker.decode_view().batch == before.batch
