@@ -127,6 +127,7 @@ class ServerSide:
     def let_in(self, dispatch: Dispatch | None) -> None:
         """A request goes to SGLang."""
         self.active_requests += 1
+        self.drain.observe(Work(queued=1), time.monotonic())
         if dispatch is not None:
             self._arriving.append((time.monotonic(), dispatch))
             self._settle(time.monotonic())

@@ -214,7 +214,9 @@ async def test_a_drain_counts_every_place_that_work_can_be_in(worker: Worker) ->
 async def test_idleness_counts_from_when_it_began_not_from_when_somebody_asked(worker: Worker) -> None:
     worker.side.state()
     await asyncio.sleep(0.05)
-    assert DrainStatus.read((await worker.call("PUT", "/duet/drain", drain()))[2]).idle_seconds >= 0.04
+    assert DrainStatus.read((await worker.call("GET", "/duet/drain"))[2]).idle_seconds >= 0.04
+    await worker.call("POST", "/generate", b"{}")
+    assert DrainStatus.read((await worker.call("PUT", "/duet/drain", drain()))[2]).idle_seconds < 0.04
 
 
 async def test_a_request_that_no_scheduler_knows_of_counts_too(worker: Worker) -> None:
