@@ -56,5 +56,8 @@ bench-gateway: setup  ## the gateway against sglang-router and smg -> docs/resul
 fuzz-gateway: setup  ## 100,000 hostile requests against a gateway -> docs/results/fuzz.md (five to ten minutes)
 	@$(python) tests/bench/fuzz_gateway.py
 
+bench-planners: setup  ## planners on real traces -> docs/results/planners.md (needs ../shared/traces; ten minutes, resumable)
+	@$(python) tests/bench/bench_planners.py
+
 clean:  ## remove .venv and reports; the cache of binaries stays
 	@rm -rf .venv demo-report
