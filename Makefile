@@ -12,7 +12,7 @@ SPEED ?=
 MINUTES ?=
 demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup binaries engine-env demo test test-fast lint format crds bench-perf bench-gateway fuzz-gateway clean
+.PHONY: help setup binaries engine-env demo test test-fast lint format crds bench-perf bench-papers bench-gateway fuzz-gateway clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,9 @@ crds: setup  ## regenerate crds/, the chart's copy and the reference pages from 
 
 bench-perf: setup  ## predicted against measured step times -> docs/results/perf.md (needs ../shared/perfdata)
 	@$(python) tests/bench/bench_perf.py
+
+bench-papers: setup  ## the papers' claims in the simulator -> docs/results/papers.md (under an hour, resumable)
+	@$(python) tests/bench/bench_papers.py
 
 bench-gateway: setup  ## the gateway against sglang-router and smg -> docs/results/gateway.md (needs go, a package index)
 	@$(python) tests/bench/bench_gateway.py

@@ -1,6 +1,6 @@
 """The papers' claims in the simulator: deflection (Kairos) and SM splitting (DuetServe); Gate-and-Route's has its own.
 
-Run: `make bench-papers`, or `python tests/bench/bench_papers.py [--part kairos|duetserve] [--seconds 360]`; under an
+Run: `make bench-papers`, or `python tests/bench/bench_papers.py [--part kairos|duetserve] [--seconds 240]`; under an
 hour on two cores. Every finished cell is kept in build/papers.jsonl, so an interrupted run goes on where it was;
 `--fresh` forgets them. Needs the traces in ../shared/traces. Writes papers.json, .md and .png in docs/results.
 """
@@ -52,7 +52,7 @@ class Cells:
         if fresh:
             CELLS.unlink(missing_ok=True)
         lines = CELLS.read_text().splitlines() if CELLS.exists() else []
-        self._known: dict[str, Cell] = {name: cell for name, cell in map(json.loads, lines)}
+        self._known: dict[str, Cell] = dict(map(json.loads, lines))
 
     def get(self, name: str, make: Callable[[], Cell]) -> Cell:
         if name not in self._known:
@@ -261,9 +261,7 @@ def draw(kairos: dict[str, dict[float, Cell]], duetserve: dict[tuple[str, str, s
     figure.savefig(RESULTS / "papers.png", dpi=110)
 
 
-def write(
-    kairos: dict[str, dict[float, Cell]], duetserve: dict[tuple[str, str, str, str], Cell], command: str
-) -> None:
+def write(kairos: dict[str, dict[float, Cell]], duetserve: dict[tuple[str, str, str, str], Cell], command: str) -> None:
     (RESULTS / "papers.json").write_text(json.dumps(rows_of(kairos, duetserve), indent=2) + "\n")
     notes = (Path(__file__).parent / "papers_notes.md").read_text().split("<!-- table -->\n")
     text = notes[0] + "\n".join(kairos_table(kairos)) + "\n" + notes[1] + "\n".join(duetserve_table(duetserve)) + "\n"
@@ -303,8 +301,8 @@ def duetserve_table(duetserve: dict[tuple[str, str, str, str], Cell]) -> list[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=["kairos", "duetserve"], help="only this one, and no page")
-    parser.add_argument("--seconds", type=float, default=360.0, help="of each Kairos run")
-    parser.add_argument("--rate-seconds", type=float, default=40.0, help="of each DuetServe run")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of each Kairos run")
+    parser.add_argument("--rate-seconds", type=float, default=30.0, help="of each DuetServe run")
     parser.add_argument("--model", action="append", help="of DuetServe's part; default: Qwen3-8B and 14B")
     parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
     options = parser.parse_args()

@@ -9,48 +9,32 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from duet_engine.perf.interface import StepBatch
 from duet_engine.policy.partition import Partitioner
-from duet_engine.protocol import Role
+from duet_engine.protocol import Role, StepKind
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.kv import BLOCK_TOKENS
-from duet_engine.simulator.local_prefill import DECODE_ALONE, Choice, OnePass, SplitStep, choose, has_safe_chunk
+from duet_engine.simulator.local_prefill import (
+    DECODE_ALONE,
+    Choice,
+    OnePass,
+    Rules,
+    SplitStep,
+    choose,
+    has_safe_chunk,
+    with_chunks,
+)
+from duet_engine.simulator.reports import DecodeReport
 from duet_engine.simulator.running_batch import RunningBatch
-from duet_engine.simulator.worker import Place, StepRecord, Worker
+from duet_engine.simulator.worker import Place, Worker
 
 if TYPE_CHECKING:
-    from duet_engine.policy.deflect import DeflectionRule
-    from duet_engine.policy.partition import SplitRule
     from duet_engine.simulator.prefill_worker import PrefillWorker
 
 LONGEST_LEAP_STEPS = 64
 """Bounds what is drawn in vain when something arrives early."""
-
-
-class DecodeReport(NamedTuple):
-    """What a decode worker's state stream says."""
-
-    written_at: float
-    requests: int
-    """Running and arriving."""
-    context_tokens: int
-    kv_free_tokens: int
-    """Less what requests queue for."""
-    local_requests: int
-    local_prefill_tokens: int
-    running: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What local prefill keeps to, and what gaps are held against."""
-
-    deflection: DeflectionRule
-    split: SplitRule
-    itl_limits: tuple[float, ...]
-    """The ITL objectives of the run."""
 
 
 class DecodingWorker(Worker[DecodeReport]):
@@ -75,7 +59,6 @@ class DecodingWorker(Worker[DecodeReport]):
         self._ends: list[float] = []
         """When each decode step of the present step or leap ends."""
         self._leaping = False
-        self._kind = "idle"
 
     # --- arrivals ---
 
@@ -186,7 +169,7 @@ class DecodingWorker(Worker[DecodeReport]):
         elif self.batch:
             self._start_leap(most=1 if self.prompts else self._longest_leap)
         else:
-            self._idle, self._kind = True, "idle"
+            self._idle = True
 
     def _preallocate(self) -> None:
         """In order of arrival; the first that doesn't fit holds back the rest."""
@@ -246,9 +229,12 @@ class DecodingWorker(Worker[DecodeReport]):
             end += (base + slope * context) * factor + stall
             ends.append(end)
             context += requests
-        self._ends, self._leaping, self._kind = ends, steps > 1, "decode"
+        self._ends, self._leaping = ends, steps > 1
         self._reach = min(self._reach * 2, self._longest_leap)
-        self._plan_end(end)
+        if self.record is None:
+            self._plan_end(end)
+        else:
+            self._start(StepKind.DECODE, StepBatch.decode(requests, self.batch.context_tokens), end)
 
     def _cut(self) -> None:
         """End a leap with the step that runs now; those before it are done."""
@@ -272,27 +258,27 @@ class DecodingWorker(Worker[DecodeReport]):
         decodes = choice.decodes and bool(self.batch)
         batch = choice.batch(len(self.batch), self.batch.context_tokens) if decodes else choice.batch(0, 0)
         end = self._agenda.now + self._pace.prompt_step_seconds(batch, sm_share=choice.sm_share) * factor + stall
-        self._ends, self._kind = ([end], "mixed") if decodes else ([], "prefill")
+        self._ends = [end] if decodes else []
         self._compute(choice.chunks)
-        self._plan_end(end)
+        self._start(StepKind.MIXED if decodes else StepKind.PREFILL, batch, end)
 
     def _start_split(self, choice: SplitStep) -> None:
         """The window of a split step: look-ahead decode steps on some SMs, the chunks on the others."""
         factors, stalls = self._clock.take(1 + min(choice.look_ahead, self.kv.room_steps))
         seconds = self._pace.decode_seconds(len(self.batch), self.batch.context_tokens, sm_share=choice.decode_share)
         start = end = self._agenda.now
-        self._ends, self._kind = [], "split"
+        self._ends = []
         for factor, stall in zip(factors[1:], stalls[1:], strict=True):
             end += seconds * factor + stall
             self._ends.append(end)
         prefill_seconds = self._pace.prompt_step_seconds(choice.batch(), sm_share=choice.prefill_share)
         self._compute(choice.chunks)
-        self._plan_end(max(end, start + prefill_seconds * factors[0] + stalls[0]) + choice.join_seconds)
+        end = max(end, start + prefill_seconds * factors[0] + stalls[0]) + choice.join_seconds
+        batch = with_chunks(StepBatch.decode(len(self.batch), self.batch.context_tokens), choice.chunks)
+        self._start(StepKind.SPLIT, batch, end)
 
     def _account(self) -> None:
         now = self._agenda.now
-        if self.record:
-            self._record(now)
         self.steps += max(1, len(self._ends))
         self.busy_seconds += now - self._step_started_at
         self._leaping = False
@@ -302,16 +288,14 @@ class DecodingWorker(Worker[DecodeReport]):
         if self._chunks:
             self._chunks_done()
 
-    def _record(self, now: float) -> None:
-        """Leaps that are cut are recorded in part only: whoever records lets the worker leap by single steps."""
-        assert self.record is not None
-        chunk_tokens = sum(chunk.tokens for chunk in self._chunks)
-        requests, context = (len(self.batch), self.batch.context_tokens) if self._ends else (0, 0)
-        started = self._step_started_at
-        for end in [*self._ends[:-1], now]:
-            used = self.kv.used_tokens + requests
-            self.record(StepRecord(self._kind, requests, chunk_tokens, context, used, started, end - started))
-            started, context = end, context + requests
+    def _queues(self) -> dict[str, int]:
+        return {
+            "running": len(self.batch),
+            "queued": len(self.retracted) + (len(self.prompts) if self.unified else 0),
+            "deflected": 0 if self.unified else len(self.prompts),
+            "decode_prealloc": len(self.prealloc),
+            "decode_transfer": self._arriving - len(self.prealloc),
+        }
 
     def _decoded(self, ends: list[float]) -> None:
         """These decode steps are over."""

@@ -17,7 +17,8 @@ import numpy as np
 from duet_engine.policy.chunks import DecodeBatch, headroom_tokens_per_second
 from duet_engine.policy.deflect import candidates_for
 from duet_engine.protocol import Role
-from duet_engine.simulator.decoding_worker import LONGEST_LEAP_STEPS, DecodingWorker, Rules
+from duet_engine.simulator.decoding_worker import LONGEST_LEAP_STEPS, DecodingWorker
+from duet_engine.simulator.local_prefill import Rules
 from duet_engine.simulator.network import Link
 from duet_engine.simulator.noise import NoiseStream, StepClock
 from duet_engine.simulator.pace import Pace, Remembered
@@ -30,7 +31,7 @@ from duet_engine.simulator.worker import Place
 if TYPE_CHECKING:
     from duet_engine.simulator.gateway import Gateway
     from duet_engine.simulator.scenario import Pool, Scenario
-    from duet_engine.simulator.worker import StepRecord
+    from duet_engine.step_log import StepLogEntry
 
 ClockOf = Callable[[str, int], StepClock]
 """The step clock of a worker by its name and number."""
@@ -47,7 +48,7 @@ class PoolOfWorkers:
         gateway: Gateway,
         numbers: count[int],
         clock_of: ClockOf | None = None,
-        record: Callable[[str, StepRecord], None] | None = None,
+        record: Callable[[str, StepLogEntry], None] | None = None,
         longest_leap: int = LONGEST_LEAP_STEPS,
     ) -> None:
         self.pool = replace(pool, believed_steps=Remembered(pool.policy_steps))

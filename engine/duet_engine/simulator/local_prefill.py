@@ -18,10 +18,22 @@ from duet_engine.simulator.worker import Chunk
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from duet_engine.policy.deflect import DeflectionRule
+    from duet_engine.policy.partition import SplitRule
     from duet_engine.simulator.decoding_worker import DecodingWorker
     from duet_engine.simulator.flight import Flight
 
 Chunks = tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What local prefill keeps to, and what gaps are held against."""
+
+    deflection: DeflectionRule
+    split: SplitRule
+    itl_limits: tuple[float, ...]
+    """The ITL objectives of the run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,25 +7,17 @@ computed by a step. Its KV is held from the first chunk until it has left.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from duet_engine.perf.interface import StepBatch
+from duet_engine.protocol import StepKind
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.network import send
-from duet_engine.simulator.worker import Chunk, Place, StepRecord, Worker
+from duet_engine.simulator.reports import PrefillReport
+from duet_engine.simulator.worker import Chunk, Place, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class PrefillReport(NamedTuple):
-    """What a prefill worker's state stream says."""
-
-    written_at: float
-    queued_seconds: float
-    """Believed work of all prompts that aren't computed."""
-    queued_tokens: int
-    step_started_at: float | None
 
 
 class PrefillWorker(Worker[PrefillReport]):
@@ -70,7 +62,16 @@ class PrefillWorker(Worker[PrefillReport]):
             batch = batch.with_chunks(tokens, flight.computed_tokens)
         (factor,), (stall,) = self._clock.take(1)
         self._compute(chunks)
-        self._plan_end(self._agenda.now + self._pace.prompt_step_seconds(batch) * factor + stall)
+        end = self._agenda.now + self._pace.prompt_step_seconds(batch) * factor + stall
+        self._start(StepKind.PREFILL, batch, end)
+
+    def _queues(self) -> dict[str, int]:
+        stages = [flight.stage for flight in self.flights]
+        return {
+            "queued": stages.count(Stage.WAITING),
+            "prefill_bootstrap": stages.count(Stage.BOOTSTRAP),
+            "prefill_inflight": stages.count(Stage.INFLIGHT),
+        }
 
     def _packed(self) -> Iterator[Chunk]:
         budget = self._limits.chunked_prefill_tokens
@@ -85,14 +86,8 @@ class PrefillWorker(Worker[PrefillReport]):
                 return
 
     def _account(self) -> None:
-        now = self._agenda.now
-        seconds = now - self._step_started_at
         self.steps += 1
-        self.busy_seconds += seconds
-        if self.record:
-            tokens = sum(chunk.tokens for chunk in self._chunks)
-            context = sum(chunk.flight.computed_tokens for chunk in self._chunks)
-            self.record(StepRecord("prefill", 0, tokens, context, self.kv.used_tokens, self._step_started_at, seconds))
+        self.busy_seconds += self._agenda.now - self._step_started_at
         for flight, tokens in self._finish_chunks():
             self._forget_queued(flight, tokens)
             arrives_at = self._send_computed(flight)
@@ -131,7 +126,8 @@ class PrefillWorker(Worker[PrefillReport]):
         self.kv.release(flight.prefill_kv)
         self._leave(flight)
         flight.decode.arrived(flight)
-        self.wake()
+        if self.waiting:
+            self.wake()  # for the KV that came free
 
     def abort(self, flight: Flight) -> None:
         if flight not in self.flights:

@@ -25,8 +25,8 @@ from duet_engine.slo import Outcome, judge
 if TYPE_CHECKING:
     from duet_engine.simulator.flight import Flight
     from duet_engine.simulator.scenario import Scenario, WorkerDeath
-    from duet_engine.simulator.worker import StepRecord
     from duet_engine.simulator.workload import Request
+    from duet_engine.step_log import StepLogEntry
 
 _NO_POOL = PoolView(replicas=0, ready=0, starting=0, draining=0)
 _AUDIT_EVERY = 50
@@ -60,7 +60,7 @@ class Simulation:
         audit: bool = False,
         progress: Callable[[float, int], None] | None = None,
         clock_of: ClockOf | None = None,
-        record: Callable[[str, StepRecord], None] | None = None,
+        record: Callable[[str, StepLogEntry], None] | None = None,
     ) -> None:
         """`record` hears of every step and whose it was; then nobody leaps."""
         self.scenario, self.agenda, self.ledger = scenario, Agenda(), Ledger()

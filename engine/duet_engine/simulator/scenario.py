@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from duet_engine.policy.baselines import Baseline, RoutingPolicy, baseline
 from duet_engine.policy.deflect import DeflectionRule
-from duet_engine.policy.dispatch import Hold, Local, Pair, dispatch
+from duet_engine.policy.dispatch import Dispatch, Hold, Local, Pair
 from duet_engine.policy.partition import SplitRule
 from duet_engine.protocol import Role
 from duet_engine.slo import Objective
@@ -164,15 +164,14 @@ class DispatchPolicy(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DuetDispatch:
-    """The live gateway's: `policy.dispatch` with its rule and window."""
+    """The live gateway's: `policy.dispatch` with its rule and window. It remembers, so each run needs its own."""
 
-    rule: DeflectionRule
-    window_seconds: float = 0.15
+    def __init__(self, rule: DeflectionRule, *, window_seconds: float = 0.15, gateway: str = "") -> None:
+        self._dispatch, self._rule, self._window_seconds = Dispatch(gateway), rule, window_seconds
 
     def dispatch(self, waiting: Sequence[Prompt], fleet: Fleet) -> Sequence[Pair | Local | Hold]:
-        return dispatch(waiting, fleet, self.rule, window_seconds=self.window_seconds)
+        return self._dispatch(waiting, fleet, self._rule, window_seconds=self._window_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +295,7 @@ class Scenario:
 
     def new_dispatch(self) -> DispatchPolicy:
         """The policy of one run."""
-        return self.dispatch() if self.dispatch else DuetDispatch(rule=self.rule)
+        return self.dispatch() if self.dispatch else DuetDispatch(self.rule)
 
     @property
     def splitting(self) -> SplitRule:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.fleet import DecodeWorker as DecodeView
 from duet_engine.policy.fleet import PrefillWorker as PrefillView
-from duet_engine.simulator.decoding_worker import DecodeReport, DecodingWorker
-from duet_engine.simulator.prefill_worker import PrefillReport, PrefillWorker
+from duet_engine.simulator.reports import DecodeReport, PrefillReport
 
 if TYPE_CHECKING:
+    from duet_engine.simulator.decoding_worker import DecodingWorker
     from duet_engine.simulator.flight import Flight
+    from duet_engine.simulator.prefill_worker import PrefillWorker
     from duet_engine.simulator.scenario import GatewayLimits
 
 AnyReport = TypeVar("AnyReport", PrefillReport, DecodeReport)
@@ -63,9 +64,8 @@ class Sight(ABC, Generic[AnyReport]):
         self._sent.append(_Sent(arrives_at, flight.input_tokens, reserve_tokens, flight.local, seconds))
 
     def _look(self, now: float) -> None:
+        """At the lines that have become visible."""
         coming, sent = self._coming, self._sent
-        if not coming or coming[0][0] > now:
-            return
         while coming and coming[0][0] <= now:
             _, self._visible = coming.popleft()
         while sent and sent[0].arrives_at <= self._visible.written_at:
@@ -84,7 +84,8 @@ class PrefillSight(Sight[PrefillReport]):
 
     def view(self, now: float) -> PrefillView:
         """As the policies take it; what the worker has computed since the line was written is reckoned off."""
-        self._look(now)
+        if self._coming and self._coming[0][0] <= now:
+            self._look(now)
         report = self._visible
         ahead = report.queued_seconds
         if report.step_started_at is not None:
@@ -117,7 +118,8 @@ class DecodeSight(Sight[DecodeReport]):
 
     def view(self, now: float) -> DecodeView:
         """As the policies take it."""
-        self._look(now)
+        if self._coming and self._coming[0][0] <= now:
+            self._look(now)
         if self._view is None or self._changed:
             self._view = self._make()
             self._changed = False

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from duet_engine.simulator.flight import Stage
 from duet_engine.simulator.kv import BLOCK_TOKENS, KvPool
+from duet_engine.step_log import StepLogEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duet_engine.perf.interface import StepBatch
+    from duet_engine.protocol import StepKind
     from duet_engine.simulator.agenda import Agenda
     from duet_engine.simulator.flight import Flight
     from duet_engine.simulator.network import Link
@@ -59,18 +62,6 @@ class Place:
     name: str
 
 
-class StepRecord(NamedTuple):
-    """One finished step, for whoever compares."""
-
-    kind: str
-    decode_requests: int
-    chunk_tokens: int
-    context_tokens: int
-    kv_used_tokens: int
-    started_at: float
-    seconds: float
-
-
 class Worker(ABC, Generic[Report]):
     """One engine."""
 
@@ -89,7 +80,8 @@ class Worker(ABC, Generic[Report]):
         self.publish: Callable[[Report], None] = lambda _: None
         self.emptied: Callable[[], None] = lambda: None
         """Called when a draining worker holds nothing any more."""
-        self.record: Callable[[StepRecord], None] | None = None
+        self.record: Callable[[StepLogEntry], None] | None = None
+        """Hears of each step when it starts; whoever listens lets the worker take them one by one."""
         self._outside, self._agenda = place.outside, place.outside.agenda
         self._pace, self._clock, self._limits = place.pace, place.clock, pool.limits
         self._chunks: tuple[Chunk, ...] = ()
@@ -113,6 +105,10 @@ class Worker(ABC, Generic[Report]):
         """What the state stream says now."""
 
     @abstractmethod
+    def _queues(self) -> dict[str, int]:
+        """Requests by place, as `duet_engine.protocol.Work` names them."""
+
+    @abstractmethod
     def abort(self, flight: Flight) -> None:
         """Forget a flight wherever it is."""
 
@@ -127,6 +123,26 @@ class Worker(ABC, Generic[Report]):
     def _plan_end(self, end: float) -> None:
         self._version += 1
         self._agenda.at(end, self._end, self._version)
+
+    def _start(self, kind: StepKind, batch: StepBatch, end: float) -> None:
+        """A step is under way until `end`."""
+        if self.record is not None:
+            self.record(
+                StepLogEntry(
+                    kind=kind,
+                    started_at_seconds=self._agenda.now,
+                    seconds=end - self._agenda.now,
+                    decode_rows=int(batch.decode_requests),
+                    decode_context_tokens=int(batch.decode_context_tokens),
+                    prefill_rows=int(batch.prefill_requests),
+                    prefill_tokens=int(batch.prefill_tokens),
+                    prefill_context_tokens=int(batch.prefill_context_tokens),
+                    prefill_pairs=int(batch.prefill_pairs),
+                    kv_used_tokens=self.kv.used_tokens,
+                    queues=self._queues(),
+                )
+            )
+        self._plan_end(end)
 
     def _end(self, version: int) -> None:
         if version != self._version or self.dead:

@@ -19,8 +19,8 @@ from duet_engine.simulated_engine.request import Request as EngineRequest
 from duet_engine.simulated_engine.scheduler import Limits, Scheduler, UnifiedScheduler
 from duet_engine.simulator.run import Simulation, simulate
 from duet_engine.simulator.scenario import Scenario, StepNoise
-from duet_engine.simulator.worker import StepRecord
 from duet_engine.simulator.workload import Request
+from duet_engine.step_log import StepLogEntry
 
 CAPACITY = 12_000
 SIZES = replace(PLAIN_LIMITS, chunked_prefill_tokens=300, max_running_requests=20, reserved_decode_tokens=64)
@@ -129,7 +129,7 @@ def test_single_steps_and_leaps_give_the_same_to_the_last_bit() -> None:
     requests = [Request(0.3 * index, 50 + 37 * (index % 11), 1 + 29 * (index % 17)) for index in range(60)]
     scenario = pairs(noise=StepNoise(stall_probability=0.01))
     leaping = Simulation(scenario).run(requests)
-    steps: list[StepRecord] = []
+    steps: list[StepLogEntry] = []
     stepping = Simulation(scenario, record=lambda _, step: steps.append(step)).run(requests)
 
     assert leaping.requests.last_token_seconds.tobytes() == stepping.requests.last_token_seconds.tobytes()
