@@ -24,6 +24,7 @@ from duet_operator.cluster import DEPLOYMENT, POD
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 CLOSED = {"key": "tests.duetserve.io/closed", "effect": "NoSchedule"}
+STABILIZATION_SECONDS = 4
 SCARCE = "nvidia.com/mig-1g.10gb"
 """No other test uses it."""
 
@@ -86,7 +87,8 @@ def limits(found: Document) -> list[str]:
 async def test_without_gateways_the_counts_are_held_and_the_silence_is_said_until_they_come_back(
     serving: Serving,
 ) -> None:
-    await serving.apply_and_wait()
+    # Nothing shrinks before the gateways are gone, however long that takes.
+    await serving.apply_and_wait({"spec.scaling.scaleDown.stabilizationSeconds": 120})
     async with serving.load((PROMPT_TOKENS, 20)) as load:
         load.requests_per_second = 6.0
         await serving.until("decode has grown", lambda found: counts(found, "ready")[1] >= 2)
@@ -97,7 +99,8 @@ async def test_without_gateways_the_counts_are_held_and_the_silence_is_said_unti
         assert all(explained(silent, "SignalsFresh"))
         assert condition(silent, "Ready") == "False"
         assert condition(silent, "ScalingActive") == "False"
-        await asyncio.sleep(3 * silent["spec"]["scaling"]["scaleDown"]["stabilizationSeconds"])
+        await serving.change({"scaling": {"scaleDown": {"stabilizationSeconds": STABILIZATION_SECONDS}}})
+        await asyncio.sleep(3 * STABILIZATION_SECONDS)
         assert [len(seen) for seen in recorder.counts.values()] == [1, 1]
         assert recorder.counts["decode"][0] >= 2
         assert recorder.drained == []
