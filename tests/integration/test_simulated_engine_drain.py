@@ -192,6 +192,7 @@ async def test_the_drain_command_is_content_with_an_engine_that_is_gone() -> Non
 
 
 async def test_the_engine_command_says_what_exists() -> None:
-    command = [sys.executable, "-m", "duet_engine.launch", "fly"]
+    command = [sys.executable, "-m", "duet_engine.launch", "--help"]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "drain" in done.stderr
+    assert done.returncode == 0
+    assert "show" in done.stdout and "drain" in done.stdout
