@@ -152,6 +152,10 @@ class Observer:
                 return True
         return False
 
+    def child(self, kind: str, name: str) -> Manifest | None:
+        """Whatever the cache holds of that name."""
+        return self._world.child(self._key, kind, name)
+
     def own(self, kind: Kind, name: str, *, uid: str) -> Manifest | None:
         """A child of this object; one that is left of another object of its name, or on its way out, is none."""
         found = self._world.child(self._key, kind.name, name)
@@ -240,7 +244,7 @@ def _pending(sight: Sight, role: Role, mode: Mode) -> str:
     """Which workers of a pool are no capacity and why, in words; empty if there are none."""
     lost, room = sight.lost[role], sight.rooms.get(role)
     if lost.pods:
-        return f"{lost.pods} pods: {lost.reason} ({lost.example})"
+        return f"{lost.pods} {'pod' if lost.pods == 1 else 'pods'}: {lost.reason} ({lost.example})"
     if room is None or mode == "Manual":
         return ""
     again = f"{datetime.fromtimestamp(room.until_seconds, UTC):%H:%M} UTC"

@@ -48,6 +48,8 @@ class Upkeep:
         self._issuers = issuers
         self._settings = settings
         self._observer = observer
+        self._settled: dict[tuple[str, str], tuple[Manifest, Manifest]] = {}
+        """Kind and name -> what a child should be, and the very object in the cache that was found to be so."""
 
     def render(self, deployment: DuetDeployment, reading: Reading) -> Rendering:
         """Its manifests, with what the Deployments that exist carry already.
@@ -93,15 +95,23 @@ class Upkeep:
         problems: list[str] = []
         for manifest, replicas in wanted:
             try:
-                await self._children.ensure(
-                    manifest, key=self._key, uid=deployment.metadata.uid, first_replicas=replicas
-                )
+                await self._ensure(manifest, uid=deployment.metadata.uid, first_replicas=replicas)
             except (ClusterError, ForeignObjectError) as error:
                 problems.append(str(error))
         problems += await self._prune([manifest for manifest, _ in wanted], uid=deployment.metadata.uid)
         for problem in problems:
             logger.warning("%s: %s", self._key, problem)
         return problems + self._trustless(deployment)
+
+    async def _ensure(self, manifest: Manifest, *, uid: str, first_replicas: int | None) -> None:
+        """It's as it should be; looked at closely only when either side is another one than last time."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        observed, known = self._observer.child(kind, name), self._settled.get((kind, name))
+        if known is not None and known[1] is observed and known[0] == manifest:
+            return
+        await self._children.ensure(manifest, key=self._key, uid=uid, first_replicas=first_replicas)
+        if observed is not None and self._observer.child(kind, name) is observed:
+            self._settled[kind, name] = manifest, observed
 
     async def _prune(self, wanted: list[Manifest], *, uid: str) -> list[str]:
         keep = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in wanted}

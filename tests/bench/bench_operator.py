@@ -55,7 +55,8 @@ TRAFFIC_SETTLE_SECONDS = 75.0
 """Until the windows over which the status averages are full: states change once then."""
 SWING_SECONDS = 20.0
 """As long as the window over which demand is averaged, so that its numbers follow."""
-WANTED = ("Ready", "SignalsFresh")
+SETTLED = {("Ready", "Serving"), ("SignalsFresh", "AllAnswered"), ("SLOMet", "NoTraffic")}
+"""What each object says once the window over which objectives are judged is full; nothing changes after that."""
 PHASES = ("quiet", "swinging", "steps")
 SHOWN_LOG_CHARACTERS = 6000
 MODEL, GPU = "Qwen/Qwen3-8B", "h100-sxm"

@@ -70,6 +70,22 @@ def test_no_apply_resets_a_count(operator: OperatorProcess, served: Served) -> N
     assert served.replicas("decode") == 3
 
 
+def test_pods_that_a_quota_refuses_are_told_of_in_its_words(operator: OperatorProcess, served: Served) -> None:
+    """Nothing but a condition of the Deployment tells of them: there is no pod."""
+    metadata, spec = {"name": "no-pods"}, {"hard": {"pods": "0"}}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": spec}
+    served.kubectl("create", "-f", "-", input=json.dumps(quota))
+    until("the quota is in force", lambda: "used" in served.get("resourcequota", "no-pods").get("status", {}))
+    served.apply({"scaling.intervalSeconds": 1, "scaling.pendingDeadlineSeconds": 10})
+
+    def told() -> str:
+        return str(served.conditions().get("CapacityPending", {}).get("message", ""))
+
+    until("the refusal is told of", lambda: "exceeded quota: no-pods" in told())
+    assert "decode: 1 pod: FailedCreate" in told()
+    assert served.conditions()["Ready"]["status"] == "False"
+
+
 def test_changes_of_mode_change_no_count(operator: OperatorProcess, served: Served) -> None:
     served.apply({"scaling.mode": "Recommend"})
     served.made()

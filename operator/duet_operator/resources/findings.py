@@ -179,11 +179,11 @@ def _scaling_active(facts: Facts) -> Finding:
 
 def _kept_successors(facts: Facts) -> str:
     """A move that was under way stands still, with more workers than anybody asked for."""
-    kept = [f"{count} {pool}" for pool, count in sorted(facts.kept_successors.items()) if count]
+    kept = [f"{pool} {count}" for pool, count in sorted(facts.kept_successors.items()) if count]
     if not kept:
         return ""
     return (
-        f"; a move off nodes that are about to go stands still with {' and '.join(kept)} workers too many:"
+        f"; a move off nodes that are about to go stands still, with workers too many ({', '.join(kept)}):"
         " set scaling.mode to Auto or Manual to end it, or the count yourself"
     )
 

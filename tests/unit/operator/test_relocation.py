@@ -244,7 +244,7 @@ async def test_a_move_that_recommend_interrupts_stands_still_says_so_and_is_ende
     await cluster.steps(4)
     assert (cluster.bench.replicas("decode"), cluster.note) == (4, "2/4")
     assert len(cluster.serving_on()) == 4
-    assert "2 decode workers too many" in cluster.bench.condition("ScalingActive")[2]
+    assert "workers too many (decode 2)" in cluster.bench.condition("ScalingActive")[2]
     assert "ForeignScale" not in {reason for reason, _ in cluster.bench.events()}
     cluster.bench.change_spec(scaling={"mode": "Auto"})
     await cluster.steps(8)
