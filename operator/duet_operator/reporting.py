@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from duet_engine.protocol import Role
 from duet_operator.api.v1alpha1 import API_VERSION, KIND, DuetStatus, ScaleAction
 from duet_operator.cluster import DUET, Cluster, ClusterError
-from duet_operator.resources.conditions import conditions, transitions
+from duet_operator.planner.reasons import Reason
+from duet_operator.resources.conditions import ConditionReason, conditions, transitions
 from duet_operator.resources.findings import Facts, rejected
 from duet_operator.resources.status import resolved, status
 from duet_operator.resources.status_writes import WriteBudget, merge_patch, worth_of
@@ -40,6 +41,15 @@ REPEATED_AFTER = timedelta(minutes=5)
 GOOD_WHEN_FALSE = frozenset({"CapacityPending", "Reconciling", "ScalingLimited", "Stalled"})
 TOLD_BY_OTHERS = frozenset({"Reconciling", "Stalled"})
 """Conditions for programs; Progressing tells people the same."""
+
+
+STARTING = frozenset(
+    {
+        *(ConditionReason.NO_GATEWAY, ConditionReason.NO_DECODE_WORKER, ConditionReason.NO_PREFILL_WORKER),
+        *(ConditionReason.GATEWAY_SILENT, Reason.STALE_SIGNALS, Reason.MODEL_UNKNOWN),
+    }
+)
+"""What every object says while it starts: no reason to warn anybody before it was ready once."""
 
 
 class Reporter:
@@ -110,7 +120,9 @@ class Reporter:
             # That all is well from the start is no news, and neither is what was told a moment ago.
             news = condition.type not in TOLD_BY_OTHERS and (condition.type in known or is_bad(condition))
             if news and self._untold(metadata["uid"], condition.type, condition.reason):
-                await self._post(condition_event(duet, condition, instance=self._instance, now=self._now()))
+                warning = is_bad(condition) and not (condition.reason in STARTING and never_ready(before))
+                told = condition_event(duet, condition, warning=warning, instance=self._instance, now=self._now())
+                await self._post(told)
 
     def _untold(self, uid: str, subject: str, reason: str) -> bool:
         """Whether no Event has told of it lately: a condition on an edge flaps with every pass."""
@@ -164,14 +176,22 @@ def is_bad(condition: Condition) -> bool:
     return condition.status == ("True" if condition.type in GOOD_WHEN_FALSE else "False")
 
 
-def condition_event(duet: Manifest, condition: Condition, *, instance: str, now: datetime) -> Manifest:
+def never_ready(status: DuetStatus) -> bool:
+    """Whether it has been starting ever since the first status."""
+    ready, accepted = status.condition("Ready"), status.condition("Accepted")
+    if ready is None or accepted is None:
+        return True
+    return ready.status == "False" and ready.last_transition_time <= accepted.last_transition_time
+
+
+def condition_event(duet: Manifest, condition: Condition, *, warning: bool, instance: str, now: datetime) -> Manifest:
     """The Event of a condition that changed."""
     return event(
         duet,
         reason=condition.reason,
         action=f"{condition.type}{condition.status}",
         note=f"{condition.type} is {condition.status}: {condition.message}",
-        warning=is_bad(condition),
+        warning=warning,
         instance=instance,
         now=now,
     )

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
+LONGEST_WORDS = 200
 _OTHER_POOL = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 
 
@@ -202,7 +203,7 @@ def facts(
         gateways_ready=signals.gateways,
         silent_gateways=signals.silent,
         pending={role.value: told for role in sight.pools if (told := _pending(sight, role, mode))},
-        kept_successors={role.value: pool.successors for role, pool in sight.pools.items() if mode == "Recommend"},
+        successors={role.value: pool.successors for role, pool in sight.pools.items() if pool.successors},
         rollout_stuck=_stuck(deployment, sight),
         rollout_held=rollout.held,
         rollout_told=_rolling(sight),
@@ -230,14 +231,19 @@ def _stuck(deployment: DuetDeployment, sight: Sight) -> str | None:
 
 
 def _rolling(sight: Sight) -> str:
-    """How far each is, and the first word of what a new pod waits for."""
-    told = [
-        f"; {name}: {len(seen.updated)} of {seen.replicas} are new"
-        + next((f", {pod.name}: {pod.trouble}" for pod in seen.updated if pod.trouble), "")
-        for name, seen in sight.rolling.items()
-        if seen.rollout_in_progress
-    ]
+    """How far each is, and what the first of the new pods waits for."""
+    told = [f"; {name}: {_progress(seen)}" for name, seen in sight.rolling.items() if seen.rollout_in_progress]
     return "".join(told)
+
+
+def _progress(seen: PoolSight) -> str:
+    new = seen.updated
+    counts = f"{len(new)} new, {sum(pod.ready for pod in new)} of them ready, {len(seen.alive) - len(new)} old left"
+    troubled = next((pod for pod in new if pod.trouble), None)
+    if troubled is None:
+        return counts
+    words = f": {troubled.words[:LONGEST_WORDS]}" if troubled.words else ""
+    return f"{counts}, {troubled.name}: {troubled.trouble}{words}"
 
 
 def _pending(sight: Sight, role: Role, mode: Mode) -> str:

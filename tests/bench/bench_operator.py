@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -31,6 +30,7 @@ from aiohttp import web
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.support.bench_rows import Row, row, write_results  # noqa: E402
 from tests.support.documents import served  # noqa: E402
 from tests.support.duet_objects import minimal, patched  # noqa: E402
 from tests.support.operator_process import ACCOUNT, OperatorProcess, install, running_operator  # noqa: E402
@@ -45,7 +45,6 @@ from duet_dev.kubeapi import STRATEGIC_MERGE, Api, JsonObject, timestamp  # noqa
 from duet_engine.perf import catalog  # noqa: E402
 from duet_engine.protocol import DEMAND_PATH, GATEWAY_ADMIN_PORT, PLAN_PATH, GatewayDemand, Role  # noqa: E402
 
-RESULTS = ROOT / "docs" / "results"
 NAMESPACE = "bench"
 GATEWAY_ADDRESS = "127.77.0.1"
 """Of this machine's loopback network, where nothing else listens on a gateway's admin port."""
@@ -66,14 +65,6 @@ BEFORE, AFTER = 1.0, 8.0
 BASELINE_SECONDS = 40.0
 LIMIT_INTERVALS, LIMIT_MIB, LIMIT_WRITES_PER_SECOND = 2.0, 150.0, 20.0
 LIMIT_MIB_OBJECTS = 50
-
-Row = dict[str, object]
-
-
-def row(figure: str, value: float, unit: str, peer: str = "-", peer_value: float | None = None) -> Row:
-    ratio = round(value / peer_value, 3) if peer_value else None
-    return {"figure": figure, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value, "ratio": ratio}
-
 
 # --- at rest ---
 
@@ -118,7 +109,7 @@ async def play_controllers(api: Api, objects: int) -> None:
     async def all_made() -> bool:
         # Counted, not listed: thousands of them again and again would be most of what this machine does.
         first = await api.get(path, limit="1")
-        return len(first["items"]) + first["metadata"].get("remainingItemCount", 0) >= 3 * objects
+        return int(len(first["items"]) + first["metadata"].get("remainingItemCount", 0)) >= 3 * objects
 
     room = asyncio.Semaphore(16)
 
@@ -343,29 +334,7 @@ async def steps(folder: Path, *, count: int, seed: int) -> list[Row]:
     ]
 
 
-# --- results ---
-
-
-def write_results(rows: list[Row], *, name: str, command: str, seed: int) -> None:
-    """Beside the figures of earlier runs that this one didn't measure anew."""
-    path = RESULTS / f"{name}.json"
-    earlier: list[Row] = json.loads(path.read_text()) if path.exists() else []
-    shown = [each | {"command": command, "seed": seed} for each in rows]
-    known = {each["figure"] for each in shown}
-    shown = [each for each in earlier if each["figure"] not in known] + shown
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(shown, indent=2) + "\n")
-    columns = ("figure", "value", "unit", "peer", "peer_value", "ratio")
-    lines = ["# Operator", "", f"| {' | '.join(columns).replace('_', ' ')} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join('-' if each[name] is None else str(each[name]) for name in columns)} |" for each in shown]
-    commands = dict.fromkeys(f"`{each['command']}`, seed {each['seed']}" for each in shown)
-    lines += [
-        "",
-        *(f"{line}  " for line in commands),
-        "",
-        f"Python {platform.python_version()}, {os.cpu_count()} cores.",
-    ]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+# --- all of it ---
 
 
 async def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
@@ -394,7 +363,7 @@ def main() -> None:
         command += f" --phases {' '.join(options.phases)}"
     if options.name != "operator":
         command += f" --name {options.name}"
-    write_results(rows, name=options.name, command=command, seed=options.seed)
+    write_results(rows, name=options.name, title="Operator", command=command, seed=options.seed)
     for each in rows:
         print(*each.values())
 

@@ -1,10 +1,10 @@
 """What others' pods and many own pods cost the operator, and how soon it acts after a restart among them.
 
-Run: `python tests/bench/bench_operator_scale.py [--foreign 5000] [--own 10000] [--objects 100]`. Writes
-docs/results/operator_scale.json and operator_scale.md. The operator is a process with the chart's rights on a real API
-server; this program plays controllers and nodes. Memory is the process's resident memory from /proc, once its lists are
-in and again at its highest; the operator acts when every object has had a pass and the object that was changed while it
-was down has its new status.
+Run: `python tests/bench/bench_operator_scale.py [--foreign 5000] [--own 10000] [--objects 100]`; 0 leaves a part out.
+Writes docs/results/operator_scale.json and operator_scale.md. The operator is a process with the chart's rights on a
+real API server; this program plays controllers and nodes. Memory is the process's resident memory from /proc, once its
+lists are in and again at its highest; the operator acts when every object has had a pass and the object that was
+changed while it was down has its new status.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import re
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.support.bench_rows import Row, row, write_results  # noqa: E402
 from tests.support.duet_objects import minimal, patched  # noqa: E402
 from tests.support.operator_process import OperatorProcess, install, running_operator  # noqa: E402
 from tests.support.waiting import until  # noqa: E402
@@ -31,21 +30,12 @@ from duet_dev.cluster import Cluster  # noqa: E402
 from duet_dev.config import API_SERVER_ONLY, ClusterConfig  # noqa: E402
 from duet_dev.kubeapi import STRATEGIC_MERGE, Api, JsonObject, timestamp  # noqa: E402
 
-RESULTS = ROOT / "docs" / "results"
 NAMESPACE = "bench"
 LIMIT_FOREIGN_MIB, LIMIT_SECONDS, LIMIT_MIB = 10.0, 30.0, 512.0
 WAIT_SECONDS = 300.0
 SETTLE_SECONDS = 10.0
 CONCURRENT_REQUESTS = 24
 PASSES = 'duet_operator_passes_total{result="done"}'
-
-Row = dict[str, object]
-
-
-def row(figure: str, value: float, unit: str, limit: float | None) -> Row:
-    peer = "-" if limit is None else "limit"
-    ratio = None if limit is None else round(value / limit, 3)
-    return {"figure": figure, "value": value, "unit": unit, "peer": peer, "peer_value": limit, "ratio": ratio}
 
 
 def foreign_pod(number: int) -> JsonObject:
@@ -94,7 +84,15 @@ async def foreign(api: Api, kubeconfig: Path, folder: Path, *, count: int) -> li
     await make_pods(api, [foreign_pod(number) for number in range(count)], run=False)
     print(f"{count} foreign pods are there")
     after = await settled_mib(kubeconfig, folder)
-    return [row(f"memory added by {count} foreign pods", max(round(after - before, 1), 0.0), "MiB", LIMIT_FOREIGN_MIB)]
+    return [
+        row(
+            f"memory added by {count} foreign pods",
+            max(round(after - before, 1), 0.0),
+            "MiB",
+            "limit",
+            LIMIT_FOREIGN_MIB,
+        )
+    ]
 
 
 def document(number: int, *, recommend: bool = False) -> JsonObject:
@@ -144,30 +142,21 @@ async def restart(api: Api, kubeconfig: Path, folder: Path, *, objects: int, cou
         except AssertionError as error:
             error.add_note(operator.log[-6000:])
             raise
-        seconds = time.monotonic() - began
+        acting = round(time.monotonic() - began, 1)
         await asyncio.sleep(SETTLE_SECONDS)
         rest_mib, most_mib = operator.memory_mib(), highest_mib(operator)
     return [
-        row(f"start of the process to all lists read, {count} own pods", round(listed, 1), "s", None),
-        row(f"start of the process to every object acted on, {count} own pods", round(seconds, 1), "s", LIMIT_SECONDS),
-        row(f"resident memory after it, {count} own pods of {objects} objects", round(rest_mib, 1), "MiB", None),
-        row(f"highest memory since its start, {count} own pods", round(most_mib, 1), "MiB", LIMIT_MIB),
+        row(f"start of the process to all lists read, {count} own pods", round(listed, 1), "s"),
+        row(
+            f"start of the process to every object acted on, {count} own pods",
+            acting,
+            "s",
+            "limit",
+            LIMIT_SECONDS,
+        ),
+        row(f"resident memory after it, {count} own pods of {objects} objects", round(rest_mib, 1), "MiB"),
+        row(f"highest memory since its start, {count} own pods", round(most_mib, 1), "MiB", "limit", LIMIT_MIB),
     ]
-
-
-def write_results(rows: list[Row], *, command: str) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    shown = [each | {"command": command, "seed": None} for each in rows]
-    (RESULTS / "operator_scale.json").write_text(json.dumps(shown, indent=2) + "\n")
-    lines = [
-        "# Operator at scale",
-        "",
-        "| figure | value | unit | peer | peer value | ratio |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [f"| {' | '.join('-' if v is None else str(v) for v in each.values())} |" for each in rows]
-    lines += ["", f"`{command}`, Python {platform.python_version()}, {os.cpu_count()} cores."]
-    (RESULTS / "operator_scale.md").write_text("\n".join(lines) + "\n")
 
 
 async def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
@@ -177,8 +166,12 @@ async def measure(folder: Path, options: argparse.Namespace) -> list[Row]:
         for namespace in (NAMESPACE, "foreign"):
             cluster.kubectl("create", "namespace", namespace)
         async with Api(cluster.kubeconfig) as api:
-            rows = await foreign(api, kubeconfig, folder, count=options.foreign)
-            return rows + await own(api, cluster, kubeconfig, folder, objects=options.objects, count=options.own)
+            rows = list[Row]()
+            if options.foreign:
+                rows += await foreign(api, kubeconfig, folder, count=options.foreign)
+            if options.own:
+                rows += await own(api, cluster, kubeconfig, folder, objects=options.objects, count=options.own)
+            return rows
 
 
 def main() -> None:
@@ -193,7 +186,7 @@ def main() -> None:
         f"python tests/bench/bench_operator_scale.py --foreign {options.foreign} --own {options.own}"
         f" --objects {options.objects}"
     )
-    write_results(rows, command=command)
+    write_results(rows, name="operator_scale", title="Operator at scale", command=command, seed=None)
     for each in rows:
         print(*each.values())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from duet_engine.protocol import Role
 from duet_operator.planner.reasons import CEILINGS, Reason
 from duet_operator.resources.conditions import ConditionReason, Finding
 
@@ -32,8 +33,8 @@ class Facts:
     """Gateway pod -> why it doesn't count as having answered."""
     pending: Mapping[str, str] = field(default_factory=dict)
     """Pool -> why its pods are past the pending deadline."""
-    kept_successors: Mapping[str, int] = field(default_factory=dict)
-    """Pool -> workers beyond its count, as scaling.mode Recommend ends no move off a node."""
+    successors: Mapping[str, int] = field(default_factory=dict)
+    """Pool -> workers beyond its count, for those on nodes that are about to go."""
     rollout_stuck: str | None = None
     """Why a rollout doesn't get on, and what to do."""
     rollout_held: str | None = None
@@ -133,21 +134,32 @@ def _progressing(facts: Facts) -> Finding:
     if facts.observation.rollout_in_progress or facts.gateway_rolling or facts.applied:
         told = f"pods of an older template are replaced{facts.rollout_told}"
         return Finding("Progressing", "True", ConditionReason.ROLLING_OUT, told)
-    present, targets = facts.observation.present, facts.targets
-    busy = [
-        f"{role} {was}→{to}, {pool.starting} starting, {pool.draining} draining"
-        for role, pool, was, to in (
-            ("prefill", facts.observation.prefill, present.prefill, targets.prefill),
-            ("decode", facts.observation.decode, present.decode, targets.decode),
-        )
-        if was != to or pool.starting or pool.draining or pool.replacing
-    ]
+    busy = [told for role in ("prefill", "decode") if (told := _busy(facts, Role(role)))]
     if busy:
         return Finding("Progressing", "True", ConditionReason.SCALING, "; ".join(busy))
     settled = "both pools have the number of workers they should"
     if facts.newer_templates:
         settled += "; this operator makes newer pod templates, to which the annotation duetserve.io/upgrade moves them"
     return Finding("Progressing", "True", ConditionReason.SETTLED, settled)
+
+
+def _busy(facts: Facts, role: Role) -> str:
+    """What goes on in a pool, empty where nothing does."""
+    pool, target = facts.observation.pool(role), facts.targets.of(role)
+    moving = 0 if facts.deployment.spec.scaling.mode == "Recommend" else facts.successors.get(role.value, 0)
+    going_on = [
+        f"{count} {what}"
+        for count, what in (
+            (pool.starting, "starting"),
+            (pool.draining, "draining"),
+            (pool.replacing, "waiting for the GPU of a leaving one"),
+            (moving, "more until others have left nodes that are about to go"),
+        )
+        if count
+    ]
+    if pool.replicas == target:
+        return ", ".join((f"{role.value} stays {target}", *going_on)) if going_on else ""
+    return ", ".join((f"{role.value} {pool.replicas}→{target}", *going_on))
 
 
 def _reconciling(progressing: Finding) -> Finding:
@@ -178,12 +190,12 @@ def _scaling_active(facts: Facts) -> Finding:
 
 
 def _kept_successors(facts: Facts) -> str:
-    """A move that was under way stands still, with more workers than anybody asked for."""
-    kept = [f"{pool} {count}" for pool, count in sorted(facts.kept_successors.items()) if count]
-    if not kept:
+    """A move that was under way stands still in Recommend, with more workers than anybody asked for."""
+    if facts.deployment.spec.scaling.mode != "Recommend" or not facts.successors:
         return ""
+    kept = ", ".join(f"{pool} {count}" for pool, count in sorted(facts.successors.items()))
     return (
-        f"; a move off nodes that are about to go stands still, with workers too many ({', '.join(kept)}):"
+        f"; a move off nodes that are about to go stands still, with workers too many ({kept}):"
         " set scaling.mode to Auto or Manual to end it, or the count yourself"
     )
 

@@ -447,6 +447,28 @@ async def test_a_lower_count_drains_first_and_is_told() -> None:
     assert (action["pool"], action["fromReplicas"], action["toReplicas"]) == ("decode", 2, 1)
 
 
+# --- events ---
+
+
+def warnings(bench: Bench) -> set[str]:
+    events = [each for each in bench.cluster.objects.values() if each["kind"] == "Event"]
+    return {each["reason"] for each in events if each["type"] == "Warning"}
+
+
+async def test_a_start_warns_nobody_and_a_later_outage_does() -> None:
+    bench = Bench({"gateway.replicas": 1})
+    await bench.run_pass(3)
+    assert warnings(bench) == set()
+    await settled(bench)
+    await answering(bench, 3)
+    assert warnings(bench) == set()
+    conditions = [{"type": "Ready", "status": "False", "lastTransitionTime": bench.clock().isoformat()}]
+    for pod in bench.pods("decode"):
+        bench.cluster.set_status(POD, KEY.namespace, pod.name, conditions=conditions)
+    await bench.run_pass()
+    assert warnings(bench) == {"NoDecodeWorker"}
+
+
 # --- a new operator ---
 
 
