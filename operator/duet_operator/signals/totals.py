@@ -66,6 +66,8 @@ class Totals:
 
     def without_histograms(self) -> Totals:
         """Only the counters, for memories that reach far back."""
+        if not any(getattr(self, name).bounds for name in _HISTOGRAMS):
+            return self
         return Totals(**{name: getattr(self, name) for name in _COUNTERS})
 
     def _combine(self, other: Totals, operation: Callable[[int, int], int]) -> Totals:
@@ -97,7 +99,9 @@ def totals(document: GatewayDemand) -> Totals:
 
 def total(parts: Iterable[Totals]) -> Totals:
     """The sum."""
-    return reduce(Totals.__add__, parts, Totals())
+    parts = iter(parts)
+    # Mostly there is one: an object has few classes and gateways.
+    return reduce(Totals.__add__, parts, next(parts, Totals()))
 
 
 def _class_totals(each: ClassDemand) -> Totals:
