@@ -1,0 +1,99 @@
+"""A recorded run is reproduced from its arrivals, routes and step times alone; what was altered in it is found."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from tests.support.small_fleets import PLAIN_LIMITS, pairs, pool
+
+from duet_engine.policy.dispatch import Hold, Local, Pair
+from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.protocol import Role, StepKind
+from duet_engine.simulator.replay import Recording, Route, replay
+from duet_engine.simulator.run import Simulation
+from duet_engine.simulator.scenario import DuetDispatch, Scenario, StepNoise
+from duet_engine.simulator.workload import Request
+from duet_engine.step_log import StepLogEntry, StepLogHead, entry_line, head_line, read_step_log
+
+SCENARIO = replace(
+    pairs(noise=StepNoise(relative_spread=0.3, stall_probability=0.02)),
+    decode=pool(Role.DECODE, 2, kv_capacity_tokens=9_000, limits=replace(PLAIN_LIMITS, max_running_requests=12)),
+)
+
+
+def through_a_file(name: str, role: Role, steps: list[StepLogEntry]) -> list[StepLogEntry]:
+    head = head_line(StepLogHead(worker=name, role=role, model="Qwen/Qwen3-8B"))
+    _, entries = read_step_log([head, *map(entry_line, steps)], name=name)
+    return list(entries)
+
+
+class Noting:
+    """The live dispatch, with its routes noted."""
+
+    def __init__(self, taken: list[Route]) -> None:
+        self._dispatch, self._taken = DuetDispatch(SCENARIO.rule), taken
+
+    def dispatch(self, waiting: Sequence[Prompt], fleet: Fleet) -> Sequence[Pair | Local | Hold]:
+        routes = self._dispatch.dispatch(waiting, fleet)
+        for route in routes:
+            if isinstance(route, Pair):
+                self._taken.append(Route(route.decode, route.prefill))
+            elif isinstance(route, Local):
+                self._taken.append(Route(route.decode, chunks_tokens=route.chunks_tokens))
+        return routes
+
+
+def recorded(scenario: Scenario) -> Recording:
+    """A noisy run with requests for both paths, as its engines would have logged it."""
+    steps: dict[str, list[StepLogEntry]] = {"prefill-0000": [], "decode-0000": [], "decode-0001": []}
+    coming = [Request(0.04 * index, 40 + 97 * (index % 13), 5 + 17 * (index % 9)) for index in range(150)]
+    taken: list[Route] = []
+    scenario = replace(scenario, dispatch=lambda: Noting(taken))
+    simulation = Simulation(scenario, record=lambda name, entry: steps[name].append(entry))
+    result = simulation.run(coming)
+    rows = result.requests
+    order = sorted(range(len(rows)), key=lambda index: (rows.dispatched_seconds[index], index))
+    assert rows.deflected.any()
+    assert not rows.retries.any()
+    requests = [replace(coming[index], arrival_seconds=float(rows.dispatched_seconds[index])) for index in order]
+    logs = {name: through_a_file(name, Role(name.split("-")[0]), each) for name, each in steps.items()}
+    return Recording(requests=requests, routes=taken, logs=logs)
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return recorded(SCENARIO)
+
+
+def test_every_step_of_a_recorded_run_comes_out_by_itself(recording: Recording) -> None:
+    found = replay(recording, SCENARIO, loop_seconds=1e-9)
+
+    assert sum(len(log) for log in recording.logs.values()) > 500
+    for name, agreement in found.items():
+        assert agreement.logged == agreement.simulated == agreement.same_batch, name
+        assert agreement.same_kv == agreement.same_queues == agreement.logged, name
+        assert agreement.share == 1.0
+        assert agreement.first_difference is None
+
+
+def test_a_step_that_ran_otherwise_is_found_and_costs_only_itself(recording: Recording) -> None:
+    log = list(recording.logs["prefill-0000"])
+    log[7] = replace(log[7], prefill_tokens=log[7].prefill_tokens + 1)
+    altered = replace(recording, logs={**recording.logs, "prefill-0000": log})
+
+    agreement = replay(altered, SCENARIO, loop_seconds=1e-9)["prefill-0000"]
+
+    assert agreement.first_difference == 7
+    assert agreement.same_batch == agreement.logged - 1
+
+
+def test_an_engine_that_schedules_otherwise_is_found(recording: Recording) -> None:
+    smaller = replace(SCENARIO, prefill=pool(Role.PREFILL, 1, limits=replace(PLAIN_LIMITS, chunked_prefill_tokens=64)))
+
+    assert replay(recording, smaller)["prefill-0000"].share < 0.9
+
+
+def test_split_steps_are_refused_by_name(recording: Recording) -> None:
+    log = [replace(recording.logs["decode-0000"][0], kind=StepKind.SPLIT)]
+    with pytest.raises(ValueError, match=r"logs\['decode-0000'\]: has split steps"):
+        replace(recording, logs={"decode-0000": log})
