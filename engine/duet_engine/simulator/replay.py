@@ -87,8 +87,8 @@ def replay(
 ) -> dict[str, Agreement]:
     """Play a recording with the workers of `scenario`, and compare by worker.
 
-    KV may differ by `kv_tolerance_tokens`, for engines that count pages. The gateway is told every route; noise, network
-    and padding aren't wanted, because the durations have them already.
+    KV may differ by `kv_tolerance_tokens`, for engines that count pages. The gateway is told every route; noise and
+    network aren't wanted, because the durations have them already.
     """
     steps: dict[str, list[StepLogEntry]] = {name: [] for name in recording.logs}
     scenario = replace(
