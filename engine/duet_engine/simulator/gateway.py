@@ -19,6 +19,7 @@ from duet_engine.policy.estimates import unloaded_ttft_seconds
 from duet_engine.policy.fleet import Fleet, Prompt
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.result import NO_WORKER
+from duet_engine.simulator.running_batch import GapListener
 from duet_engine.simulator.sight import DecodeSight, PrefillSight
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Gateway:
         self.numbers: dict[str, int] = {}
         """Of workers, by name."""
         self._scenario, self._ledger = scenario, ledger
+        self.gaps: GapListener = self._gaps_after_warm_up if scenario.warm_up_seconds else ledger.gaps
         self._policy = scenario.new_dispatch()
         self._limits, self._hop_seconds = scenario.gateway, scenario.network.hop_seconds
         self._look_planned = False
@@ -218,7 +220,7 @@ class Gateway:
         else:
             self._try_again(flight)
 
-    def gaps(self, gaps_seconds: list[float], requests: int) -> None:
+    def _gaps_after_warm_up(self, gaps_seconds: list[float], requests: int) -> None:
         if self.agenda.now >= self._scenario.warm_up_seconds:
             self._ledger.gaps(gaps_seconds, requests)
 

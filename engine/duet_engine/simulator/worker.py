@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from duet_engine.simulator.network import Link
     from duet_engine.simulator.noise import StepClock
     from duet_engine.simulator.pace import Pace
+    from duet_engine.simulator.running_batch import GapListener
     from duet_engine.simulator.scenario import Pool
 
 Report = TypeVar("Report")
@@ -41,13 +42,12 @@ class Outside(Protocol):
     """Who hears of what happens in a worker."""
 
     agenda: Agenda
+    gaps: GapListener
+    """Each of these gaps was seen by so many clients."""
 
     def finished(self, flight: Flight) -> None: ...
     def failed(self, flight: Flight) -> None: ...
     def refused(self, flight: Flight, worker_name: str) -> None: ...
-    def gaps(self, gaps_seconds: list[float], requests: int) -> None:
-        """Each of these gaps was seen by so many clients."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
