@@ -19,8 +19,7 @@ from duet_dev.paths import REPOSITORY
 from duet_dev.processes import guarded
 from duet_dev.progress import duration
 
-AT_ONCE = (os.cpu_count() or 1) + 1
-"""A lane waits for what it has started much of its time, so that one more than there are cores keeps them busy."""
+AT_ONCE = os.cpu_count() or 1
 NO_TESTS = 5
 INTERRUPTED = 130
 FAREWELL_SECONDS = 60.0
@@ -99,7 +98,10 @@ class Lanes:
                 if not self.interrupted:
                     await run.run()
 
-        await asyncio.gather(*map(in_turn, self.runs))
+        for run in self.runs:
+            if run.lane.alone:
+                await in_turn(run)
+        await asyncio.gather(*(in_turn(run) for run in self.runs if not run.lane.alone))
 
     def _interrupt(self) -> None:
         """The first time as Ctrl-C does; again, or when that takes too long, at once."""

@@ -22,6 +22,8 @@ class Lane:
     """Where all of them lie, so that nothing else is read."""
     marker: str = ""
     fixture: str = ""
+    alone: bool = False
+    """What it starts takes every core, so that nothing else would keep its time beside it."""
 
     def takes(self, *, markers: Collection[str], fixtures: Collection[str], path: Path) -> bool:
         if self.marker or self.fixture:
@@ -32,7 +34,7 @@ class Lane:
         return path.is_relative_to(REPOSITORY / self.folder)
 
 
-ENGINES = Lane("engines", "real SGLang servers", "tests/engine", marker="engine")
+ENGINES = Lane("engines", "real SGLang servers", "tests/engine", marker="engine", alone=True)
 SERVING = Lane("serving", "Duet on the local cluster", "tests/e2e", fixture="operator_release")
 CLUSTER = Lane("cluster", "the local cluster itself, and the demo", "tests/e2e", marker="cluster")
 API_SERVER = Lane("apiserver", "the real API server", "tests/integration", marker="apiserver")
@@ -40,7 +42,7 @@ PROCESSES = Lane("processes", "gateways and engines on loopback", "tests/integra
 REST = Lane("rest", "everything else", "tests")
 
 LANES = (ENGINES, SERVING, CLUSTER, API_SERVER, PROCESSES, REST)
-"""In the order in which they start: the longest first, so that none is left alone at the end."""
+"""In the order in which they start: the longest first, so that none is left over at the end."""
 
 
 def lane_of(*, markers: Collection[str], fixtures: Collection[str], path: Path) -> Lane:

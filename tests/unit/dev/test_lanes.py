@@ -116,6 +116,20 @@ def test_every_lane_counts_and_a_failure_in_one_fails_all(tmp_path: Path) -> Non
     assert any(line.startswith("     rest | FAILED ") and "test_bad" in line for line in output.splitlines()[-6:])
 
 
+def test_real_engines_have_the_machine_to_themselves(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    (tmp_path / "test_turns.py").write_text(
+        "import pathlib, time, pytest\n"
+        f"done = pathlib.Path({str(done)!r})\n"
+        "@pytest.mark.engine\n"
+        "def test_engine(): time.sleep(0.5); done.touch()\n"
+        "def test_afterwards(): assert done.exists()\n"
+    )
+    process = start(tmp_path, "--lane=engines", "-W", "ignore::pytest.PytestUnknownMarkWarning")
+    output, _ = process.communicate()
+    assert output.splitlines()[-1] == "2 passed, 0 failed", output
+
+
 def test_a_lane_that_dies_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "test_dead.py").write_text("import os\ndef test_dead(): os._exit(0)\n")
     process = start(tmp_path)
