@@ -103,6 +103,8 @@ class Lane:
         prompts = self.prompts()
         if not prompts:
             return None, []
+        for request, _ in prompts:
+            _state(request).kv_short = False  # unless this pass finds it so
         situation = self._situation(running_batch, prompts[0][0])
         chosen = next_pass(self.settings.steps, [prompt for _, prompt in prompts], situation, self.limits)
         if chosen is not None and not self._has_kv_for(chosen, situation.residents.requests):
@@ -144,9 +146,7 @@ class Lane:
     def computed(self, requests: Sequence[Request]) -> None:
         """These have got their share of a pass."""
         for request in requests:
-            state = _state(request)
-            state.chunks_done += 1
-            state.kv_short = False
+            _state(request).chunks_done += 1
             self.tokens_total += request.extend_len
 
     def found_no_kv(self, requests: Sequence[Request]) -> None:

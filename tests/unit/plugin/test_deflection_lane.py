@@ -185,6 +185,8 @@ def test_a_chunk_without_free_kv_waits_beside_residents_and_the_request_knows_wh
     lane = lane_of(scheduler)
     assert lane.plan(scheduler.running_batch) == (None, [])
     assert [refusal.reason for _, refusal in lane.given_up(2.1)] == [RefusalReason.NO_KV]
+    scheduler.token_to_kv_pool_allocator.available_size = lambda: 10_000
+    assert lane.plan(scheduler.running_batch)[0] is not None and list(lane.given_up(2.1)) == []
 
 
 def test_an_unsafe_worker_gives_up_who_waits_but_never_a_begun_prompt() -> None:
