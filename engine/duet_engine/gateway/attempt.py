@@ -56,6 +56,7 @@ class Attempt:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._decode: Side | StreamSide = self._decode_side()
         self._prefill: Side | None = None
+        self._usage: Usage | None = None
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -94,9 +95,12 @@ class Attempt:
 
     def usage(self) -> Usage | None:
         """What the engine counted; complete once the answer is."""
-        if isinstance(self._decode, StreamSide):
-            return self._decode.scanner.final_usage()
-        return usage_of(json_object(bytes(self._decode.content)))
+        if self._usage is None:
+            if isinstance(self._decode, StreamSide):
+                self._usage = self._decode.scanner.final_usage()
+            else:
+                self._usage = usage_of(json_object(bytes(self._decode.content)))
+        return self._usage
 
     @property
     def reported_failure(self) -> bool:

@@ -96,8 +96,11 @@ class EventScanner:
     def final_usage(self) -> Usage | None:
         """The usage event, else what the last event says (SGLang's own endpoint counts in each)."""
         if self.usage is None and self._last:
-            payloads = [payload for event in split(self._last) if (payload := payload_of(event)) is not None]
-            self.usage = usage_of(payloads[-1]) if payloads else None
+            whole = self._last.removesuffix(DONE)
+            last_event = whole[whole.rfind(END, 0, -len(END)) + 1 :].lstrip(b"\n")
+            payload = payload_of(last_event)
+            self.usage = usage_of(payload) if payload is not None else None
+            self._last = b""
         return self.usage
 
     def _take_usage(self, whole: bytes, events: int) -> tuple[bytes, int]:

@@ -20,6 +20,8 @@ _OWN_FAULT = (400, 413, 422)
 _CRASH = 500
 """An error that the engine didn't foresee: its own, or provoked by the request."""
 _EVENTS_TO_CHECK = 3
+_FAILURE_MARKS = (b'"error"', b'"abort"')
+"""Without one of these an answer reports no failure, so that it needn't be parsed."""
 
 
 class Refused(Exception):
@@ -90,6 +92,8 @@ def _refused(worker: Worker, header: str, content: bytes) -> Refused:
 
 
 def failure_in(content: bytes, *, streamed: bool) -> AnswerFailure | None:
+    if not any(mark in content for mark in _FAILURE_MARKS):
+        return None
     if not streamed:
         return failure_of(json_object(content))
     for event in split(content)[:_EVENTS_TO_CHECK]:

@@ -82,8 +82,9 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Bytes of a stream; never none."""
-        if not self._over:
-            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        transport = self._connection.transport
+        if not self._over and transport is not None:  # for each token, so without a further call
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def finish(self) -> None:
         """End of a stream."""
