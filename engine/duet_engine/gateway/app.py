@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from time import monotonic
@@ -35,6 +36,7 @@ from duet_engine.gateway.settings import Settings, SettingsError
 from duet_engine.gateway.state_stream import listen
 from duet_engine.gateway.tls import ServerTls
 from duet_engine.gateway.tokens import TokenEstimator
+from duet_engine.gateway.tracing import tracer
 from duet_engine.gateway.upstream import Upstream
 from duet_engine.gateway.wire.listener import Listener
 from duet_engine.gateway.workers import Workers
@@ -77,6 +79,7 @@ class Gateway:
             credentials=self._credentials,
         )
         tokens = TokenEstimator()
+        self._tracer = tracer(session, os.environ, instance=instance_id)
         callers, self._tls = _callers(settings, self._live_now), _tls(settings)
         self._inference = Inference(
             Relay(self._upstream, self._dispatcher, settings.limits),
@@ -86,6 +89,7 @@ class Gateway:
             lag=self._lag,
             limits=settings.limits,
             live=self._live_now,
+            tracer=self._tracer,
         )
         public = PublicServer(
             self._inference, callers=callers, live=self._live_now, unready_reason=self._unready_reason
@@ -130,6 +134,8 @@ class Gateway:
         port = await self._listener.start(settings.host, settings.port, tls=tls, shared=shared)
         if self._tls is not None:
             self._spawn(self._tls.follow())
+        if self._tracer is not None:
+            self._spawn(self._tracer.run())
         log.info("serving on %s:%d, admin on %s:%d", settings.host, port, settings.admin_host, settings.admin_port)
 
     async def stop(self) -> None:
@@ -144,6 +150,8 @@ class Gateway:
             await self._admin_runner.cleanup()
         await self._group.stop()
         await self._upstream.close()
+        if self._tracer is not None:
+            await self._tracer.flush()
         self._lag.stop()
         for task in [*self._tasks, *self._listeners.values()]:
             task.cancel()

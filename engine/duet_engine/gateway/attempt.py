@@ -44,7 +44,10 @@ class Answer:
 class Attempt:
     """One request at one assignment."""
 
-    def __init__(self, upstream: Upstream, request: ClientRequest, assignment: Assignment) -> None:
+    def __init__(
+        self, upstream: Upstream, request: ClientRequest, assignment: Assignment, *, traceparent: str = ""
+    ) -> None:
+        self._traceparent = traceparent
         self.assignment = assignment
         self.rid = secrets.token_hex(RID_BYTES)
         self.first_token_at: float | None = None
@@ -237,7 +240,7 @@ class Attempt:
 
     def _send(self, side: Side, work: SentWork, bootstrap: dict[str, Any]) -> None:
         body = self._request.rendered(self._own_fields(side.worker, work, bootstrap))
-        side.call = self._upstream.post(side.worker, self._request.path, body, side)
+        side.call = self._upstream.post(side.worker, self._request.path, body, side, traceparent=self._traceparent)
 
     def _bootstrap(self) -> dict[str, Any]:
         prefill = self.assignment.prefill

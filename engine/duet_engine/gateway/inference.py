@@ -24,6 +24,7 @@ from duet_engine.gateway.requests import ClientRequest, parse
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.token_stream import TokenStream
 from duet_engine.gateway.tokens import TokenEstimator
+from duet_engine.gateway.tracing import Tracer, context_of
 from duet_engine.gateway.wire.exchange import Exchange
 from duet_engine.gateway.wire.messages import Refusal
 from duet_engine.protocol import ROUTE_HEADER
@@ -43,7 +44,9 @@ class Inference:
         lag: LoopLag,
         limits: Limits,
         live: Callable[[], LiveSettings],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._relay = relay
         self._callers = callers
         self._demand = demand
@@ -90,6 +93,8 @@ class Inference:
             class_name=caller.class_name,
             prompt_tokens=request.given_tokens or self._tokens.estimate(request.text_bytes),
         )
+        if self._tracer is not None:
+            record.trace = context_of(exchange.head.headers.get("traceparent"))
         counters = self._demand.of(record)
         counters.arrived(record, self._objective(record))
         try:
@@ -188,6 +193,8 @@ class Inference:
         record.loop_lag_seconds = self._lag.p99_seconds()
         counters.ended(record, self._objective(record))
         self._demand.ended(record)
+        if self._tracer is not None and record.trace is not None:
+            self._tracer.finished(record, record.trace)
         log_access(record, total_seconds=ended_at - record.arrived_at)
 
 

@@ -26,6 +26,19 @@ class End(StrEnum):
     """The client went away."""
 
 
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """Which span a request is."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str = ""
+
+    def header(self) -> str:
+        """As W3C Trace Context for whoever is called because of it."""
+        return f"00-{self.trace_id}-{self.span_id}-01"
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
     """Times are of the gateway's monotonic clock."""
@@ -61,6 +74,8 @@ class RequestRecord:
     blocked_seconds: float = 0.0
     """Time in which the client didn't take its bytes."""
     loop_lag_seconds: float = 0.0
+    trace: TraceContext | None = None
+    """Where spans are wanted."""
     end: End | None = None
     error: str = ""
 

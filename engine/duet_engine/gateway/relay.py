@@ -55,7 +55,8 @@ class Relay:
                 excluded_until=excluded_until,
             )
             self._note(record, assignment)
-            attempt = Attempt(self._upstream, request, assignment)
+            traceparent = record.trace.header() if record.trace is not None else ""
+            attempt = Attempt(self._upstream, request, assignment, traceparent=traceparent)
             record.rid = attempt.rid
             try:
                 answer = await attempt.open()

@@ -28,6 +28,8 @@ OWN_FIELDS = frozenset(
     )
 )
 _OWN_PREFIX = "bootstrap_"
+REFUSED_FIELDS = ("image_data", "video_data", "audio_data", "input_embeds", "custom_logit_processor")
+"""Addresses that an engine would fetch, tensors and code: none of it is text to be continued."""
 _ANY_MODEL = "default"
 """SGLang's name for whatever model it serves."""
 _DEFAULT_OUTPUT_TOKENS = {COMPLETIONS: 16, CHAT_COMPLETIONS: 512, GENERATE: 128}
@@ -115,6 +117,9 @@ def _refuse_unsupported(path: str, fields: Mapping[str, Any]) -> None:
     for name in ("n", "best_of"):
         if counted.get(name) not in (None, 1):
             raise _bad(f"{name}: only 1 is supported, got {counted[name]!r}; send one request for each answer")
+    for name in REFUSED_FIELDS:
+        if fields.get(name) is not None:
+            raise _bad(f"{name}: isn't supported; this gateway serves text")
     options = fields.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise _bad("stream_options: must be an object")

@@ -55,7 +55,7 @@ class Upstream:
             seconds += request.output_limit_tokens * self._limits.unstreamed_seconds_per_token
         return seconds
 
-    def post(self, worker: Worker, path: str, body: bytes, sink: AnswerSink) -> Call:
+    def post(self, worker: Worker, path: str, body: bytes, sink: AnswerSink, *, traceparent: str = "") -> Call:
         """Send a body to a worker."""
         address = address_of(worker.member.url)
         headers = {
@@ -64,6 +64,8 @@ class Upstream:
             "content-length": str(len(body)),
             **self._credentials(),
         }
+        if traceparent:
+            headers["traceparent"] = traceparent
         return self._pool.call(address, request_head(path, headers.items()) + body, sink)
 
     def abort(self, worker: Worker, rid: str) -> None:

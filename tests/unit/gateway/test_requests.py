@@ -14,6 +14,7 @@ from duet_engine.gateway.requests import (
     GENERATE,
     OWN_FIELDS,
     PATHS,
+    REFUSED_FIELDS,
     ClientRequest,
     parse,
 )
@@ -87,7 +88,7 @@ def test_steering_fields_never_reach_a_worker() -> None:
 )
 def test_every_other_field_passes_unchanged(extra: dict[str, Any]) -> None:
     reserved = {"prompt", "stream", "stream_options", "model", "n", "best_of", "rid", "priority", "duet", "max_tokens"}
-    reserved |= {"max_completion_tokens", *OWN_FIELDS}
+    reserved |= {"max_completion_tokens", *OWN_FIELDS, *REFUSED_FIELDS}
     fields = {
         name: value for name, value in extra.items() if name not in reserved and not name.startswith("bootstrap_")
     }
@@ -157,3 +158,11 @@ def test_any_types_are_a_request_or_a_named_error(path: str, fields: dict[str, A
     except GatewayError as error:
         assert error.status in (400, 404)
         assert any(error.message.startswith(name) for name in [*fields, "prompt", "messages", "text"])
+
+
+@pytest.mark.parametrize("name", ["image_data", "video_data", "audio_data", "input_embeds", "custom_logit_processor"])
+def test_what_would_make_an_engine_fetch_or_run_something_is_refused(name: str) -> None:
+    with pytest.raises(GatewayError, match=name) as error:
+        parsed(GENERATE, text="a", **{name: "http://169.254.169.254/"})
+    assert error.value.status == 400
+    assert parsed(GENERATE, text="a", **{name: None})
