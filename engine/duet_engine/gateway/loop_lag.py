@@ -14,6 +14,7 @@ from duet_engine.distribution import Distribution
 INTERVAL_SECONDS = 0.02
 WINDOW_SECONDS = 10.0
 SATURATED_SECONDS = 0.02
+TICKS_REMEMBERED = 10
 BOUNDS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -24,6 +25,8 @@ class LoopLag:
         self.total = Distribution(BOUNDS_SECONDS)
         self._samples: deque[float] = deque(maxlen=round(WINDOW_SECONDS / INTERVAL_SECONDS))
         self._handle: asyncio.TimerHandle | None = None
+        self._p99_seconds = 0.0
+        self._ticks_since = TICKS_REMEMBERED
 
     def start(self) -> None:
         """Begin to measure on the running loop."""
@@ -34,11 +37,12 @@ class LoopLag:
             self._handle.cancel()
 
     def p99_seconds(self) -> float:
-        """0 while nothing was measured."""
-        if not self._samples:
-            return 0.0
-        ordered = sorted(self._samples)
-        return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+        """0 while nothing was measured. Every request asks, so it is worked out a few times a second only."""
+        if self._ticks_since >= TICKS_REMEMBERED and self._samples:
+            ordered = sorted(self._samples)
+            self._p99_seconds = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+            self._ticks_since = 0
+        return self._p99_seconds
 
     @property
     def saturated(self) -> bool:
@@ -50,5 +54,6 @@ class LoopLag:
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         late_seconds = max(0.0, monotonic() - due)
         self._samples.append(late_seconds)
+        self._ticks_since += 1
         self.total.observe(late_seconds)
         self._schedule(loop)

@@ -145,11 +145,14 @@ class StreamSide(Side):
         except EventTooLarge as error:
             self.fail(broken(self.worker, error))
             return
-        if not whole or self.over:
+        if not whole:
             return
         if self.receiver is not None:
             self.receiver.events(whole, tokens, now)
-            return
+        elif not self.over:
+            self._gather_events(whole, tokens, now)
+
+    def _gather_events(self, whole: bytes, tokens: int, now: float) -> None:
         self.content += whole
         self.tokens += tokens
         if not self._begun and (self.tokens or self.scanner.done):
