@@ -69,6 +69,8 @@ _GARBAGE_THRESHOLDS = (10_000, 20, 50)
     "--processes",
     default=1,
     type=click.IntRange(min=1, max=64),
+    envvar="DUET_GATEWAY_PROCESSES",
+    show_envvar=True,
     help="Processes that share the ports; one for each core that the gateway may fill.",
 )
 @click.option("--max-body-mib", default=_DEFAULTS.body_bytes // 2**20, type=click.IntRange(min=1))

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from duet_engine.gateway.requests import ClientRequest
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 ABORT_PATH = "/abort_request"
 ABORT_SECONDS = 2.0
 CLOSE_SECONDS = 2.0
-_HTTP_PORT = 80
+_SCHEME, _HTTP_PORT = "http://", 80
 
 
 class Upstream:
@@ -57,9 +58,10 @@ class Upstream:
 
     def post(self, worker: Worker, path: str, body: bytes, sink: AnswerSink, *, traceparent: str = "") -> Call:
         """Send a body to a worker."""
-        address = address_of(worker.member.url)
+        url = worker.member.url
+        address = address_of(url)
         headers = {
-            "host": f"{address[0]}:{address[1]}",
+            "host": url.removeprefix(_SCHEME),
             "content-type": JSON,
             "content-length": str(len(body)),
             **self._credentials(),
@@ -123,6 +125,7 @@ class _Abort:
         self.answer_ended()
 
 
+@lru_cache(maxsize=4096)
 def address_of(url: str) -> Address:
     """Host and port of a worker's URL."""
     parts = urlsplit(url)

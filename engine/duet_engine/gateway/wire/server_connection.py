@@ -228,19 +228,17 @@ class ServerConnection(asyncio.Protocol):
         self.write(refusal.answer())
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._rearm()
+            self.deadline = monotonic() + LINGER_SECONDS
         else:
             self.transport.close()
 
     def _rearm(self) -> None:
         """The time for what it waits for now."""
         limits = self.listener.limits
-        if self._paused:
-            seconds = limits.client_stall_seconds
-        elif self._current is not None:
+        if self._current is not None and not self._paused:
             seconds = _NEVER
-        elif self._closing:
-            seconds = LINGER_SECONDS
+        elif self._paused or self._closing:
+            seconds = limits.client_stall_seconds
         elif not self._in_message:
             seconds = limits.keep_alive_seconds
         else:
