@@ -116,13 +116,16 @@ def backend(folder: Path, *, chunks: int, pace: str) -> Iterator[Server]:
 
 @contextmanager
 def duet(folder: Path, workers: list[dict[str, Any]], *options: str) -> Iterator[Server]:
-    """This project's gateway, one process unless told otherwise; no objective is near."""
+    """This project's gateway, one process unless told otherwise; no objective is near.
+
+    Nothing is computed behind it, so predicted work must hold nobody back, as it holds nobody back at the others.
+    """
     port, admin = free_ports(2)
     config = folder / "gateway.json"
     slo = {"ttftMilliseconds": 60_000, "itlMilliseconds": 10_000}
     config.write_text(json.dumps({"workers": workers, "model": {"id": MODEL}, "slo": slo}))
     command: list[str | Path] = [sys.executable, "-m", "duet_engine.gateway", "--config", config, "--port", str(port)]
-    command += ["--admin-port", str(admin), "--log-level", "WARNING", *options]
+    command += ["--admin-port", str(admin), "--log-level", "WARNING", "--window-seconds", "1000", *options]
     with running("duet", command, port, folder / "duet.log", path="/ready") as server:
         yield server
 
