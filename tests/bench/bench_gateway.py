@@ -3,8 +3,8 @@
 Run: `make bench-gateway`, or `python tests/bench/bench_gateway.py [--scale 0.2]`. Writes docs/results/gateway.json and
 gateway.md. All are measured in one run, one after the other, before the same Go server of streams and the same Go
 client; only ratios within a run mean anything. CPU seconds are user and system time of the gateway alone, one process.
-Every figure of Duet's includes what the others don't do: counting gaps and tokens, predictions and attribution. Its window of
-predicted work (150 ms by default) is opened: what is behind the gateways here computes nothing.
+Every figure of Duet's includes what the others don't do: counting gaps and tokens, predictions and attribution. Its
+window of predicted work (150 ms by default) is opened: what is behind the gateways here computes nothing.
 """
 
 from __future__ import annotations
