@@ -55,8 +55,9 @@ class Rest:
         text = json.dumps(body) if body is not None else None
         try:
             return self._ask(method, path, text, headers)
-        except (HTTPException, ConnectionError):
-            # An API server that was started again knows nothing of the connection; a new one is made by itself.
+        except (HTTPException, ConnectionError, ssl.SSLError):
+            # An API server that was started again, or saw nothing of us for a while, has dropped the connection; a new
+            # one is made by itself.
             self._connection.close()
             try:
                 return self._ask(method, path, text, headers)
