@@ -71,14 +71,18 @@ async def passes_from_demand_to_growth(serving: Serving, operator: OperatorRelea
         return await arrivals(serving) - before >= TELLING_REQUESTS
 
     await until("the gateway has counted the step", shown, seconds=CHANGE_SECONDS)
-    passes = await operator.passes()
+    ended = [await operator.passes()]
 
     async def patched() -> bool:
-        return max(len(seen) for seen in recorder.counts.values()) > 1
+        passes = await operator.passes()
+        if max(len(seen) for seen in recorder.counts.values()) > 1:
+            # Those that ended since the last look may have ended after the patch.
+            return True
+        ended.append(passes)
+        return False
 
     await until("a count was patched", patched, seconds=CHANGE_SECONDS)
-    # The pass that patched may have ended meanwhile.
-    return await operator.passes() - passes - 1
+    return ended[-1] - ended[0]
 
 
 async def arrivals(serving: Serving) -> int:
