@@ -62,7 +62,7 @@ class Worker:
         self._deflection_refused = False
         self._decode_view: DecodeWorker | None = None
         self._prefill_view: PrefillWorker | None = None
-        self._ahead: tuple[float, float] | None = None
+        self._ahead: tuple[float, float, int] | None = None
 
     @property
     def key(self) -> str:
@@ -86,6 +86,11 @@ class Worker:
         return len(self._sent)
 
     # --- what is heard ---
+
+    def listed(self, member: Member) -> None:
+        """Discovery says what it is now."""
+        self.member = member
+        self._changed()
 
     def describe(self, info: WorkerInfo) -> None:
         """The worker said what it is."""
@@ -179,27 +184,26 @@ class Worker:
 
     def prefill_view(self, now: float) -> PrefillWorker:
         """As a prefill worker; only for usable ones."""
-        assert self.state and self.profile and self.steps
         if self._ahead is None:
             self._ahead = self._work_ahead()
-        done_at, unconfirmed_seconds = self._ahead
-        ahead_seconds = max(0.0, done_at - now) + unconfirmed_seconds
+        done_at, unconfirmed_seconds, queued_tokens = self._ahead
+        ahead_seconds = (done_at - now if done_at > now else 0.0) + unconfirmed_seconds
         view = self._prefill_view
         if view is None or view.ahead_seconds != ahead_seconds:
+            assert self.profile and self.steps
             view = self._prefill_view = PrefillWorker(
                 key=self.key,
                 revision=self.revision,
                 steps=self.steps,
                 chunk_tokens=self.profile.chunked_prefill_tokens,
                 ahead_seconds=ahead_seconds,
-                queued_tokens=self.state.queued_prefill_tokens
-                + sum(work.prompt_tokens for work in self._pending.values()),
+                queued_tokens=queued_tokens,
                 dispatches=self._sequence,
             )
         return view
 
-    def _work_ahead(self) -> tuple[float, float]:
-        """When the work that it reported will be done, and what the prompts take that it hasn't confirmed."""
+    def _work_ahead(self) -> tuple[float, float, int]:
+        """When the work that it reported will be done, what the prompts take that it hasn't confirmed, all tokens."""
         assert self.state and self.profile and self.steps
         state, chunk_tokens = self.state, self.profile.chunked_prefill_tokens
         queued = max(1, state.work.running + state.work.queued + state.work.prefill_bootstrap)
@@ -209,10 +213,12 @@ class Worker:
             reported_seconds = queued * self.steps.prompt_seconds(mean_tokens, chunk_tokens=chunk_tokens)
         if state.step is not StepKind.IDLE:  # both times are by the worker's clock
             reported_seconds -= max(0.0, state.written_at_seconds - state.step_started_at_seconds)
+        unconfirmed = [work.prompt_tokens for work in self._pending.values()]
         unconfirmed_seconds = sum(
-            self.steps.prompt_seconds(work.prompt_tokens, chunk_tokens=chunk_tokens) for work in self._pending.values()
+            self.steps.prompt_seconds(tokens, chunk_tokens=chunk_tokens) for tokens in unconfirmed
         )
-        return self.state_received_at + reported_seconds, unconfirmed_seconds
+        done_at = self.state_received_at + reported_seconds
+        return done_at, unconfirmed_seconds, state.queued_prefill_tokens + sum(unconfirmed)
 
     def decode_view(self) -> DecodeWorker:
         """As a decode or unified worker; only for usable ones."""
@@ -312,7 +318,7 @@ class Workers:
         come = []
         for key, member in present.items():
             if key in self._workers:
-                self._workers[key].member = member
+                self._workers[key].listed(member)
             else:
                 self._workers[key] = Worker(member, gateway_id=self._gateway_id)
                 come.append(self._workers[key])
@@ -320,8 +326,13 @@ class Workers:
 
     def fleet(self, now: float) -> Fleet:
         """Those that may get new work, as values."""
-        usable = [worker for worker in self if worker.usable(now)]
-        return Fleet(
-            prefill=tuple(worker.prefill_view(now) for worker in usable if worker.member.role is Role.PREFILL),
-            decode=tuple(worker.decode_view() for worker in usable if worker.member.role is not Role.PREFILL),
-        )
+        prefill: list[PrefillWorker] = []
+        decode: list[DecodeWorker] = []
+        for worker in self._workers.values():
+            if not worker.usable(now):
+                continue
+            if worker.member.role is Role.PREFILL:
+                prefill.append(worker.prefill_view(now))
+            else:
+                decode.append(worker.decode_view())
+        return Fleet(tuple(prefill), tuple(decode))

@@ -23,7 +23,7 @@ from duet_engine.policy.deflect import (
     missing_tokens,
     takes_prompts,
 )
-from duet_engine.policy.estimates import ahead_seconds, step_with_seconds, unloaded_pair_seconds
+from duet_engine.policy.estimates import QueueForm, ahead_seconds, step_with_seconds, unloaded_pair_seconds
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
 from duet_engine.policy.routes import DeflectReason, Hold, HoldReason, Local, Pair, Route
 from duet_engine.policy.steadiness import Preferences, Turn
@@ -96,6 +96,7 @@ class Board:
         """On the share of the objective at which the prefill path is in danger."""
         self._reserved: set[str] = set()
         """Decode workers for whose room earlier prompts wait."""
+        self._last = False
         self.endangered = False
         """Whether the prefill path of some prompt of this pass was in danger."""
 
@@ -105,8 +106,9 @@ class Board:
             return True
         return bool(self._open_paces()) or not self._decode
 
-    def place(self, prompt: Prompt) -> tuple[Route, bool]:
-        """A route, and whether the pass ends with it."""
+    def place(self, prompt: Prompt, *, last: bool = False) -> tuple[Route, bool]:
+        """A route, and whether the pass ends with it. After the `last` one nobody looks at the board again."""
+        self._last = last
         pair = self._best_pair(prompt)
         pair_ttft_seconds = pair.ttft_seconds if pair else None
         factor = self._threshold_factor
@@ -129,16 +131,19 @@ class Board:
 
     def _open_paces(self) -> list[tuple[DecodeWorker, LocalPace]]:
         """Of the workers that can take one more whole prompt now."""
-        paces = [(worker, self._memory.of(worker).pace(self._rule)) for worker in self._decode.values()]
-        return [
-            (worker, pace)
-            for worker, pace in paces
-            if pace is not None and pace.ahead_seconds <= self._window_seconds and worker.free_slots > 0
-        ]
+        figures, rule, window = self._memory.of, self._rule, self._window_seconds
+        found = []
+        for worker in self._decode.values():
+            if worker.prefills and worker.free_slots > 0:
+                pace = figures(worker).pace(rule)
+                if pace is not None and pace.ahead_seconds <= window:
+                    found.append((worker, pace))
+        return found
 
     def _best_pair(self, prompt: Prompt) -> Pair | None:
         """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
-        terms, excluded = self._rule.terms, prompt.excluded
+        terms, excluded, warm = self._rule.terms, prompt.excluded, bool(prompt.warm)
+        printed = terms.queue is QueueForm.PRINTED
         admitted: dict[str, tuple[DecodeWorker, float] | None] = {}
         own_seconds: dict[tuple[int, int, int], float] = {}
         ranked: list[tuple[float, PrefillWorker]] = []
@@ -150,12 +155,13 @@ class Board:
             found = admitted[worker.revision]
             if found is None:
                 continue
-            here = prompt.at(worker.key)
+            here = prompt.at(worker.key) if warm else prompt
             kind = id(worker.steps), worker.chunk_tokens, here.tokens
             own = own_seconds.get(kind)
             if own is None:
                 own = own_seconds[kind] = self._own_seconds(here, worker)
-            ranked.append((ahead_seconds(worker, terms) + own + found[1], worker))
+            ahead = ahead_seconds(worker, terms) if printed else worker.ahead_seconds
+            ranked.append((ahead + own + found[1], worker))
         if not ranked:
             return None
         ttft_seconds, best = self._preferences.best(ranked, self._turn)
@@ -192,21 +198,25 @@ class Board:
         return best, step_with_seconds(prompt, best) if self._rule.terms.admission else 0.0
 
     def _take_pair(self, prompt: Prompt, pair: Pair) -> Route:
-        worker, here = self._prefill[pair.prefill], prompt.at(pair.prefill)
-        work_seconds = worker.steps.prompt_seconds(
-            here.tokens + here.cached_tokens, cached_tokens=here.cached_tokens, chunk_tokens=worker.chunk_tokens
-        )
-        self._prefill[pair.prefill] = replace(
-            worker,
-            ahead_seconds=worker.ahead_seconds + work_seconds,
-            queued_tokens=worker.queued_tokens + here.tokens,
-            dispatches=worker.dispatches + 1,
-        )
+        if not self._last:
+            self._queue(prompt.at(pair.prefill), self._prefill[pair.prefill])
         if pair.ahead_seconds > self._window_seconds:
             return Hold(HoldReason.PREFILL_BUSY)
         self._preferences.take(pair.prefill)
         self._occupy(prompt, self._decode[pair.decode], local=False)
         return pair
+
+    def _queue(self, prompt: Prompt, worker: PrefillWorker) -> None:
+        """The worker as the next prompt of this pass sees it."""
+        work_seconds = worker.steps.prompt_seconds(
+            prompt.tokens + prompt.cached_tokens, cached_tokens=prompt.cached_tokens, chunk_tokens=worker.chunk_tokens
+        )
+        self._prefill[worker.key] = replace(
+            worker,
+            ahead_seconds=worker.ahead_seconds + work_seconds,
+            queued_tokens=worker.queued_tokens + prompt.tokens,
+            dispatches=worker.dispatches + 1,
+        )
 
     def _take_local(self, prompt: Prompt, path: LocalPath, *, has_pair: bool) -> Local:
         self._occupy(prompt.at(path.worker.key), path.worker, local=True)
@@ -219,6 +229,8 @@ class Board:
     def _occupy(self, prompt: Prompt, worker: DecodeWorker, *, local: bool) -> None:
         """The worker as the next prompt of this pass sees it. A prompt joins the decode batch with its first token."""
         self._preferences.take(worker.key)
+        if self._last:
+            return
         occupied = replace(
             worker,
             batch=worker.batch

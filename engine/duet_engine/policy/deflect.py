@@ -157,8 +157,9 @@ def _by_pace(
     What a prompt takes alone is the same for all workers of a kind, so it is worked out once for each.
     """
     alone_seconds: dict[tuple[int, int, int], float] = {}
+    warm = bool(prompt.warm)
     for worker, pace in open_workers:
-        here, chunk_tokens = prompt.at(worker.key), pace.chunk_tokens
+        here, chunk_tokens = prompt.at(worker.key) if warm else prompt, pace.chunk_tokens
         if worker.key in prompt.excluded or not has_room(here, worker):
             continue
         tokens = max(here.tokens, 1)

@@ -45,10 +45,11 @@ class Dispatch:
         self._forget(fleet)
         board = self._board(fleet, rule, window_seconds)
         routes: list[Route] = []
-        for prompt in waiting[:LOOK_AHEAD_PROMPTS]:
+        seen = waiting[:LOOK_AHEAD_PROMPTS]
+        for index, prompt in enumerate(seen, start=1):
             if not board.open():
                 break
-            route, ends_pass = board.place(prompt)
+            route, ends_pass = board.place(prompt, last=index == len(seen))
             routes.append(route)
             if ends_pass:
                 break

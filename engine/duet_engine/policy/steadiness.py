@@ -54,8 +54,9 @@ class Preferences:
         turn_of: Callable[[AnyWorker], Turn],
     ) -> tuple[float, AnyWorker]:
         """The next in turn of those with the least rank, and as good ones."""
-        least = min(rank for rank, _ in ranked) * self.margin
-        return min((each for each in ranked if each[0] <= least), key=lambda each: turn_of(each[1]))
+        least = min([rank for rank, _ in ranked]) * self.margin
+        as_good = [each for each in ranked if each[0] <= least]
+        return as_good[0] if len(as_good) == 1 else min(as_good, key=lambda each: turn_of(each[1]))
 
     def keep(self, keys: frozenset[str]) -> None:
         """Forget workers that aren't there any more."""

@@ -1,0 +1,177 @@
+"""What a gateway's decision costs: the views of all workers and the route of one prompt, at 4 x 4 and 64 x 64 workers.
+
+Run: `python tests/bench/bench_decision.py [--decisions N]`; under a minute. Writes decision.json and decision.md in
+docs/results. Workers are Qwen3-8B on an H100, under load; between two decisions as many of them report a new state as
+would at 10 lines a second each and 100 decisions a second, and every prompt is of another length. CPU time of the
+thread, so that other load on the machine counts as little as it can. "In danger": the prompt has waited, so that all
+decode workers are compared too. Peers: the least predicted TTFT of all pairs, the ordinary way; the paper's bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import sys
+import time
+from collections.abc import Iterator
+from os import cpu_count
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from duet_engine.gateway.discovery import Member  # noqa: E402
+from duet_engine.gateway.workers import Worker, Workers  # noqa: E402
+from duet_engine.perf import catalog  # noqa: E402
+from duet_engine.policy.baselines import LeastTTFT  # noqa: E402
+from duet_engine.policy.deflect import DeflectionRule  # noqa: E402
+from duet_engine.policy.dispatch import Dispatch  # noqa: E402
+from duet_engine.policy.fleet import Prompt  # noqa: E402
+from duet_engine.protocol import Role, StepKind, Work, WorkerInfo, WorkerState  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+SEED, WARM_UP = 1, 300
+LINES_PER_SECOND, DECISIONS_PER_SECOND = 10, 100
+PAPER_MICROSECONDS = 1000.0
+"""Kairos at 2 x 2: "sub-millisecond"."""
+LIMITS_MICROSECONDS = {4: 100.0, 64: 500.0}
+RULE, WINDOW_SECONDS = DeflectionRule(itl_seconds=0.05), 0.15
+
+
+class Scene:
+    """So many workers of each kind, whose states change."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.now = size, 1000.0
+        self.chance = random.Random(SEED)
+        self.workers = Workers("gateway-0")
+        roles = [Role.PREFILL] * size + [Role.DECODE] * size
+        members = [
+            Member(uid=f"{role}-{index}", name=f"{role}-{index}", url="http://127.0.0.1:1", role=role)
+            for index, role in enumerate(roles)
+        ]
+        come, _ = self.workers.update(members)
+        for worker in come:
+            role = worker.member.role
+            profile = catalog.profile("h100-sxm", "Qwen/Qwen3-8B", role=role)
+            worker.describe(WorkerInfo(worker=worker.name, role=role, profile=profile))
+            worker.heard(self.state(worker), self.now)
+        self.all = come
+
+    def state(self, worker: Worker) -> WorkerState:
+        if worker.member.role is Role.PREFILL:
+            queued = self.chance.choice((0, 0, 500, 2000, 6000))
+            return WorkerState(
+                worker=worker.name,
+                role=Role.PREFILL,
+                ready=True,
+                step=StepKind.PREFILL if queued else StepKind.IDLE,
+                queued_prefill_tokens=queued,
+                work=Work(running=1 if queued else 0),
+            )
+        requests = self.chance.randrange(20, 110)
+        context = requests * self.chance.randrange(500, 2000)
+        return WorkerState(
+            worker=worker.name,
+            role=Role.DECODE,
+            ready=True,
+            deflection_active=True,
+            step=StepKind.DECODE,
+            decode_requests=requests,
+            decode_context_tokens=context,
+            kv_used_tokens=context,
+            kv_capacity_tokens=354_944,
+        )
+
+    def pass_time(self) -> None:
+        """Until the next decision: states come, and some of them are of workers that this gateway sent something."""
+        self.now += 1 / DECISIONS_PER_SECOND
+        for worker in self.chance.sample(self.all, max(1, 2 * self.size * LINES_PER_SECOND // DECISIONS_PER_SECOND)):
+            worker.heard(self.state(worker), self.now)
+        for worker in self.all:
+            worker.state_received_at = max(worker.state_received_at, self.now - 1.0)
+
+    def prompt(self, *, waited_seconds: float) -> Prompt:
+        return Prompt(
+            tokens=self.chance.randrange(50, 12_000),
+            waited_seconds=waited_seconds,
+            ttft_objective_seconds=1.0,
+            output_reserve_tokens=512,
+        )
+
+
+def decisions(size: int, count: int, *, waited_seconds: float) -> Iterator[float]:
+    """Microseconds of each."""
+    scene, dispatch = Scene(size), Dispatch("gateway-0")
+    for index in range(WARM_UP + count):
+        scene.pass_time()
+        prompt = scene.prompt(waited_seconds=waited_seconds)
+        started = time.thread_time()
+        routes = dispatch([prompt], scene.workers.fleet(scene.now), RULE, window_seconds=WINDOW_SECONDS)
+        taken = time.thread_time() - started
+        assert len(routes) == 1
+        if index >= WARM_UP:
+            yield taken * 1e6
+
+
+def least_ttft(size: int) -> float:
+    """Median microseconds of comparing all pairs."""
+    scene, policy, taken = Scene(size), LeastTTFT(), []
+    for _ in range(20):
+        scene.pass_time()
+        prompt = scene.prompt(waited_seconds=0.0)
+        started = time.thread_time()
+        policy.route(prompt, scene.workers.fleet(scene.now))
+        taken.append((time.thread_time() - started) * 1e6)
+    return float(np.median(taken))
+
+
+def rows(count: int) -> Iterator[dict[str, object]]:
+    for size, limit in LIMITS_MICROSECONDS.items():
+        pairs = least_ttft(size)
+        for waited_seconds, situation in ((0.0, "not in danger"), (0.9, "in danger")):
+            taken = np.array(list(decisions(size, count, waited_seconds=waited_seconds)))
+            figure = f"decision at {size} x {size} workers, prompt {situation}"
+            peers = (
+                (50, "all pairs (least TTFT), median", pairs),
+                (99, "limit", limit),
+                (99, "paper at 2 x 2", 1000.0),
+            )
+            for percentile, peer, peer_value in peers:
+                value = float(np.percentile(taken, percentile))
+                yield {
+                    "figure": f"{figure}, P{percentile}",
+                    "value": round(value, 1),
+                    "unit": "µs",
+                    "peer": peer,
+                    "peer_value": round(peer_value, 1),
+                    "ratio": round(value / peer_value, 3),
+                    "command": f"python tests/bench/bench_decision.py --decisions {count}",
+                    "seed": SEED,
+                }
+
+
+def write(found: list[dict[str, object]]) -> None:
+    (RESULTS / "decision.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    columns = ("figure", "value", "unit", "peer", "peer_value", "ratio")
+    lines = ["# What a gateway's decision costs", "", (__doc__ or "").split("\n\n", 2)[1].replace("\n", " ")]
+    lines += ["", "| figure | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(str(row[name]) for name in columns)} |" for row in found]
+    system = f"Python {platform.python_version()}, {cpu_count()} cores"
+    lines += ["", f"`{found[0]['command']}`, seed {SEED}, {system}.", ""]
+    (RESULTS / "decision.md").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--decisions", type=int, default=3000)
+    write(list(rows(parser.parse_args().decisions)))
+
+
+if __name__ == "__main__":
+    main()
