@@ -146,6 +146,8 @@ class WorkerInfo(Document):
     tokenizer_digest: str | None = None
     features: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Feature -> mode (deflected, mixed, split, look_ahead) -> "works" or the reason for which it is refused."""
+    prefix_cache: bool = False
+    """Whether it keeps the KV of prompts for later ones that begin alike."""
     profile: WorkerProfile
 
 

@@ -190,6 +190,7 @@ class Gateway:
                 self._listeners.pop(worker.key).cancel()
                 worker.lost()
                 self._upstream.forget(worker)
+                self._dispatcher.forget(worker)
             for worker in come:
                 listener = self._loop.create_task(
                     listen(

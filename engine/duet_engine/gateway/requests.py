@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from duet_engine.gateway.errors import GatewayError
 from duet_engine.gateway.live_settings import DEFAULT_CLASS
+from duet_engine.policy.prefix_index import text_blocks
 from duet_engine.protocol import DISPATCH_FIELD
 
 COMPLETIONS = "/v1/completions"
@@ -32,6 +33,7 @@ REFUSED_FIELDS = ("image_data", "video_data", "audio_data", "input_embeds", "cus
 """Addresses that an engine would fetch, tensors and code: none of it is text to be continued."""
 _ANY_MODEL = "default"
 """SGLang's name for whatever model it serves."""
+_MOST_TOKEN_ID = 2**62
 _DEFAULT_OUTPUT_TOKENS = {COMPLETIONS: 16, CHAT_COMPLETIONS: 512, GENERATE: 128}
 
 
@@ -48,6 +50,8 @@ class ClientRequest:
     """Bytes of the prompt when it is text; 0 when its tokens are given."""
     given_tokens: int | None
     output_limit_tokens: int
+    prefix_blocks: tuple[int, ...] = ()
+    """The prompt as `policy.prefix_index` knows prompts."""
     hides_usage: bool
     """The usage event was asked for by the gateway, not by the client."""
     class_name: str = DEFAULT_CLASS
@@ -86,6 +90,7 @@ def parse(path: str, raw: bytes, *, model_names: Iterable[str], class_name: str 
         text_bytes=text_bytes,
         given_tokens=given_tokens,
         output_limit_tokens=_output_limit(path, fields),
+        prefix_blocks=tuple(text_blocks(_prompt_bytes(path, fields))),
         hides_usage=hides_usage,
         class_name=class_name,
     )
@@ -146,6 +151,17 @@ def _prompt_size(path: str, fields: Mapping[str, Any]) -> tuple[int, int | None]
         raise _bad("text, input_ids: give exactly one of the two")
     name = "text" if fields.get("text") is not None else "input_ids"
     return _text_or_tokens(name, fields[name])
+
+
+def _prompt_bytes(path: str, fields: Mapping[str, Any]) -> bytes:
+    """Bytes that begin alike where prompts do; only called for prompts whose size is known to be countable."""
+    if path == CHAT_COMPLETIONS:
+        return _dump({"tools": fields.get("tools"), "messages": fields["messages"]})
+    name = "prompt" if path == COMPLETIONS else "input_ids" if fields.get("text") is None else "text"
+    prompt: str | list[int] = fields[name]
+    if isinstance(prompt, str):
+        return prompt.encode("utf-8", "surrogatepass")
+    return b"".join(token.to_bytes(8, "little", signed=True) for token in prompt if abs(token) < _MOST_TOKEN_ID)
 
 
 def _text_or_tokens(name: str, value: object) -> tuple[int, int | None]:

@@ -22,6 +22,7 @@ from duet_engine.gateway.workers import SentWork, Worker, Workers
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Dispatch, Hold, HoldReason, Local, Pair
 from duet_engine.policy.estimates import unloaded_ttft_seconds
 from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.policy.prefix_index import PrefixIndex, warm_tokens
 from duet_engine.policy.turns import Turns
 from duet_engine.protocol import Role
 
@@ -114,6 +115,7 @@ class Dispatcher:
         self._window_seconds = window_seconds
         self._dispatch = Dispatch(workers.gateway_id)
         self._turns = Turns()
+        self._prefixes = PrefixIndex()
         self._waiting: list[_Waiter] = []
         self._held_bytes = 0
         self._nobody_since: float | None = None
@@ -149,6 +151,7 @@ class Dispatcher:
                 waited_seconds=0.0,
                 ttft_objective_seconds=self._live().objective_of(request.class_name).ttft_seconds,
                 output_reserve_tokens=min(request.output_limit_tokens, OUTPUT_RESERVE_TOKENS),
+                warm=self._warm(request, prompt_tokens),
             ),
             excluded_until=excluded_until,
             future=self._loop.create_future(),
@@ -168,6 +171,15 @@ class Dispatcher:
             self._held_bytes -= request.size_bytes
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+
+    def _warm(self, request: ClientRequest, prompt_tokens: int) -> dict[str, int]:
+        """Tokens of the prompt that workers likely hold."""
+        matched = self._prefixes.match(request.prefix_blocks)
+        return warm_tokens(matched, blocks=len(request.prefix_blocks), prompt_tokens=prompt_tokens)
+
+    def forget(self, worker: Worker) -> None:
+        """It is gone, and its cache with it."""
+        self._prefixes.forget(worker.key)
 
     def wake(self) -> None:
         """Something changed: decide again, before the loop sleeps unless others were left waiting just now."""
@@ -227,16 +239,23 @@ class Dispatcher:
         self._waiting.remove(waiter)
         self._turns.left(late=waiter.late_from < now)
         decode = self._workers[route.decode]
-        tokens, reserve_tokens = waiter.prompt.tokens, waiter.prompt.output_reserve_tokens
-        local = isinstance(route, Local)
         prefill = None if isinstance(route, Local) else self._workers[route.prefill]
+        prompt, reserve_tokens = waiter.prompt, waiter.prompt.output_reserve_tokens
+        decode_tokens = prompt.at(decode.key).tokens if prefill is None else prompt.tokens
+        computing = prefill or decode
+        if computing.keeps_prefixes:
+            self._prefixes.add(computing.key, waiter.request.prefix_blocks)
         waiter.future.set_result(
             Assignment(
                 route=route,
                 decode=decode,
-                decode_work=decode.send(prompt_tokens=tokens, output_reserve_tokens=reserve_tokens, local=local),
+                decode_work=decode.send(
+                    prompt_tokens=decode_tokens, output_reserve_tokens=reserve_tokens, local=prefill is None
+                ),
                 prefill=prefill,
-                prefill_work=prefill.send(prompt_tokens=tokens, output_reserve_tokens=0, local=False)
+                prefill_work=prefill.send(
+                    prompt_tokens=prompt.at(prefill.key).tokens, output_reserve_tokens=0, local=False
+                )
                 if prefill
                 else None,
                 unloaded_ttft_seconds=waiter.unloaded_ttft_seconds,

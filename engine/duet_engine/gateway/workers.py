@@ -49,6 +49,7 @@ class Worker:
         self.profile: WorkerProfile | None = None
         self.bootstrap_port = member.bootstrap_port
         self.steps: StepTimes | None = None
+        self.keeps_prefixes = False
         self.breaker = Breaker()
         self.errors_total = 0
         self.refusals_total = 0
@@ -60,6 +61,7 @@ class Worker:
         """Those of them that no state includes yet."""
         self._out_of_service = False
         self._deflection_refused = False
+        self._serving: bool | None = None
         self._decode_view: DecodeWorker | None = None
         self._prefill_view: PrefillWorker | None = None
         self._ahead: tuple[float, float, int] | None = None
@@ -96,6 +98,7 @@ class Worker:
         """The worker said what it is."""
         self.profile = info.profile
         self.steps = replica_from_document(info.profile.replica)
+        self.keeps_prefixes = info.prefix_cache
         self.bootstrap_port = info.bootstrap_port or self.member.bootstrap_port
         self._changed()
 
@@ -114,6 +117,7 @@ class Worker:
     def lost(self) -> None:
         """The state stream broke, or the worker is gone altogether."""
         self.connected = False
+        self._changed()
         for tell in tuple(self.on_lost):
             tell(self)
 
@@ -124,7 +128,7 @@ class Worker:
             self._out_of_service = True
         elif reason is RefusalReason.DEFLECTION_OFF:
             self._deflection_refused = True
-            self._changed()
+        self._changed()
 
     def failed(self, now: float) -> None:
         self.errors_total += 1
@@ -165,6 +169,12 @@ class Worker:
 
     def usable(self, now: float) -> bool:
         """Whether it may get new work."""
+        if self._serving is None:
+            self._serving = self._takes_work()
+        return self._serving and now - self.state_received_at < STALE_SECONDS and self.breaker.allows(now)
+
+    def _takes_work(self) -> bool:
+        """By all that it and discovery have said."""
         state = self.state
         return (
             self.member.ready
@@ -172,15 +182,13 @@ class Worker:
             and state is not None
             and state.ready
             and not state.draining
-            and now - self.state_received_at < STALE_SECONDS
             and not self._out_of_service
             and self.steps is not None
-            and self.breaker.allows(now)
         )
 
     def _changed(self) -> None:
         """Its views are to be made anew. Until then they stay the same objects, of which policies know the figures."""
-        self._decode_view = self._prefill_view = self._ahead = None
+        self._decode_view = self._prefill_view = self._ahead = self._serving = None
 
     def prefill_view(self, now: float) -> PrefillWorker:
         """As a prefill worker; only for usable ones."""

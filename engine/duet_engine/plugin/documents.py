@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duet_engine.plugin import features
 from duet_engine.protocol import Role, WorkerInfo, WorkerState
@@ -37,9 +37,16 @@ def worker_info(side: ServerSide, *, tokenizer_digest: str | None) -> WorkerInfo
         bootstrap_port=side.server_args.disaggregation_bootstrap_port if role is Role.PREFILL else None,
         gpu_partition=side.settings.gpu_partition,
         features=features.matrix(role),
+        prefix_cache=_keeps_prefixes(side.server_args, role),
         profile=side.profile(),
         tokenizer_digest=tokenizer_digest,
     )
+
+
+def _keeps_prefixes(server_args: Any, role: Role) -> bool:  # noqa: ANN401 - SGLang's
+    """Whether SGLang's radix cache is on; on decode workers it only is where it was asked for."""
+    asked_for = role is not Role.DECODE or getattr(server_args, "disaggregation_decode_enable_radix_cache", False)
+    return bool(asked_for) and not getattr(server_args, "disable_radix_cache", True)
 
 
 def worker_state(side: ServerSide, *, now: float) -> WorkerState:

@@ -9,6 +9,7 @@ Invariant: a prompt goes only where its whole chunk schedule is safe for the dec
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -131,15 +132,15 @@ def best_local_path(
     roofline it ranks as well (one choice in 500 was not the soonest, and 0.1 % later). Three schedules are enough.
     """
     preferences = preferences or Preferences()
-    found = list(_by_pace(prompt, open_workers))
-    as_good = min((soonest for soonest, _, _ in found), default=0.0) * preferences.margin
-    ranked = sorted(
-        (max(soonest, as_good), preferences.turn(worker.key, worker.dispatches), worker, pace)
-        for soonest, worker, pace in found
-    )
+    ranked = sorted(_by_pace(prompt, open_workers), key=_soonest)
+    if not ranked:
+        return None
+    as_good = ranked[0][0] * preferences.margin
+    last = bisect_right(ranked, as_good, key=_soonest)
+    ranked[:last] = sorted(ranked[:last], key=lambda each: preferences.turn(each[1].key, each[1].dispatches))
     best: LocalPath | None = None
-    for index, (soonest, _, worker, pace) in enumerate(ranked):
-        if index >= MOST_SCHEDULES or (best is not None and soonest >= best.ttft_seconds):
+    for soonest, worker, pace in ranked[:MOST_SCHEDULES]:
+        if best is not None and soonest >= best.ttft_seconds:
             break
         path = _local_path(prompt.at(worker.key), worker, pace, rule)
         if path is not None and path.ttft_seconds <= as_good:
@@ -147,6 +148,10 @@ def best_local_path(
         if path is not None and (best is None or path.ttft_seconds < best.ttft_seconds):
             best = path
     return best
+
+
+def _soonest(ranked: tuple[float, DecodeWorker, LocalPace]) -> float:
+    return ranked[0]
 
 
 def _by_pace(

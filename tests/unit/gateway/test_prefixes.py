@@ -1,0 +1,100 @@
+"""A follow-up turn goes where its conversation's KV is, when that is faster."""
+
+import asyncio
+import json
+from time import monotonic
+from typing import Any
+
+import pytest
+from tests.support import documents
+
+from duet_engine.gateway.discovery import Member
+from duet_engine.gateway.live_settings import LiveSettings
+from duet_engine.gateway.requests import CHAT_COMPLETIONS, COMPLETIONS, GENERATE, ClientRequest, parse
+from duet_engine.gateway.routing import Assignment, Dispatcher
+from duet_engine.gateway.settings import Limits
+from duet_engine.gateway.workers import Workers
+from duet_engine.protocol import Role, WorkerInfo, WorkerState
+
+TOKENS = 3000
+
+
+def request(path: str = COMPLETIONS, **fields: Any) -> ClientRequest:
+    return parse(path, json.dumps(fields).encode(), model_names=())
+
+
+def turn(*messages: str) -> ClientRequest:
+    return request(CHAT_COMPLETIONS, messages=[{"role": "user", "content": message * 300} for message in messages])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        (turn("hello "), turn("hello ", "again "), True),
+        (turn("hello "), turn("other ", "hello "), False),
+        (request(prompt="a" * 5000), request(prompt="a" * 5000 + "b" * 9000), True),
+        (request(prompt=list(range(900))), request(GENERATE, input_ids=list(range(1900))), True),
+        (request(GENERATE, text="a" * 5000), request(prompt="a" * 5000), True),
+        (request(prompt=list(range(900))), request(prompt=list(range(1, 900))), False),
+    ],
+    ids=["next turn", "other beginning", "longer text", "tokens", "same text elsewhere", "shifted tokens"],
+)
+def test_prompts_that_begin_alike_share_blocks(first: ClientRequest, second: ClientRequest, shared: bool) -> None:
+    alike = [one == other for one, other in zip(first.prefix_blocks, second.prefix_blocks, strict=False)]
+    assert len(alike) > 2
+    assert alike[:2] == [shared] * 2
+    assert any(alike) is shared
+
+
+def worker_set(*, keeps_prefixes: bool) -> Workers:
+    workers = Workers("g")
+    roles = {"p0": Role.PREFILL, "p1": Role.PREFILL, "p2": Role.PREFILL, "d": Role.DECODE}
+    come, _ = workers.update(
+        [Member(uid=name, name=name, url="http://127.0.0.1:1", role=role) for name, role in roles.items()]
+    )
+    for worker in come:
+        role = worker.member.role
+        profile = documents.profile(role=role)
+        worker.describe(
+            WorkerInfo(worker=worker.name, role=role, profile=profile, prefix_cache=keeps_prefixes and role != "decode")
+        )
+        worker.heard(WorkerState(worker=worker.name, role=role, ready=True), monotonic())
+    return workers
+
+
+async def assigned(dispatcher: Dispatcher, asked: ClientRequest) -> Assignment:
+    async with asyncio.timeout(10):
+        found = await dispatcher.assign(asked, prompt_tokens=TOKENS, arrived_at=monotonic(), excluded_until={})
+    found.release()
+    return found
+
+
+def dispatcher_of(workers: Workers) -> Dispatcher:
+    return Dispatcher(workers, live=LiveSettings, limits=Limits(), window_seconds=lambda: 0.5)
+
+
+async def test_a_conversation_stays_with_its_worker_until_that_is_gone() -> None:
+    workers = worker_set(keeps_prefixes=True)
+    dispatcher = dispatcher_of(workers)
+    first = await assigned(dispatcher, turn("hello "))
+    assert first.prefill is not None and first.prefill_work is not None
+    assert first.prefill_work.prompt_tokens == TOKENS
+    for _ in range(4):
+        again = await assigned(dispatcher, turn("hello ", "again "))
+        assert again.prefill is first.prefill
+        assert again.prefill_work is not None
+        assert again.prefill_work.prompt_tokens < 0.7 * TOKENS, "the rest is warm"
+        assert again.decode_work.prompt_tokens == TOKENS, "its KV is needed whole where it's decoded"
+    dispatcher.forget(first.prefill)
+    cold = await assigned(dispatcher, turn("hello ", "again "))
+    assert cold.prefill is not first.prefill
+
+
+def test_an_empty_prompt_has_no_blocks() -> None:
+    assert request(GENERATE, text="").prefix_blocks == ()
+
+
+async def test_workers_that_keep_nothing_take_turns() -> None:
+    dispatcher = dispatcher_of(worker_set(keeps_prefixes=False))
+    taken = [(await assigned(dispatcher, turn("hello "))).prefill for _ in range(3)]
+    assert len({worker.name for worker in taken if worker}) == 3
