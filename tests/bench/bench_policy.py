@@ -6,13 +6,14 @@ come from the roofline of Qwen3-8B on an H100. Each figure is the best of seven 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,10 +131,13 @@ def schedule_figures() -> list[tuple[str, float, str, float]]:
     ]
 
 
-def plan_figures() -> list[tuple[str, float, str, float]]:
+PACE = WorkerPace(chunk_tokens=256, batch_slots=16, mixed_step_seconds=0.0333, solo_step_seconds=0.022)
+GRID = 40
+
+
+def traffic_classes() -> list[TrafficClass]:
     chance = random.Random(1)
-    pace = WorkerPace(chunk_tokens=256, batch_slots=16, mixed_step_seconds=0.0333, solo_step_seconds=0.022)
-    classes = [
+    return [
         TrafficClass(
             name=str(index),
             prompt_tokens=chance.uniform(200, 3000),
@@ -143,37 +147,45 @@ def plan_figures() -> list[tuple[str, float, str, float]]:
         )
         for index in range(8)
     ]
+
+
+def best_of_grid(classes: Sequence[TrafficClass]) -> float:
+    """Prefills of each of two classes in 1/40 of what its arrivals need; the best revenue."""
+    parts = [index / GRID for index in range(GRID + 1)]
+    return max(earned(list(zip(shares, classes, strict=True))) for shares in itertools.product(parts, parts))
+
+
+def earned(served: list[tuple[float, TrafficClass]]) -> float:
+    """Revenue of serving these shares of arrivals, the dearer class first, decodes filled solo first."""
+    prices = Prices()
+    prefilling = sum(part * one.arrivals_per_second / PACE.prefills_per_second(one) for part, one in served)
+    if prefilling > 1.0:
+        return 0.0
+    solo, mixed, revenue = PACE.batch_slots * (1 - prefilling), (PACE.batch_slots - 1) * prefilling, 0.0
+    for part, one in sorted(served, key=lambda pair: -prices.request(pair[1])):
+        left = part * one.arrivals_per_second
+        taken = min(solo, left / PACE.solo_decodes_per_second(one))
+        solo -= taken
+        done = taken * PACE.solo_decodes_per_second(one)
+        taken = min(mixed, (left - done) / PACE.mixed_decodes_per_second(one))
+        mixed -= taken
+        revenue += (done + taken * PACE.mixed_decodes_per_second(one)) * prices.request(one)
+    return revenue
+
+
+def plan_figures() -> list[tuple[str, float, str, float]]:
+    classes = traffic_classes()
     two = classes[:2]
+    solve = microseconds(lambda: fluid_plan(two, PACE), 5)
+    grid = microseconds(lambda: best_of_grid(two), 1)
+    return [
+        ("fluid plan, 2 classes", solve, f"grid of {GRID + 1} x {GRID + 1}", grid),
+        ("fluid plan, 8 classes", microseconds(lambda: fluid_plan(classes, PACE), 5), "2 classes", solve),
+    ]
 
-    def grid() -> float:
-        """Two classes: prefills of each in 1/40 of what its arrivals need, decodes filled solo first."""
-        best = 0.0
-        prices = Prices()
-        for first in range(41):
-            for second in range(41):
-                parts = (first / 40, second / 40)
-                share = sum(
-                    part * one.arrivals_per_second / pace.prefills_per_second(one)
-                    for part, one in zip(parts, two, strict=True)
-                )
-                if share > 1.0:
-                    continue
-                solo, mixed = pace.batch_slots * (1 - share), (pace.batch_slots - 1) * share
-                earned = 0.0
-                for part, one in sorted(zip(parts, two, strict=True), key=lambda pair: -prices.request(pair[1])):
-                    left = part * one.arrivals_per_second
-                    for rate, room in ((pace.solo_decodes_per_second(one), solo),):
-                        taken = min(room, left / rate)
-                        solo -= taken
-                        left -= taken * rate
-                        earned += taken * rate * prices.request(one)
-                    taken = min(mixed, left / pace.mixed_decodes_per_second(one))
-                    mixed -= taken
-                    earned += taken * pace.mixed_decodes_per_second(one) * prices.request(one)
-                best = max(best, earned)
-        return best
 
-    plan = fluid_plan(classes, pace)
+def gate_figures() -> list[tuple[str, float, str, float]]:
+    plan = fluid_plan(traffic_classes(), PACE)
     gate = PlanGate(plan, workers=100)
     targets, waiting, heads = np.array(plan.prefilling), [3, 0, 9, 1, 4, 0, 2, 8], [0.0] * 8
     prefilling = [int(100 * share) for share in plan.prefilling]
@@ -183,21 +195,22 @@ def plan_figures() -> list[tuple[str, float, str, float]]:
         deviation = np.where(np.array(waiting) > 0, (counts - 100 * shares) / shares, np.inf)
         return int(deviation.argmin())
 
-    greedy, shares = GreedyRouter(), ShareRouter(plan)
+    admit = microseconds(lambda: gate.admit(prefilling, waiting, heads_arrived=heads), 3000)
+    return [("gate, 8 classes", admit, "argmin over numpy arrays", microseconds(with_arrays, 1000))]
+
+
+def router_figures() -> list[tuple[str, float, str, float]]:
+    chance = random.Random(1)
+    greedy, shares = GreedyRouter(), ShareRouter(fluid_plan(traffic_classes(), PACE))
     occupied = [chance.random() < 0.9 for _ in range(500)]
 
     def scan() -> object:
         return next((index for index, taken in enumerate(occupied) if not taken), None)
 
-    solve, enumerate_grid = microseconds(lambda: fluid_plan(two, pace), 5), microseconds(grid, 1)
-    admit = microseconds(lambda: gate.admit(prefilling, waiting, heads_arrived=heads), 3000)
     place = microseconds(lambda: greedy.place(0, solo_free=3, mixed_free=1, draw=0.4), 3000)
     aware = microseconds(lambda: shares.place(0, solo_free=3, mixed_free=1, draw=0.4), 3000)
     everybody = microseconds(scan, 3000)
     return [
-        ("fluid plan, 2 classes", solve, "grid of 41 x 41", enumerate_grid),
-        ("fluid plan, 8 classes", microseconds(lambda: fluid_plan(classes, pace), 5), "2 classes", solve),
-        ("gate, 8 classes", admit, "argmin over numpy arrays", microseconds(with_arrays, 1000)),
         ("greedy router", place, "first free of 500 workers", everybody),
         ("SLI-aware router", aware, "first free of 500 workers", everybody),
     ]
@@ -263,7 +276,8 @@ def write_results(rows: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
-    figures = [*split_figures(), *schedule_figures(), *plan_figures(), *dispatch_figures()]
+    planned = [*plan_figures(), *gate_figures(), *router_figures()]
+    figures = [*split_figures(), *schedule_figures(), *planned, *dispatch_figures()]
     rows: list[dict[str, object]] = [
         {
             "figure": figure,
