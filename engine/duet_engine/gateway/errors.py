@@ -10,10 +10,10 @@ import json
 from duet_engine.protocol import openai_error
 
 _KINDS = {
-    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -32,15 +32,19 @@ class GatewayError(Exception):
         return error_body(self.message, status=self.status)
 
 
+def _kind(status: int) -> str:
+    return _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
 def error_body(message: str, *, status: int) -> bytes:
     """JSON of an error."""
-    flat = openai_error(message, kind=_KINDS.get(status, "server_error"), code=status)
+    flat = openai_error(message, kind=_kind(status), code=status)
     nested = {key: flat[key] for key in ("message", "type", "param", "code")}
     return json.dumps({**flat, "error": nested}).encode()
 
 
 def error_event(message: str, *, status: int) -> bytes:
     """The last event of a stream that broke after its first token."""
-    flat = openai_error(message, kind=_KINDS.get(status, "server_error"), code=status)
+    flat = openai_error(message, kind=_kind(status), code=status)
     nested = {key: flat[key] for key in ("message", "type", "param", "code")}
     return b"data: " + json.dumps({"error": nested}).encode() + b"\n\n"
