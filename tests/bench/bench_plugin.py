@@ -47,6 +47,17 @@ def microseconds(call: Callable[[], object]) -> float:
     return round(best * 1e6, 1)
 
 
+def cold_microseconds(call: Callable[[], object]) -> float:
+    """CPU time of one call after other work has taken the processor's caches: the median of some hundred."""
+    memory, seconds = np.zeros(6_000_000), []
+    for _ in range(300):
+        memory.sum()
+        began = time.thread_time()
+        call()
+        seconds.append(time.thread_time() - began)
+    return round(float(np.median(seconds)) * 1e6, 1)
+
+
 def scheduler() -> Any:
     """SGLang's decode scheduler with a batch that runs, as far as the plugin looks at it."""
     mode = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False)
@@ -72,8 +83,8 @@ def scheduler() -> Any:
     )
 
 
-def measure(board: Path) -> list[tuple[str, float, str, float]]:
-    """(figure, value, unit, limit)."""
+def measure(board: Path) -> list[tuple[str, float, str, float | None]]:
+    """(figure, value, unit, limit or None)."""
     settings, stand_in = EngineSettings.read(ENVIRONMENT), scheduler()
     numbers = Numbers(board / "scheduler-0.numbers", FACT_NAMES, create=True)
     model = replica_model(settings, model_path="", ranks=1)
@@ -87,7 +98,7 @@ def measure(board: Path) -> list[tuple[str, float, str, float]]:
         side.timer.launched(batch)
         side.step_ended(batch)
 
-    step_cost = microseconds(step)
+    step_cost, cold_cost = microseconds(step), cold_microseconds(step)
     server = ServerSide(settings, board, HookTable(), sglang_version="0.5.23")
     for gateway in range(GATEWAYS):
         server.let_in(Dispatch(gateway=f"{gateway:032x}", sequence=10**6))
@@ -95,6 +106,7 @@ def measure(board: Path) -> list[tuple[str, float, str, float]]:
     time.sleep(0.02)
     return [
         (f"hooks in a decode step of {RESIDENTS} requests", step_cost, "µs", 20.0),
+        ("the same with the processor's caches cold", cold_cost, "µs", None),
         ("hook in a turn of the loop without a step", microseconds(side.loop_turned), "µs", 20.0),
         ("state document, made", microseconds(lambda: server.state().write()), "µs", 1000.0),
         (f"state document with {GATEWAYS} gateways", float(len(server.state().write())), "bytes", 2048.0),
@@ -127,7 +139,7 @@ def main() -> None:
     (RESULTS / "plugin.md").write_text("\n".join(lines) + "\n")
     for row in rows:
         print(row["figure"], row["value"], row["unit"])
-    sys.exit(1 if any(row["value"] > row["peer_value"] for row in rows) else 0)
+    sys.exit(1 if any(limit is not None and value > limit for _, value, _, limit in measured) else 0)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 class StepRecorder:
     """One open log."""
 
-    def __init__(self, path: Path, side: SchedulerSide, head: StepLogHead) -> None:
-        self._side = side
+    def __init__(self, path: Path, head: StepLogHead) -> None:
         self._file = path.open("w")
         self._file.write(head_line(head))
         self._file.flush()
@@ -42,12 +41,23 @@ class StepRecorder:
             return
         try:
             self._file.write(entry_line(entry_of(step)))
-            if step.ended_at - self._flushed_at >= FLUSH_SECONDS or not self._side.timer.under_way:
+            if step.ended_at - self._flushed_at >= FLUSH_SECONDS:
                 self._file.flush()
                 self._flushed_at = step.ended_at
         except OSError as error:
-            self._broken = True
+            self._give_up(error)
+
+    def flush(self) -> None:
+        """Nothing runs: what there is may be read."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        if not self._broken:
             log.error("the step log ends here: %s", error)
+        self._broken = True
 
 
 def entry_of(step: Step) -> StepLogEntry:

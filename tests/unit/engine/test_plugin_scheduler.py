@@ -129,6 +129,19 @@ def _decode(requests: int, tokens: int) -> Any:
     return StepBatch.decode(requests, tokens)
 
 
+def test_a_decode_step_like_the_one_before_is_counted_and_not_written_again(tmp_path: Path) -> None:
+    worker, reqs = Observed("null", tmp_path), [object()] * 2
+    worker.run(batch("decode", 1, reqs=reqs, seq_lens_cpu=np.array([10, 20])))
+    written = worker._reader.version
+    worker.run(batch("decode", 2, reqs=reqs, seq_lens_cpu=np.array([11, 21])))
+    assert worker._reader.version == written
+    worker.run(batch("decode", 3, reqs=reqs[:1], seq_lens_cpu=np.array([12])))
+    assert worker._reader.version > written, "somebody has left"
+    facts = worker.read()
+    assert (facts.decode_steps_total, facts.output_tokens_total) == (3, 5)
+    assert facts.predicted_seconds_total > 2 * facts.step_predicted_seconds
+
+
 def test_work_that_needs_nobody_else_is_told_since_when(tmp_path: Path) -> None:
     worker = Observed("decode", tmp_path)
     worker.sglang.disagg_decode_prealloc_queue.queue = [object()]
