@@ -124,7 +124,7 @@ def main() -> None:
             "unit": unit,
             "peer": "limit",
             "peer_value": limit,
-            "ratio": round(value / limit, 3),
+            "ratio": round(value / limit, 3) if limit else None,
             "command": command,
             "seed": 0,
         }
