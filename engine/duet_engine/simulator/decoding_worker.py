@@ -169,7 +169,7 @@ class DecodingWorker(Worker[DecodeReport]):
         elif self.batch:
             self._start_leap(most=1 if self.prompts else self._longest_leap)
         else:
-            self._idle = True
+            self._rest()
 
     def _preallocate(self) -> None:
         """In order of arrival; the first that doesn't fit holds back the rest."""
@@ -244,8 +244,6 @@ class DecodingWorker(Worker[DecodeReport]):
         self._leaping, self._ends = False, ends[done : done + 1]
         if done:
             self.steps += done
-            self.busy_seconds += ends[done - 1] - self._step_started_at
-            self._step_started_at = ends[done - 1]
             self._decoded(ends[:done])
         if unneeded:
             self._reach = max(2 * done, 4)
@@ -278,9 +276,7 @@ class DecodingWorker(Worker[DecodeReport]):
         self._start(StepKind.SPLIT, batch, end)
 
     def _account(self) -> None:
-        now = self._agenda.now
         self.steps += max(1, len(self._ends))
-        self.busy_seconds += now - self._step_started_at
         self._leaping = False
         if self._ends:
             ends, self._ends = self._ends, []
@@ -327,6 +323,7 @@ class DecodingWorker(Worker[DecodeReport]):
             if alone:
                 self._fail(victim)
                 return
+            self._news = True
             self.retractions += 1
             victim.retractions += 1
             if self.unified:

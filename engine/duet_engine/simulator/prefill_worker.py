@@ -55,7 +55,7 @@ class PrefillWorker(Worker[PrefillReport]):
     def _begin(self) -> None:
         chunks = tuple(self._packed())
         if not chunks:
-            self._idle = True
+            self._rest()
             return
         batch = StepBatch()
         for flight, tokens in chunks:
@@ -87,7 +87,6 @@ class PrefillWorker(Worker[PrefillReport]):
 
     def _account(self) -> None:
         self.steps += 1
-        self.busy_seconds += self._agenda.now - self._step_started_at
         for flight, tokens in self._finish_chunks():
             self._forget_queued(flight, tokens)
             arrives_at = self._send_computed(flight)

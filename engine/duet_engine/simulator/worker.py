@@ -75,7 +75,6 @@ class Worker(ABC, Generic[Report]):
         self.scheduled_at = 0.0
         self.ready_at: float | None = None
         self.gone_at: float | None = None
-        self.busy_seconds = 0.0
         self.steps = self.prefill_tokens = self.output_tokens = self.deflected_tokens = self.retractions = 0
         self.publish: Callable[[Report], None] = lambda _: None
         self.emptied: Callable[[], None] = lambda: None
@@ -86,6 +85,9 @@ class Worker(ABC, Generic[Report]):
         self._pace, self._clock, self._limits = place.pace, place.clock, pool.limits
         self._chunks: tuple[Chunk, ...] = ()
         self._idle = True
+        self._busy_since, self._busy_before = 0.0, 0.0
+        self._news = False
+        """Whether more has happened than decode steps since the last line of the state stream."""
         self._step_started_at = 0.0
         self._version = 0
         """Of the step under way: an end that was planned for an earlier one is no more."""
@@ -116,9 +118,21 @@ class Worker(ABC, Generic[Report]):
 
     def wake(self) -> None:
         """Something arrived: an idle worker looks at once, a busy one at the next boundary."""
+        self._news = True
         if self._idle and not self.dead:
-            self._idle = False
+            self._idle, self._busy_since = False, self._agenda.now
             self._look()
+
+    def _rest(self) -> None:
+        """There is nothing to compute."""
+        self._idle = True
+        self._busy_before += self._agenda.now - self._busy_since
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time in which steps ran, up to now."""
+        until = self._agenda.now if self.gone_at is None else self.gone_at
+        return self._busy_before + (0.0 if self._idle else until - self._busy_since)
 
     def _plan_end(self, end: float) -> None:
         self._version += 1
@@ -153,7 +167,9 @@ class Worker(ABC, Generic[Report]):
     def _look(self) -> None:
         self._step_started_at = self._agenda.now
         self._begin()
-        self.publish(self.report())
+        if self._news:
+            self._news = False
+            self.publish(self.report())
         if self.draining and not self.flights:
             self.emptied()
 
@@ -170,7 +186,7 @@ class Worker(ABC, Generic[Report]):
 
     def _compute(self, chunks: tuple[Chunk, ...]) -> None:
         """These chunks are what the step under way computes."""
-        self._chunks = chunks
+        self._chunks, self._news = chunks, True
         for flight, _ in chunks:
             if isnan(flight.prefill_started_at):
                 flight.prefill_started_at = self._agenda.now
@@ -191,6 +207,7 @@ class Worker(ABC, Generic[Report]):
 
     def _leave(self, flight: Flight) -> None:
         del self.flights[flight]
+        self._news = True
         if self.draining and not self.flights and self._idle:
             self.emptied()
 
