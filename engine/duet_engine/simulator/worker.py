@@ -175,6 +175,7 @@ class Worker(ABC, Generic[Report]):
 
     def _finish_chunks(self) -> tuple[Chunk, ...]:
         """Count the chunks of the step that ended; those of flights that were lost meanwhile are left out."""
+        self._news = self._news or bool(self._chunks)
         chunks = tuple(chunk for chunk in self._chunks if not chunk.flight.over)
         for flight, tokens in chunks:
             flight.computed_tokens += tokens
