@@ -104,11 +104,13 @@ def test_a_grammar_holds_in_a_deflected_answer(servers: dict[str, SglangServer])
     assert texts[0] == texts[1] != ""
 
 
-def test_prompt_logprobs_are_a_plain_servers(servers: dict[str, SglangServer]) -> None:
+def test_output_logprobs_are_a_plain_servers_and_prompt_logprobs_are_refused(
+    servers: dict[str, SglangServer],
+) -> None:
     asked = prompts(3, seed=11)[-1]
-    fields = {"return_logprob": True, "logprob_start_len": 0}
-    meta = [generate(servers[name], asked, **fields, **more)["meta_info"] for name, more in
-            (("plain", {}), ("decode", DEFLECTED))]  # fmt: skip
-    for name in ("input_token_logprobs", "output_token_logprobs"):
-        values = [[value for value, *_ in answer[name] if value is not None] for answer in meta]
-        assert values[0] == pytest.approx(values[1], abs=1e-3) and values[0]
+    answers = [generate(servers[name], asked, return_logprob=True, **more)["meta_info"]["output_token_logprobs"]
+               for name, more in (("plain", {}), ("decode", DEFLECTED))]  # fmt: skip
+    values = [[value for value, *_ in answer] for answer in answers]
+    assert values[0] == pytest.approx(values[1], abs=1e-3) and values[0]
+    body = {"input_ids": asked, "return_logprob": True, "logprob_start_len": 0, **DEFLECTED}
+    assert refused(servers["decode"], body)[:2] == (503, "unsupported")

@@ -33,9 +33,10 @@ def request(**fields: Any) -> Any:
     names = (
         *("mm_inputs", "input_embeds", "positional_embed_overrides", "lora_id", "session_id", "session_params"),
         *("custom_logit_processor", "return_hidden_states", "return_routed_experts", "return_indexer_topk"),
-        *("return_sampling_mask", "token_indices_to_pool"),
+        *("return_sampling_mask", "token_indices_to_pool", "return_logprob"),
     )
     plain = dict.fromkeys(names) | {"bootstrap_host": "10.0.0.1", "bootstrap_room": 7, "sampling_params": sampling}
+    plain["logprob_start_len"] = -1
     return SimpleNamespace(**(plain | fields))
 
 
@@ -55,6 +56,7 @@ UNSUPPORTED = {
     "multimodal input": {"mm_inputs": object()},
     "input_embeds": {"input_embeds": [[0.5]]},
     "embedding overrides": {"positional_embed_overrides": object()},
+    "prompt logprobs": {"return_logprob": True, "logprob_start_len": 0},
     "lora_path": {"lora_id": "a"},
     "sessions": {"session_id": "s"},
     "custom_logit_processor": {"custom_logit_processor": "code"},
