@@ -32,6 +32,8 @@ RESULTS, TRACES = ROOT / "docs" / "results", ROOT.parent / "shared" / "traces"
 SEED = 1
 WARM_UP_MINUTES = 5
 PLAIN = "least-loaded"
+OWN = "duet+duet"
+COMMAND = "python tests/bench/bench_planners.py"
 WORKLOADS: dict[str, dict[str, Any]] = {
     "conversation": {"trace": "azure/AzureLLMInferenceTrace_conv.csv", "minutes": 20, "copies": 2},
     "code": {"trace": "azure/AzureLLMInferenceTrace_code.csv", "minutes": 20, "copies": 3, "jitterSeconds": 60},
@@ -96,7 +98,8 @@ def _read() -> dict[str, Any]:
 
 def _write(found: dict[str, Any]) -> None:
     document = {
-        "command": "python tests/bench/bench_planners.py",
+        "rows": _rows(found),
+        "command": COMMAND,
         "seed": SEED,
         "scenario": SCENARIO,
         "traces": WORKLOADS,
@@ -104,6 +107,29 @@ def _write(found: dict[str, Any]) -> None:
     }
     (RESULTS / "planners.json").write_text(json.dumps(document, indent=1) + "\n")
     (RESULTS / "planners.md").write_text(_page(found))
+
+
+def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each variant beside Duet's planner on Duet's data plane."""
+    rows = []
+    for name, variants in found.items():
+        own = variants.get(OWN)
+        for joined, figures in variants.items() if own else ():
+            for figure, unit in (("attainment", "share"), ("gpu_hours", "GPU-hours")):
+                value, beside = figures[figure], own[figure]
+                rows.append(
+                    {
+                        "figure": f"{figure}, {name}, {joined}",
+                        "value": round(value, 4),
+                        "unit": unit,
+                        "peer": OWN,
+                        "peer_value": round(beside, 4),
+                        "ratio": round(value / beside, 4),
+                        "command": COMMAND,
+                        "seed": SEED,
+                    }
+                )
+    return rows
 
 
 def _page(found: dict[str, Any]) -> str:
@@ -124,7 +150,7 @@ def _page(found: dict[str, Any]) -> str:
             for planner in NAMES
         ]
         lines.append("")
-    lines.append(f"`python tests/bench/bench_planners.py`, seed {SEED}; every figure is in planners.json.")
+    lines.append(f"`{COMMAND}`, seed {SEED}; every figure is in planners.json.")
     return "\n".join(lines) + "\n"
 
 

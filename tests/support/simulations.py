@@ -1,9 +1,11 @@
 """Small files to simulate, and one small simulated run that tests of reports share."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from duet_engine.simulator.scenario import EndedRequest, Observation, PoolView
 from duet_operator.simulation.documents import read_documents
 from duet_operator.simulation.outcome import Outcome
 from duet_operator.simulation.resolve import study
@@ -30,6 +32,32 @@ SCENARIO: dict[str, Any] = {
     "pools": {"prefill": {"replicas": 1}, "decode": {"replicas": 1}},
     **WORKLOAD,
 }
+
+ENDED = EndedRequest(
+    class_name="default",
+    input_tokens=900,
+    cached_tokens=100,
+    output_tokens=50,
+    succeeded=True,
+    ttft_seconds=0.4,
+    tpot_seconds=0.02,
+    ttft_met=True,
+    itl_met=True,
+    deflected=False,
+)
+SEEN = Observation(
+    now_seconds=5.0,
+    window_seconds=5.0,
+    arrived_input_tokens=(1000,) * 19 + (5000,),
+    ended=(ENDED,) * 8 + (replace(ENDED, ttft_seconds=2.0, ttft_met=False, deflected=True),) * 2,
+    output_tokens=400,
+    waiting_requests=3,
+    waiting_tokens=2700,
+    prefill=PoolView(replicas=2, ready=1, starting=1, draining=0, queued_prefill_tokens=500),
+    decode=PoolView(replicas=1, ready=1, starting=0, draining=0, running_requests=7, headroom_tokens_per_second=900.0),
+    cold_starts_seconds=(21.0,),
+)
+"""One pass of a planner over small, uneven pools."""
 
 
 def study_of(*documents: dict[str, Any], base: Path = Path()) -> Study:

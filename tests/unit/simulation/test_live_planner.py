@@ -3,38 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from tests.support.simulations import DEPLOYMENT, WORKLOAD, compared, study_of
+from tests.support.simulations import DEPLOYMENT, ENDED, SEEN, WORKLOAD, compared, study_of
 
-from duet_engine.simulator.scenario import EndedRequest, PoolView
-from duet_engine.simulator.scenario import Observation as Seen
 from duet_operator.planner.plan import plan
 from duet_operator.planner.types import Decision, Observation, Performance, PlannerMemory, PlanSpec
 from duet_operator.simulation.live_planner import LivePlanner
-
-ENDED = EndedRequest(
-    class_name="default",
-    input_tokens=900,
-    cached_tokens=100,
-    output_tokens=50,
-    succeeded=True,
-    ttft_seconds=0.4,
-    tpot_seconds=0.02,
-    ttft_met=True,
-    itl_met=True,
-    deflected=False,
-)
-SEEN = Seen(
-    now_seconds=5.0,
-    window_seconds=5.0,
-    arrived_input_tokens=(1000,) * 19 + (5000,),
-    ended=(ENDED,) * 8 + (replace(ENDED, ttft_seconds=2.0, ttft_met=False, deflected=True),) * 2,
-    output_tokens=400,
-    waiting_requests=3,
-    waiting_tokens=2700,
-    prefill=PoolView(replicas=2, ready=1, starting=1, draining=0, queued_prefill_tokens=500),
-    decode=PoolView(replicas=1, ready=1, starting=0, draining=0, running_requests=7, headroom_tokens_per_second=900.0),
-    cold_starts_seconds=(21.0,),
-)
 
 
 class Recorder:

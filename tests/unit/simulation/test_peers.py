@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.simulations import DEPLOYMENT, WORKLOAD, study_of
-from tests.unit.simulation.test_live_planner import SEEN
+from tests.support.simulations import DEPLOYMENT, SEEN, WORKLOAD, study_of
 
 from duet_engine.simulator.scenario import PoolView
 from duet_operator.simulation.peer_laws import (
