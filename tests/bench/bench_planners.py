@@ -65,11 +65,11 @@ from the performance model (`operator/duet_operator/simulation/peers.py`). They 
 planner.
 
 What one sees. On load without long pauses (conversation, Mooncake) Duet holds the goal, on conversation at a fifth
-more than hindsight; Kthena and AIBrix come near. Sizing by means alone (Dynamo), by KV use alone (WVA: a decode
-worker passes ITL before its KV is full) or with windows shorter than a cold start (concurrency takes workers away
-before they have started) fails everywhere. The code trace is silent for minutes between bursts of two minutes, as
-long as a cold start: whoever keeps what a burst needed until the next one does best (Kthena, at the price; HPA,
-which waits 300 s). Duet's 180 s of stabilization forget it, and HPA is well ahead of Duet there.
+more than hindsight; Kthena (conversation) does too, AIBrix comes near. Sizing by means alone (Dynamo), by KV use
+alone (WVA: a decode worker passes ITL before its KV is full) or with windows shorter than a cold start (concurrency
+takes workers away before they have started) fails everywhere. The code trace is silent for minutes between bursts
+of two minutes, as long as a cold start: whoever keeps what a burst needed until the next one does best (Kthena, at
+the price; HPA, which waits 300 s). Duet's 180 s of stabilization forget it, and HPA is well ahead of Duet there.
 `scaleDown.stabilizationSeconds` and `minReplicas` are the remedies today.
 """
 
