@@ -113,10 +113,9 @@ def write(rows: list[dict[str, object]], command: str) -> None:
     lines = ["# Speed of the simulator", ""]
     lines += ["6 prefill and 14 decode workers (Llama-3.1-8B, H100, noise on), requests like Azure's conversations."]
     lines += [
-        "CPU time of one core, best of three rounds. A core that is shared runs the plain loop below more slowly",
-        "",
+        "CPU time of one core, best of three rounds. Where others use the core's other thread, both the simulator and"
     ]
-    lines[-2] += " than 0.25 s; divide by that to compare."
+    lines += ["the plain loop below (0.2 to 0.25 s on a free one) take longer.", ""]
     lines += ["| figure | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
     for row in rows:
         peer = "" if row["peer_value"] is None else row["peer_value"]
