@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LOAD_FACTORS = (0.5, 0.8, 1.2, 1.5, 2.0)
 OBJECTIVE_FACTORS = (0.5, 2.0)
 RANKS = (1, 2, 4, 8)
+NO_GPU = "cpu"
+"""The entry for machines without one."""
 WHOLE_SLICE = "7g"
 """A slice that is the whole GPU answers nothing new."""
 
@@ -64,7 +66,7 @@ def _hardwares(study: Study, summary: LoadSummary, knowledge: Knowledge) -> Iter
     """Each GPU and slice with the fewest ranks that fit, then the present GPU with others."""
     own = study.decode.hardware
     for name, gpu in gpus().items():
-        if name == own.gpu or (gpu.mig and f"-{WHOLE_SLICE}." in name):
+        if name == own.gpu or gpu.architecture == NO_GPU or (gpu.mig and f"-{WHOLE_SLICE}." in name):
             continue
         fitting = (_made(own.model, name, ranks, knowledge) for ranks in RANKS if ranks == 1 or not gpu.mig)
         found = next((each for each in fitting if each is not None), None)
