@@ -179,10 +179,7 @@ async def make_objects(cluster: Cluster, operator: OperatorProcess, *, objects: 
                 return False
             found = (await api.get(f"/apis/duetserve.io/v1alpha1/namespaces/{NAMESPACE}/duetdeployments"))["items"]
             conditions = [each for one in found for each in one.get("status", {}).get("conditions", ())]
-            good = [
-                each for each in conditions if each["type"] in ("Ready", "SignalsFresh") and each["status"] == "True"
-            ]
-            return len(good) == 2 * objects
+            return sum((each["type"], each["reason"]) in SETTLED for each in conditions) == len(SETTLED) * objects
 
         await until("all objects are Ready and nothing is written", all_quiet, seconds=MAKE_SECONDS)
 
