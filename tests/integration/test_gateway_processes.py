@@ -34,6 +34,10 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 async def test_two_processes_speak_for_each_other_and_end_together(processes: Fleet) -> None:
     engines = [processes.engine("prefill"), processes.engine("decode")]
     gateway = processes.gateway(engines, "--processes", "2")
@@ -81,3 +85,16 @@ async def test_when_one_process_dies_the_whole_ends_and_says_so(processes: Fleet
 
     os.kill(children(gateway.popen.pid)[0], signal.SIGKILL)
     assert await asyncio.to_thread(gateway.popen.wait, 30) == 1
+
+
+async def test_when_the_first_is_killed_nobody_is_left(processes: Fleet) -> None:
+    gateway = processes.gateway([processes.engine("decode")], "--processes", "2")
+    await all_up(gateway, 1)
+    members = children(gateway.popen.pid)
+
+    gateway.popen.kill()
+
+    async def gone() -> bool:
+        return not any(map(alive, members))
+
+    await eventually(gone, "the others to have ended")

@@ -20,7 +20,7 @@ from duet_engine.gateway.app import Gateway
 from duet_engine.gateway.discovery import PodDiscovery, StaticDiscovery, pod_selector
 from duet_engine.gateway.kubernetes_watch import ObjectWatch, cluster_access
 from duet_engine.gateway.live_settings import LiveSettings, live_settings
-from duet_engine.gateway.processes import Membership, membership, run_group
+from duet_engine.gateway.processes import Membership, end_with_the_group, membership, run_group
 from duet_engine.gateway.settings import Limits, Settings, SettingsError, StaticConfig, read_static_config
 from duet_engine.gateway.wire.pool import IDLE_SECONDS
 from duet_engine.protocol import GATEWAY_ADMIN_PORT, GATEWAY_PORT
@@ -103,6 +103,8 @@ def main(
     own = membership()
     if processes > 1 and own.count == 1:
         sys.exit(run_group(processes))
+    if own.count > 1:
+        end_with_the_group()
     try:
         settings = _settings(own, **options)
         if config is not None and not namespace and not name:

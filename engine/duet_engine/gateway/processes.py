@@ -1,7 +1,8 @@
 """Several gateway processes on the same ports, one for each core that is to be used.
 
 Invariant: they live and end together. A signal reaches all; when one ends by itself the others finish what they have
-and the whole says that it failed, because a part that is missing would answer for nobody.
+and the whole says that it failed, because a part that is missing would answer for nobody. When the one that started
+them is killed they finish what they have and end, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,4 +78,15 @@ def run_group(count: int) -> int:
 
 def _start(index: int, count: int, folder: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, MEMBERSHIP_VARIABLE: f"{index}/{count}:{folder}"}
-    return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment)
+    return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, stdin=subprocess.PIPE)
+
+
+def end_with_the_group() -> None:
+    """Called in each process of a group: SIGTERM to itself once the one that started it is gone."""
+
+    def wait() -> None:
+        # Nothing is ever written there: it ends with the process that holds the other end.
+        os.read(sys.stdin.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="end with the group", daemon=True).start()
