@@ -11,10 +11,11 @@ from tests.support.rest import Rest
 from tests.support.served import Served
 
 from duet_dev.cluster import Cluster
-from duet_operator.cluster import DEPLOYMENT, EVENT, LEASE, POD, SERVICE
+from duet_operator.cluster import DEPLOYMENT, EVENT, LEASE, POD, SERVICE, Kind
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180)]
 
+RESOURCE_QUOTA = Kind("v1", "ResourceQuota", "resourcequotas")
 LONG_NAME = "a" + "-long" * 12 + "-x"
 """As long as a name may be."""
 
@@ -75,7 +76,7 @@ def test_pods_that_a_quota_refuses_are_told_of_in_its_words(operator: OperatorPr
     metadata, spec = {"name": "no-pods"}, {"hard": {"pods": "0"}}
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": spec}
     served.kubectl("create", "-f", "-", input=json.dumps(quota))
-    until("the quota is in force", lambda: "used" in served.get("resourcequota", "no-pods").get("status", {}))
+    until("the quota is in force", lambda: "used" in served.get(RESOURCE_QUOTA, "no-pods").get("status", {}))
     served.apply({"scaling.intervalSeconds": 1, "scaling.pendingDeadlineSeconds": 10})
 
     def told() -> str:
