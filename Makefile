@@ -12,7 +12,7 @@ SPEED ?=
 MINUTES ?=
 demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup binaries engine-env demo test test-fast lint format crds bench-perf bench-papers bench-planners bench-gateway fuzz-gateway clean
+.PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-gateway fuzz-gateway clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,10 +30,13 @@ demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=f
 	@$(python) -m duet_dev.demo $(demo_options)
 
 test: binaries  ## all tests, in lanes side by side
-	@DUET_REQUIRE_CLUSTER=1 $(python) -m duet_dev.lanes --durations 15
+	@DUET_REQUIRE_CLUSTER=1 $(python) -m duet_dev.lanes --durations 15 -m "not engine_full"
 
 test-fast: setup  ## the tests of the daily round: at most three minutes
 	@$(python) -m duet_dev.lanes --lane apiserver --lane processes --lane rest -m "not slow"
+
+engine-full: engine-env  ## every test on the real SGLang, also those that `make test` leaves out
+	@DUET_REQUIRE_ENGINE=1 $(python) -m pytest tests/engine --durations 15
 
 lint: setup  ## style, types and import contracts
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -69,6 +69,11 @@ DEFLECTED_ONLY: dict[str, list[dict[str, Any]]] = {
         {"submit": [request("stays", 20, tokens=2000), request("none", 100, dispatch={"chunk_budget_tokens": 0})]},
         {"after": {"stays": 3}, "turns": 1, "queue": True, "busy_for_health_check": True},
     ],
+    "joining": [
+        {"submit": [request(f"beside-{number:02d}", 5, tokens=60) for number in range(30)]},
+        {"after": {"beside-29": 3}, "submit": [request("slowly", 1500, tokens=2)]},
+        {"turns": 2, "submit": [request("transferred", 30, tokens=3, without_kv=True)]},
+    ],
     "no room": [{"submit": [request(f"big-{number}", 7000, tokens=600) for number in range(3)]}],
     "without KV": [
         {"submit": [{**each, "rid": f"control-{each['rid']}", "without_kv": True} for each in MIXTURE[4:12]]}
@@ -119,6 +124,13 @@ def test_chunks_beside_many_residents_stay_whole(deflected: dict[str, dict[str, 
     mixed = [(rows, tokens) for kind, rows, tokens in deflected["residents"]["steps"] if kind == "MIXED"]
     chunks = [tokens - (rows - 1) for rows, tokens in mixed if rows > 30]
     assert chunks and set(chunks) <= {32, 64, 128, 1200 % 32}
+
+
+def test_a_transferred_request_joins_between_two_chunks(deflected: dict[str, dict[str, Any]]) -> None:
+    """SGLang's own loop lets none join while a prompt is cut: they'd wait for the end of the longest prompt."""
+    times = deflected["joining"]["times"]
+    assert len(times["transferred"]) == 3
+    assert times["transferred"][-1] < times["slowly"][0]
 
 
 def test_residents_that_cant_mix_take_turns_with_chunks(deflected: dict[str, dict[str, Any]]) -> None:
