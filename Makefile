@@ -12,7 +12,7 @@ SPEED ?=
 MINUTES ?=
 demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-gateway fuzz-gateway clean
+.PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-planners bench-gateway fuzz-gateway clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
