@@ -138,6 +138,8 @@ async def test_a_killed_prefill_worker_fails_the_decode_half_clearly(session: ai
         with pytest.raises(aiohttp.ClientError):
             await doomed
         assert (await until(session, decode, lambda seen: seen.work.total == 0)).kv_used_tokens == 0
+        # Until the process has ended its port still takes connections, and resets them.
+        await asyncio.to_thread(prefill.process.wait, 30)
         refused = await streamed_text(session, decode, BODY | prefill.pair_fields(7))
         assert "can't reach the prefill worker" in refused
 
