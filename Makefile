@@ -20,7 +20,7 @@ help:  ## this list
 setup:  ## .venv with everything that Python needs
 	@dev/setup.sh
 
-binaries: setup  ## the Kubernetes control plane, kubectl and Helm, built once (seven to eight minutes)
+binaries: setup  ## the Kubernetes control plane, kubectl and Helm, built once (five to eight minutes)
 	@$(python) -m duet_dev build
 
 engine-env: setup  ## the real SGLang on the CPU with tiny models, made once (10 GB)
