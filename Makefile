@@ -32,8 +32,8 @@ demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=f
 test: binaries  ## all tests, in lanes side by side
 	@DUET_REQUIRE_CLUSTER=1 $(python) -m duet_dev.lanes --durations 15 -m "not engine_full"
 
-test-fast: setup  ## the tests of the daily round: at most three minutes
-	@$(python) -m duet_dev.lanes --lane apiserver --lane processes --lane rest -m "not slow"
+test-fast: setup  ## the tests of the daily round, without a control plane: at most three minutes
+	@$(python) -m duet_dev.lanes --lane processes --lane rest -m "not slow"
 
 engine-full: engine-env  ## every test on the real SGLang, also those that `make test` leaves out
 	@DUET_REQUIRE_ENGINE=1 $(python) -m pytest tests/engine --durations 15
