@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,21 +19,8 @@ from duet_dev.demo.observations import PoolCounts, ScaleAction
 from duet_dev.demo.results import Figures
 from duet_dev.demo.run import Run
 from duet_dev.demo.words import percent
+from duet_operator.simulation.plot_style import BLUE, GREEN, GREY, ORANGE, SKY, STYLE, VERMILION
 
-BLUE, ORANGE, GREEN, VERMILION, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#6b7280"
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e7eb",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "hatch.color": "white",
-}
 WINDOW_SECONDS = 10.0
 WINDOW_STEP_SECONDS = 2.0
 LOAD_BIN_SECONDS = 4.0

@@ -5,8 +5,9 @@ Invariant: draws only what the JSON holds too; colours are of the Okabe-Ito pale
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from duet_operator.simulation.plot_style import BLUE, GREEN, ORANGE, SKY, STYLE, VERMILION
 from duet_operator.simulation.words import percent
 
 if TYPE_CHECKING:
@@ -18,20 +19,6 @@ if TYPE_CHECKING:
     from duet_operator.simulation.outcome import Outcome
     from duet_operator.simulation.study import Study
 
-BLUE, ORANGE, GREEN, VERMILION, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#6b7280"
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e7eb",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "hatch.color": "white",
-}
 HEIGHTS = (1.4, 1.2, 1.0, 1.0)
 HEADROOM = 1.35
 MOST_OBJECTIVES = 4.0
