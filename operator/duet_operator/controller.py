@@ -121,6 +121,12 @@ class Controller:
         self._recall(deployment)
         spec = plan_spec(deployment.spec)
         sight = await self._observer.look(deployment, spec)
+        self._memory.see_mode(
+            deployment.spec.scaling.mode,
+            sight.observation.present,
+            now_seconds=sight.observation.now_seconds,
+            window_seconds=spec.stabilization_seconds,
+        )
         performance = observing.performance(self._memory.profiles)
         decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
         self._memory.planner = decision.memory

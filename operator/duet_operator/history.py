@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from duet_engine.perf.replica import replica_from_document
 from duet_engine.protocol import Role, WorkerProfile
 from duet_operator.planner import memory
+from duet_operator.planner.mode import Mode
 from duet_operator.planner.types import PlannerMemory
 from duet_operator.room import Room
 from duet_operator.signals.cold_start import MOST_SAMPLES
@@ -33,6 +34,8 @@ class History:
     cold_start_seconds: Mapping[Role, tuple[float, ...]] = field(default_factory=dict)
     profiles: Mapping[Role, WorkerProfile] = field(default_factory=dict)
     rooms: Mapping[Role, Room] = field(default_factory=dict)
+    held_by: Mode | None = None
+    """The mode that held the counts, None where that was Auto."""
 
 
 def to_document(history: History) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def to_document(history: History) -> dict[str, Any]:
         },
         "profiles": {role.value: profile.model_dump(mode="json") for role, profile in history.profiles.items()},
         "rooms": {role.value: _room_document(room) for role, room in history.rooms.items()},
+        "heldBy": history.held_by,
     }
 
 
@@ -60,8 +64,16 @@ def from_document(document: object) -> tuple[History, tuple[str, ...]]:
         cold_start_seconds=_cold_starts(document.get("coldStartSeconds"), problems),
         profiles=_profiles(document.get("profiles"), problems),
         rooms=_rooms(document.get("rooms"), problems),
+        held_by=_held_by(document.get("heldBy"), problems),
     )
     return history, tuple(problems)
+
+
+def _held_by(value: object, problems: list[str]) -> Mode | None:
+    known = next((mode for mode in get_args(Mode) if mode == value), None)
+    if known is None and value is not None:
+        problems.append("held by: not a mode; forgetting it")
+    return known
 
 
 def _by_role(value: object, what: str, problems: list[str]) -> dict[Role, Any]:

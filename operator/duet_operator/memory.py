@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role
 from duet_operator import history
+from duet_operator.planner.memory import with_need
 from duet_operator.planner.types import PlannerMemory
 from duet_operator.resources.config_maps import read_memory_document
 from duet_operator.room import Room, learn
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from duet_engine.protocol import WorkerProfile
     from duet_operator.observing import Trouble
+    from duet_operator.planner.mode import Mode
+    from duet_operator.planner.types import Counts
     from duet_operator.pool_sight import PoolSight
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ class Memory:
         self.profiles: Mapping[Role, WorkerProfile] = {}
         self._cold_starts = {role: ColdStarts() for role in history.POOL_ROLES}
         self.rooms: dict[Role, Room] = {}
+        self._held_by: Mode | None = None
+        """The mode that held the counts in the last pass, None where that was Auto."""
         self._counts: dict[Role, tuple[int, str]] = {}
         """Counts that pools were last seen with or set to, and their Deployments' resourceVersions then."""
         self._recalled = False
@@ -53,6 +58,7 @@ class Memory:
         for problem in problems:
             logger.warning("%s: %s", name, problem)
         self.planner, self.profiles, self.rooms = past.planner, past.profiles, dict(past.rooms)
+        self._held_by = past.held_by
         for role, seconds in past.cold_start_seconds.items():
             self._cold_starts[role] = ColdStarts(seconds)
         self._saved = self.document()
@@ -102,6 +108,12 @@ class Memory:
         """What workers told of themselves; a pool without any worker keeps what its last one told."""
         self.profiles = {**self.profiles, **profiles}
 
+    def see_mode(self, mode: Mode, present: Counts, *, now_seconds: float, window_seconds: float) -> None:
+        """What another mode left counts as needed when Auto takes over, so that its first passes don't undo it."""
+        if mode == "Auto" and self._held_by is not None:
+            self.planner = with_need(self.planner, present, now_seconds=now_seconds, window_seconds=window_seconds)
+        self._held_by = None if mode == "Auto" else mode
+
     @property
     def cold_start_p90_seconds(self) -> float | None:
         """Of the slower pool, None before the first cold start."""
@@ -113,7 +125,11 @@ class Memory:
         cold_starts = {role: starts.seconds for role, starts in self._cold_starts.items() if starts.seconds}
         return history.to_document(
             history.History(
-                planner=self.planner, cold_start_seconds=cold_starts, profiles=self.profiles, rooms=self.rooms
+                planner=self.planner,
+                cold_start_seconds=cold_starts,
+                profiles=self.profiles,
+                rooms=self.rooms,
+                held_by=self._held_by,
             )
         )
 

@@ -203,6 +203,23 @@ async def test_changes_of_mode_change_no_count() -> None:
         assert (bench.replicas("prefill"), bench.replicas("decode")) == (2, 3)
 
 
+@pytest.mark.parametrize("mode", ["Recommend", "Manual"])
+async def test_what_another_mode_left_counts_as_needed_when_auto_takes_over(mode: str) -> None:
+    bench = Bench({"scaling.mode": mode, "pools.decode.replicas": 3 if mode == "Manual" else None})
+    await settled(bench)
+    bench.cluster.edit(DEPLOYMENT, KEY.namespace, "served-decode", {"spec": {"replicas": 3}})
+    await bench.run_pass(2)
+    assert bench.planner.memory.needs == ()
+    bench.change_spec(scaling={"mode": "Auto"})
+    await bench.controller.save()
+    bench.controller = bench.new_controller()  # which knows the mode before from the history alone
+    await bench.run_pass()
+    assert [(need.prefill, need.decode) for need in bench.planner.memory.needs] == [(1, 3)]
+    bench.engines.now += 1
+    await bench.run_pass()
+    assert [need.time_seconds for need in bench.planner.memory.needs] == [bench.engines.now - 1]
+
+
 async def test_recommend_tells_and_changes_nothing() -> None:
     bench = Bench({"scaling.mode": "Recommend"})
     await settled(bench)
@@ -625,7 +642,9 @@ async def test_a_pool_on_its_way_out_is_not_scaled() -> None:
     assert ("scale", "Deployment", "served-decode") not in await bench.run_pass()
 
 
-@pytest.mark.parametrize("spoilt", ['{"planner": 7}', '{"rooms": {"decode": {"count": -1}}}', '{"rooms": 7}'])
+@pytest.mark.parametrize(
+    "spoilt", ['{"planner": 7}', '{"rooms": {"decode": {"count": -1}}}', '{"rooms": 7}', '{"heldBy": 7}']
+)
 async def test_a_spoilt_memory_is_forgotten(spoilt: str) -> None:
     bench = Bench()
     await settled(bench)
