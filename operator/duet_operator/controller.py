@@ -18,7 +18,7 @@ from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.engine_knobs import KnobPusher, knobs_of
 from duet_operator.memory import Memory
 from duet_operator.planner.mode import apply_mode
-from duet_operator.planner.spec import plan_spec
+from duet_operator.planner.spec import for_classes, plan_spec
 from duet_operator.plans import PlanPusher, routing_plan
 from duet_operator.reading import Reading
 from duet_operator.relocation import relocate
@@ -127,6 +127,7 @@ class Controller:
             now_seconds=sight.observation.now_seconds,
             window_seconds=spec.stabilization_seconds,
         )
+        spec = for_classes(spec, sight.signals.classes_in_use)
         performance = observing.performance(self._memory.profiles)
         decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
         self._memory.planner = decision.memory

@@ -217,7 +217,6 @@ MIG = {"sharing": "MIG", "migProfile": "3g.40gb"}
 MPS = {"sharing": "MPS", "mpsPercent": 50, "mpsMemory": "20Gi"}
 
 UNSUPPORTED: dict[str, Patch] = {
-    "spec.slo.classes": CLASSES | API_KEYS,
     **{f"spec.pools.{pool}.gpu.type": {f"spec.pools.{pool}.gpu.type": "H100"} for pool in POOLS},
     **{f"spec.pools.{pool}.gpu.migProfile": {f"spec.pools.{pool}.gpu": MIG} for pool in POOLS},
     **{f"spec.pools.{pool}.gpu.mpsPercent": {f"spec.pools.{pool}.gpu": MPS} for pool in POOLS},

@@ -1,6 +1,6 @@
 """Who asks, and as which class: API keys from a mounted Secret, known here by their hashes only.
 
-Invariant: with keys, nobody without one gets more than a refusal, and nobody a class of more weight than the key's. A
+Invariant: with keys, nobody without one gets more than a refusal, and a header gets nobody more than the key does. A
 key is compared by its digest, never stored, never logged. What the folder said last stays in force when it can't be
 read any more.
 """
@@ -71,11 +71,11 @@ class Callers:
 
     def _lowered(self, caller: Caller, wanted: str) -> Caller:
         live = self._live()
-        if wanted not in live.classes:
-            known = ", ".join(live.classes) or "none"
-            raise Refusal(403, f"{CLASS_HEADER}: there is no class {wanted!r}; known: {known}")
-        if live.weight_of(wanted) > live.weight_of(caller.class_name):
-            raise Refusal(403, f"{CLASS_HEADER}: {wanted!r} has more weight than this key's {caller.class_name!r}")
+        known = {DEFAULT_CLASS, *live.classes}
+        if wanted not in known:
+            raise Refusal(403, f"{CLASS_HEADER}: there is no class {wanted!r}; known: {', '.join(sorted(known))}")
+        if live.weight_of(wanted) >= live.weight_of(caller.class_name):
+            raise Refusal(403, f"{CLASS_HEADER}: {wanted!r} hasn't less weight than this key's {caller.class_name!r}")
         return Caller(caller.key, wanted)
 
     def _look_again(self, folder: Path) -> None:

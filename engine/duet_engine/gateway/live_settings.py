@@ -60,7 +60,7 @@ class LiveSettings:
         """What engines must know of it."""
         return Knobs(
             generation=self.generation,
-            itl_milliseconds=max(1, round(self.objective.itl_seconds * 1e3)),
+            itl_milliseconds=max(1, round(self.deflection.itl_seconds * 1e3)),
             deflection_enabled=self.deflection.mode is not DeflectionMode.OFF,
             beta_percent=round(self.deflection.beta * 100),
             chunk_candidates_tokens=self.deflection.candidates_tokens,
@@ -73,20 +73,21 @@ def live_settings(spec: Mapping[str, Any], *, generation: int) -> LiveSettings:
     """Read the spec of a DuetDeployment, or of a static file."""
     slo, deflection = _part(spec, "slo"), _part(spec, "deflection")
     multiplexing, model = _part(spec, "multiplexing"), _part(spec, "model")
-    itl_seconds = _number(slo, "itlMilliseconds", 50.0) / 1e3
     unloaded_percent = _number(slo, "ttftUnloadedPercent", 0.0)
     names = tuple(str(model[key]) for key in ("servedName", "id") if model.get(key))
     objective = Objective(
         ttft_seconds=_number(slo, "ttftMilliseconds", 1000.0) / 1e3,
-        itl_seconds=itl_seconds,
+        itl_seconds=_number(slo, "itlMilliseconds", 50.0) / 1e3,
         ttft_unloaded_ratio=unloaded_percent / 100 if unloaded_percent else None,
     )
+    classes = _classes(slo.get("classes"), objective)
     return LiveSettings(
         generation=generation,
         objective=objective,
-        classes=_classes(slo.get("classes"), objective),
+        classes=classes,
         deflection=DeflectionRule(
-            itl_seconds=itl_seconds,
+            # One batch holds requests of all classes, so a chunk beside it must be safe for the strictest.
+            itl_seconds=min([objective.itl_seconds, *(each.objective.itl_seconds for each in classes.values())]),
             mode=_mode(deflection.get("mode")),
             alpha=_number(deflection, "alphaPercent", 130.0) / 100,
             beta=min(_number(deflection, "betaPercent", 85.0) / 100, 1.0),

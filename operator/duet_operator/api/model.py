@@ -10,7 +10,6 @@ from duet_operator.api.base import (
     ATOMIC,
     ApiModel,
     DnsLabel,
-    NotSupportedYet,
     ObjectName,
     PatchObject,
     Rule,
@@ -172,14 +171,15 @@ class RequestClass(ApiModel):
     """Requests with objectives of their own."""
 
     name: DnsLabel
-    """Name of the class, unique in the list; the keys of gateway.apiKeys refer to it. Required."""
+    """Name of the class, unique in the list; the keys of gateway.apiKeys refer to it. Keys that name none are in class
+    default, which has slo's objectives and weight 1 unless it is in the list. Required."""
     ttft_milliseconds: int | None = Field(default=None, ge=1, le=600_000)
     """TTFT objective of this class, in milliseconds. Default: slo.ttftMilliseconds. Live."""
     itl_milliseconds: int | None = Field(default=None, ge=1, le=60_000)
     """ITL objective of this class, in milliseconds. Default: slo.itlMilliseconds. Live."""
     weight: int = Field(ge=1, le=1000)
-    """Worth of one request of this class against those of the others. Required. When demand exceeds capacity the
-    lowest weight waits first and is refused first. Live."""
+    """Worth of a token of this class against one of the others. Required. When demand exceeds capacity the lowest
+    weight waits first and is refused first. Live."""
 
 
 class SloSpec(ApiModel):
@@ -198,11 +198,10 @@ class SloSpec(ApiModel):
     attainment_basis_points: int = Field(default=9900, ge=5000, le=9999)
     """Share of requests that must meet all their objectives, in hundredths of a percent. Default 9900 (99 %). 10000
     would leave no error budget, so 9999 is the most. Live."""
-    classes: NotSupportedYet[tuple[RequestClass, ...]] = Field(
-        default=(), max_length=16, json_schema_extra=list_map("name")
-    )
+    classes: tuple[RequestClass, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("name"))
     """Classes of requests with objectives of their own, bound to API keys; a header may only choose a class of lower
-    weight. Default: one class for all. Live."""
+    weight. Workers are sized for the strictest objectives among the classes that are in use. Default: one class for
+    all. Live."""
 
 
 class EnvironmentVariable(ApiModel):

@@ -5,6 +5,7 @@ Invariant: the only place of the planner that knows the API.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from duet_engine.protocol import Role
@@ -12,7 +13,9 @@ from duet_engine.slo import Objective
 from duet_operator.planner.types import PlanSpec, PoolBounds
 
 if TYPE_CHECKING:
-    from duet_operator.api.v1alpha1 import DuetSpec, SloSpec
+    from collections.abc import Iterable
+
+    from duet_operator.api.v1alpha1 import DuetSpec, RequestClass, SloSpec
 
 
 def plan_spec(spec: DuetSpec) -> PlanSpec:
@@ -31,7 +34,23 @@ def plan_spec(spec: DuetSpec) -> PlanSpec:
         spare_replicas=scaling.spare_replicas,
         max_surge=spec.rollout.max_surge,
         max_unavailable=spec.rollout.max_unavailable,
+        classes={each.name: _class_objective(each, spec.slo) for each in spec.slo.classes},
     )
+
+
+def for_classes(spec: PlanSpec, in_use: Iterable[str]) -> PlanSpec:
+    """A spec whose objective is the strictest that anybody in use was promised, for each of TTFT and ITL.
+
+    Workers are shared by all classes: a decode batch has one pace, and a prompt waits for those before it whoever sent
+    them. Where nobody asks, `slo` itself holds, for whoever comes first.
+    """
+    promised = [spec.classes.get(name, spec.objective) for name in in_use] or [spec.objective]
+    strictest = replace(
+        spec.objective,
+        ttft_seconds=min(each.ttft_seconds for each in promised),
+        itl_seconds=min(each.itl_seconds for each in promised),
+    )
+    return spec if strictest == spec.objective else replace(spec, objective=strictest)
 
 
 def objective(slo: SloSpec) -> Objective:
@@ -42,6 +61,12 @@ def objective(slo: SloSpec) -> Objective:
         itl_seconds=slo.itl_milliseconds / 1000,
         ttft_unloaded_ratio=None if percent is None else percent / 100,
     )
+
+
+def _class_objective(each: RequestClass, slo: SloSpec) -> Objective:
+    """What a class doesn't say is as for all."""
+    own = {"ttft_milliseconds": each.ttft_milliseconds, "itl_milliseconds": each.itl_milliseconds}
+    return objective(slo.model_copy(update={name: value for name, value in own.items() if value is not None}))
 
 
 def _bounds(spec: DuetSpec, role: Role) -> PoolBounds:

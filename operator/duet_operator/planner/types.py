@@ -174,6 +174,7 @@ class PlanSpec:
     """The part of a DuetDeployment that planning reads, in base units."""
 
     objective: Objective
+    """What workers are sized for."""
     attainment_goal: float
     prefill: PoolBounds
     decode: PoolBounds
@@ -187,6 +188,8 @@ class PlanSpec:
     """Workers that may exist beyond a pool's count during a rollout."""
     max_unavailable: int = 1
     """Workers of a pool that may be missing during a rollout."""
+    classes: Mapping[str, Objective] = field(default_factory=dict)
+    """Classes of requests that were promised something of their own."""
 
     def pool(self, role: Role) -> PoolBounds:
         """The bounds of that role's pool."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duet_operator.signals import workers
+from duet_operator.signals.classes import ClassesInUse
 from duet_operator.signals.demand import LONG_WINDOW_SECONDS, SHORT_WINDOW_SECONDS, DemandHistory
 from duet_operator.signals.freshness import Freshness
 
@@ -36,6 +37,7 @@ class Signals:
     states: Mapping[str, WorkerState]
     """Pod uid -> state, of the pods that there are."""
     profiles: Mapping[Role, WorkerProfile]
+    classes_in_use: frozenset[str] = frozenset()
     burn_rate_5m: float | None = None
     burn_rate_1h: float | None = None
     gateways: int = 0
@@ -66,6 +68,7 @@ class Gateways:
         self._attainment_window_seconds = attainment_window_seconds
         self._history = DemandHistory(fine_seconds=2 * attainment_window_seconds)
         self._freshness = Freshness()
+        self._classes = ClassesInUse()
 
     def see(
         self,
@@ -95,6 +98,7 @@ class Gateways:
             attainment_unsettled=told is not None and told.met_both_share is None and told.window_seconds < longer,
             states=workers.states(workers.freshest(fresh), worker_pods, stale_after_seconds=stale_after_seconds),
             profiles=workers.profiles(fresh, revision=revision),
+            classes_in_use=self._classes.see(fresh, now_seconds=now_seconds),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             burn_rate_1h=history.burn_rate(window_seconds=LONG_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             gateways=len(scrape.documents) + len(scrape.failures),

@@ -18,7 +18,6 @@ FIELDS = dict(nodes(schema_of(CRD)))
 SPEC_FIELDS = {path: node for path, node in FIELDS.items() if path.startswith("spec.")}
 
 UNSUPPORTED = {
-    "spec.slo.classes",
     *(
         f"spec.pools.{pool}.gpu.{field}"
         for pool in ("prefill", "decode")

@@ -40,6 +40,20 @@ def test_a_class_says_what_it_says_and_the_rest_is_as_for_all() -> None:
     assert LIVE.objective_of("gone") == LIVE.objective and LIVE.weight_of("gone") == 1
 
 
+def test_chunks_beside_a_batch_are_safe_for_the_strictest_class() -> None:
+    slo = {"ttftMilliseconds": 800, "itlMilliseconds": 50}
+    strict = live_settings({"slo": {**slo, "classes": [{"name": "voice", "itlMilliseconds": 30}]}}, generation=1)
+    assert strict.deflection.itl_seconds == 0.03 and strict.knobs().itl_milliseconds == 30
+    assert LIVE.deflection.itl_seconds == 0.05 and LIVE.knobs().itl_milliseconds == 50
+
+
+def test_the_default_class_may_be_listed() -> None:
+    listed = live_settings(
+        {"slo": {"classes": [{"name": "default", "ttftMilliseconds": 90, "weight": 5}]}}, generation=1
+    )
+    assert (listed.objective_of("default").ttft_seconds, listed.weight_of("default")) == (0.09, 5)
+
+
 def test_a_known_key_says_who_asks_and_as_what(folder: Path) -> None:
     callers = Callers(folder, live)
     assert callers.identify(bearer("a-key")) == Caller("team-a", "chat")
@@ -69,7 +83,7 @@ def test_a_header_may_only_lower_the_class(folder: Path) -> None:
     callers = Callers(folder, live)
     assert callers.identify(bearer("a-key", **{CLASS_HEADER: "batch"})) == Caller("team-a", "batch")
     assert callers.identify(bearer("a-key", **{CLASS_HEADER: "chat"})).class_name == "chat"
-    for key, wanted in (("b-key", "chat"), ("b-batch", "chat"), ("a-key", "unknown")):
+    for key, wanted in (("b-key", "chat"), ("b-batch", "chat"), ("a-key", "unknown"), ("b-key", "batch")):
         with pytest.raises(Refusal) as refusal:
             callers.identify(bearer(key, **{CLASS_HEADER: wanted}))
         assert refusal.value.status == 403
@@ -78,7 +92,7 @@ def test_a_header_may_only_lower_the_class(folder: Path) -> None:
 def test_without_keys_all_are_of_the_default_class() -> None:
     callers = Callers(None, live)
     assert callers.identify({}) == callers.identify(bearer("whatever")) == Caller("", "default")
-    with pytest.raises(Refusal, match="more weight"):
+    with pytest.raises(Refusal, match="less weight"):
         callers.identify({CLASS_HEADER: "chat"})
 
 

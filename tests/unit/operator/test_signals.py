@@ -10,6 +10,7 @@ from tests.support.documents import BOUNDS, document, histogram, profile, report
 
 from duet_engine.protocol import Role
 from duet_operator.pods import Pod
+from duet_operator.signals.classes import MEMORY_SECONDS, ClassesInUse
 from duet_operator.signals.cold_start import MOST_SAMPLES, ColdStarts
 from duet_operator.signals.demand import DemandHistory
 from duet_operator.signals.freshness import Freshness
@@ -306,3 +307,16 @@ def test_the_p90_is_of_the_last_ones() -> None:
     for index in range(MOST_SAMPLES):
         starts = starts.observe([pod(f"p{index}", ready_after=None)]).observe([pod(f"p{index}", ready_after=1.0)])
     assert starts.p90_seconds == 1.0
+
+
+# --- classes ---
+
+
+def test_a_class_is_in_use_while_anybody_asks_in_it() -> None:
+    seen = ClassesInUse()
+    first = document(served(0), served(5, name="voice"), served(3, name="batch"))
+    assert seen.see([first], now_seconds=0.0) == {"voice", "batch"}, "what came before the first look counts as new"
+    again = document(served(0), served(6, name="voice"), served(3, name="batch"), sequence=2)
+    assert seen.see([again], now_seconds=MEMORY_SECONDS - 1) == {"voice", "batch"}
+    assert seen.see([again], now_seconds=MEMORY_SECONDS) == {"voice"}
+    assert seen.see([], now_seconds=2 * MEMORY_SECONDS) == frozenset()

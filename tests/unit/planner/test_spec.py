@@ -1,9 +1,10 @@
 """What planning reads of a DuetDeployment."""
 
+import pytest
 from tests.support.duet_objects import minimal, patched
 
 from duet_operator.api.v1alpha1 import parse
-from duet_operator.planner.spec import plan_spec
+from duet_operator.planner.spec import for_classes, plan_spec
 from duet_operator.planner.types import PoolBounds
 
 
@@ -47,3 +48,28 @@ def test_every_field_arrives_in_base_units() -> None:
     assert not spec.deflection_enabled
     assert (spec.interval_seconds, spec.stabilization_seconds, spec.cold_start_guess_seconds) == (10, 600, 300)
     assert spec.max_gpus == 40
+
+
+CLASSES = [
+    {"name": "voice", "ttftMilliseconds": 300, "itlMilliseconds": 60, "weight": 9},
+    {"name": "batch", "ttftMilliseconds": 60_000, "weight": 1},
+]
+
+
+@pytest.mark.parametrize(
+    ("in_use", "ttft_seconds", "itl_seconds"),
+    [
+        ((), 0.8, 0.05),
+        (("default",), 0.8, 0.05),
+        (("voice",), 0.3, 0.06),
+        (("batch",), 60.0, 0.05),
+        (("default", "voice", "batch"), 0.3, 0.05),
+        (("batch", "since-removed"), 0.8, 0.05),
+    ],
+)
+def test_workers_are_sized_for_the_strictest_class_in_use(
+    in_use: tuple[str, ...], ttft_seconds: float, itl_seconds: float
+) -> None:
+    spec = plan_spec(parse(patched(minimal(), {"spec.slo.classes": CLASSES})).spec)
+    objective = for_classes(spec, in_use).objective
+    assert (objective.ttft_seconds, objective.itl_seconds) == (ttft_seconds, itl_seconds)
