@@ -42,6 +42,18 @@ class StepLogHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A request that takes part in a step of this worker for the first time."""
+
+    rid: str
+    input_tokens: int = 0
+    received_at_seconds: float = 0.0
+    """When the worker's scheduler got it."""
+    ready_at_seconds: float = 0.0
+    """From when on it needed nobody else to run here: with a place for its KV elsewhere, or with its KV here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepLogEntry:
     """One forward pass. Rows, tokens and queues are those when it was launched."""
 
@@ -65,6 +77,8 @@ class StepLogEntry:
     kv_used_tokens: int = 0
     queues: Mapping[str, int] = field(default_factory=dict)
     """Requests by place, as `duet_engine.protocol.Work` names them; empty places may be left out."""
+    joined: tuple[Joined, ...] = ()
+    """Who is new in this step."""
 
     @property
     def batch(self) -> StepBatch:
@@ -119,7 +133,8 @@ def _entries(numbered: Iterable[tuple[int, str]], name: str) -> Iterator[StepLog
             kind = StepKind(values.get("kind", ""))
         except ValueError:
             raise StepLogError(f"{place}: kind: must be one of {', '.join(StepKind)}") from None
-        entry = _read(StepLogEntry, {"started_at_seconds": 0.0, **values, "kind": kind}, place=place)
+        joined = tuple(_read(Joined, each, place=f"{place}: joined") for each in values.get("joined", ()))
+        entry = _read(StepLogEntry, {"started_at_seconds": 0.0, **values, "kind": kind, "joined": joined}, place=place)
         if not entry.seconds > 0:
             raise StepLogError(f"{place}: seconds: must be above 0, got {entry.seconds}")
         yield entry

@@ -22,7 +22,7 @@ from duet_engine.plugin.facts import FACT_NAMES, STEP_KINDS, SchedulerFacts
 from duet_engine.plugin.hooks import HookTable, Process
 from duet_engine.plugin.profile import replica_model
 from duet_engine.plugin.settings import EngineSettings
-from duet_engine.plugin.step_recorder import StepRecorder, head_of, queues_of
+from duet_engine.plugin.step_recorder import StepRecorder, head_of, joined_in, queues_of
 from duet_engine.plugin.steps import Step, StepTimer
 from duet_engine.protocol import HookStatus, Knobs, ProcessInfo, Role, StepKind
 
@@ -92,8 +92,14 @@ class SchedulerSide:
             facts.decode_context_tokens = float(step.decode_context_tokens)
             self.refresh(step.started_at)
         if self.logs_steps:
-            step.kv_used_tokens, step.queues = int(facts.kv_used_tokens), queues_of(facts)
+            self._note(step, batch)
         self._count_own_time(began)
+
+    def _note(self, step: Step, batch: Any) -> None:  # noqa: ANN401
+        """For the step log: what the worker holds as this step begins, counted anew."""
+        self.refresh(step.started_at)
+        step.kv_used_tokens, step.queues = int(self.facts.kv_used_tokens), queues_of(self.facts)
+        step.joined = joined_in(batch)
 
     def _goes_on(self, step: Step) -> bool:
         """Whether it is the decode step of a moment ago once more: what is written down still tells it."""

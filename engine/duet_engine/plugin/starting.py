@@ -17,6 +17,8 @@ from duet_engine.plugin.command_line import CPU_VARIABLE, ArgumentError, command
 from duet_engine.plugin.registration import SUPPORTED_VERSIONS
 
 LOG_FORMATS = ("json", "text")
+ADDRESS_VARIABLES = ("SGLANG_HOST_IP", "HOST_IP")
+"""By which SGLang is told under which address other engines reach it for KV."""
 PLUGIN_GROUP = "sglang.srt.plugins"
 
 
@@ -31,6 +33,9 @@ def prepare(environment: Mapping[str, str], given: Sequence[str]) -> tuple[list[
     if environment.get(CPU_VARIABLE) != "1":
         _check_gpu()
     own = {"DUET_ROLE": environment.get("DUET_ROLE") or "unified"}
+    if (address := environment.get("POD_IP")) and not any(environment.get(name) for name in ADDRESS_VARIABLES):
+        # Otherwise SGLang takes the first network device's, which need not be the one that other pods see.
+        own[ADDRESS_VARIABLES[0]] = address
     log_format = environment.get("DUET_LOG_FORMAT") or "json"
     if log_format not in LOG_FORMATS:
         raise ArgumentError(f"DUET_LOG_FORMAT: must be one of {', '.join(LOG_FORMATS)}, got {log_format!r}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import Role, Work
-from duet_engine.step_log import StepLogEntry, StepLogHead, entry_line, head_line
+from duet_engine.step_log import Joined, StepLogEntry, StepLogHead, entry_line, head_line
 
 if TYPE_CHECKING:
     from duet_engine.plugin.facts import SchedulerFacts
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 1.0
 PLACES = tuple(Work.model_fields)
+LOGGED_ATTRIBUTE = "duet_logged"
+"""Attribute of SGLang's request once a step with it has been logged."""
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +76,29 @@ def entry_of(step: Step) -> StepLogEntry:
         prefill_pairs=int(step.prefill_pairs),
         kv_used_tokens=step.kv_used_tokens,
         queues=step.queues,
+        joined=step.joined,
     )
 
 
 def queues_of(facts: SchedulerFacts) -> dict[str, int]:
     """Requests by place; empty places are left out."""
     return {place: int(value) for place in PLACES if (value := getattr(facts, place))}
+
+
+def joined_in(batch: Any) -> tuple[Joined, ...]:  # noqa: ANN401
+    """Requests of a batch that no step has had yet. SGLang's clock of requests is the machine's monotonic one."""
+    new = [request for request in batch.reqs if not getattr(request, LOGGED_ATTRIBUTE, False)]
+    for request in new:
+        setattr(request, LOGGED_ATTRIBUTE, True)
+    return tuple(
+        Joined(
+            rid=str(request.rid),
+            input_tokens=len(request.origin_input_ids),
+            received_at_seconds=float(request.time_stats.scheduler_recv_time),
+            ready_at_seconds=float(request.time_stats.wait_queue_entry_time),
+        )
+        for request in new
+    )
 
 
 def head_of(side: SchedulerSide, *, worker: str, role: Role, model: str) -> StepLogHead:

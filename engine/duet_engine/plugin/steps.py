@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from duet_engine.protocol import StepKind
+from duet_engine.step_log import Joined
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class Step:
     kv_used_tokens: int = 0
     queues: Mapping[str, int] = field(default_factory=dict)
     """Requests by place when it was launched; only where steps are logged."""
+    joined: tuple[Joined, ...] = ()
+    """Requests that are new in it; only where steps are logged."""
     ended_at: float = 0.0
     seconds: float = 0.0
     """From launch or the end of the step before to its results: these add up to the time that passed."""

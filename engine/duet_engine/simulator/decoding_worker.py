@@ -178,10 +178,19 @@ class DecodingWorker(Worker[DecodeReport]):
             flight = self.prealloc.popleft()
             self._preallocated_tokens -= flight.input_tokens + self._reserve(flight)
             assert flight.prefill is not None
+            if self._passage is not None:
+                self._agenda.at(self._passage.claim_at(flight), self._claim, flight)
+                continue
             flight.prefill.claimed(flight)
             claimed[flight.prefill] = None
         for prefill in claimed:
             prefill.wake()
+
+    def _claim(self, flight: Flight) -> None:
+        """The prefill worker hears that there is a place for its KV."""
+        if flight.prefill is not None and flight.stage is Stage.BOOTSTRAP:
+            flight.prefill.claimed(flight)
+            flight.prefill.wake()
 
     def _place(self, flight: Flight) -> bool:
         blocks = flight.full_blocks[: flight.decode_cached_tokens // BLOCK_TOKENS]

@@ -31,6 +31,7 @@ from duet_engine.simulator.worker import Place
 if TYPE_CHECKING:
     from duet_engine.simulator.gateway import Gateway
     from duet_engine.simulator.scenario import Pool, Scenario
+    from duet_engine.simulator.worker import Passage
     from duet_engine.step_log import StepLogEntry
 
 ClockOf = Callable[[str, int], StepClock]
@@ -49,6 +50,7 @@ class PoolOfWorkers:
         numbers: count[int],
         clock_of: ClockOf | None = None,
         record: Callable[[str, StepLogEntry], None] | None = None,
+        passage: Passage | None = None,
         longest_leap: int = LONGEST_LEAP_STEPS,
     ) -> None:
         self.pool = replace(pool, believed_steps=Remembered(pool.policy_steps))
@@ -63,6 +65,7 @@ class PoolOfWorkers:
         self._scenario, self._gateway, self._agenda = scenario, gateway, gateway.agenda
         self._rules = Rules(scenario.rule, scenario.splitting, gateway.itl_limits)
         self._longest_leap, self._clock_of, self._record = longest_leap, clock_of, record
+        self._passage = passage
         self._numbers, self._started = numbers, 0
         self._links: list[Link] = []
         self._random = np.random.Generator(np.random.PCG64([scenario.seed, 1 << 20, pool.role is Role.PREFILL]))
@@ -124,7 +127,13 @@ class PoolOfWorkers:
             else NoiseStream(scenario.noise, seed=scenario.seed, worker=number)
         )
         place = Place(
-            outside=self._gateway, pool=self.pool, pace=self._pace, clock=clock, link=self._links[-1], name=name
+            outside=self._gateway,
+            pool=self.pool,
+            pace=self._pace,
+            clock=clock,
+            link=self._links[-1],
+            name=name,
+            passage=self._passage,
         )
         worker: PrefillWorker | DecodingWorker
         if self.pool.role is Role.PREFILL:

@@ -116,7 +116,8 @@ class PrefillWorker(Worker[PrefillReport]):
         self.waiting.remove(flight)
         self.kv.share(flight.prefill_kv, flight.full_blocks)
         flight.stage = Stage.INFLIGHT
-        self._agenda.at(arrives_at + self._pace.handover_seconds, self._handed_over, flight)
+        kv_at = arrives_at + self._pace.handover_seconds if self._passage is None else self._passage.kv_at(flight)
+        self._agenda.at(kv_at, self._handed_over, flight)
 
     def _handed_over(self, flight: Flight) -> None:
         if flight.stage is not Stage.INFLIGHT:

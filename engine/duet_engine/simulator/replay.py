@@ -9,6 +9,7 @@ that is missing or too much costs only itself, not those behind it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -23,6 +24,7 @@ from duet_engine.simulator.scenario import NO_NOISE, GatewayLimits, Network
 
 if TYPE_CHECKING:
     from duet_engine.policy.fleet import Fleet, Prompt
+    from duet_engine.simulator.flight import Flight
     from duet_engine.simulator.noise import StepClock
     from duet_engine.simulator.scenario import Scenario
     from duet_engine.simulator.workload import Request
@@ -44,6 +46,19 @@ class Route:
     """The bounds of its chunks that the gateway sent with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """When a request that went by way of a prefill worker was free to run, first there and then where it decodes.
+
+    Like steps' durations these are measured: what is between engines isn't what a replay shows.
+    """
+
+    claimed_at_seconds: float
+    """The prefill worker knew where its KV goes."""
+    kv_at_seconds: float
+    """The decode worker had its KV."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """Requests as they reached the engines, in order, and each worker's steps. All moments are of one clock."""
@@ -51,8 +66,13 @@ class Recording:
     requests: Sequence[Request]
     routes: Sequence[Route]
     logs: Mapping[str, Sequence[StepLogEntry]]
+    handovers: Sequence[Handover | None] | None = None
+    """Of each request, in the same order; None for what was prefilled where it was decoded. Without them the
+    simulated workers hand over by themselves."""
 
     def __post_init__(self) -> None:
+        if self.handovers is not None and len(self.handovers) != len(self.requests):
+            raise ValueError(f"handovers: must be as many as requests, got {len(self.handovers)}")
         if len(self.routes) != len(self.requests):
             raise ValueError(f"routes: must be as many as requests, got {len(self.routes)} for {len(self.requests)}")
         for name, log in self.logs.items():
@@ -111,7 +131,10 @@ def replay(
         )
 
     simulation = Simulation(
-        scenario, clock_of=clock_of, record=lambda name, entry: steps.setdefault(name, []).append(entry)
+        scenario,
+        clock_of=clock_of,
+        record=lambda name, entry: steps.setdefault(name, []).append(entry),
+        passage=None if recording.handovers is None else AsMeasured(recording.handovers),
     )
     simulation.run(recording.requests)
     return {
@@ -127,6 +150,41 @@ def durations(log: Sequence[StepLogEntry], *, loop_seconds: float = LOOP_SECONDS
         until_next = following.started_at_seconds - entry.started_at_seconds
         found.append(until_next if until_next < entry.seconds + loop_seconds else entry.seconds)
     return [*found, *(entry.seconds for entry in log[-1:])]
+
+
+class AsMeasured:
+    """Claims and KV arrive when they did."""
+
+    turn_seconds = 1e-7
+    """An engine's idle loop takes in together what came while it turned."""
+
+    def __init__(self, handovers: Sequence[Handover | None]) -> None:
+        self._handovers = handovers
+
+    def claim_at(self, flight: Flight) -> float:
+        return self._of(flight).claimed_at_seconds
+
+    def kv_at(self, flight: Flight) -> float:
+        return self._of(flight).kv_at_seconds
+
+    def _of(self, flight: Flight) -> Handover:
+        handover = self._handovers[flight.index]
+        if handover is None:
+            raise ValueError(f"handovers[{flight.index}]: is missing, and its route has a prefill worker")
+        return handover
+
+
+def noticed(moment_seconds: float, log: Sequence[StepLogEntry], *, loop_seconds: float = LOOP_SECONDS) -> float:
+    """When an engine took in what came at a moment: with the step that its idle loop then began, else at once.
+
+    A simulated worker takes in, forms a step and begins it in one instant; a real one needs a turn of its loop.
+    """
+    place = bisect_right(log, moment_seconds, key=lambda entry: entry.started_at_seconds)
+    if place == len(log):
+        return moment_seconds
+    begins = log[place].started_at_seconds
+    busy = place > 0 and moment_seconds < log[place - 1].started_at_seconds + log[place - 1].seconds
+    return moment_seconds if busy or begins - moment_seconds > loop_seconds else begins
 
 
 class RecordedClock:

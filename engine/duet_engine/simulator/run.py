@@ -25,6 +25,7 @@ from duet_engine.slo import Outcome, judge
 if TYPE_CHECKING:
     from duet_engine.simulator.flight import Flight
     from duet_engine.simulator.scenario import Scenario, WorkerDeath
+    from duet_engine.simulator.worker import Passage
     from duet_engine.simulator.workload import Request
     from duet_engine.step_log import StepLogEntry
 
@@ -61,8 +62,9 @@ class Simulation:
         progress: Callable[[float, int], None] | None = None,
         clock_of: ClockOf | None = None,
         record: Callable[[str, StepLogEntry], None] | None = None,
+        passage: Passage | None = None,
     ) -> None:
-        """`record` hears of every step and whose it was; then nobody leaps."""
+        """`record` hears of every step and whose it was; then nobody leaps. `passage` knows how long KV travelled."""
         self.scenario, self.agenda, self.ledger = scenario, Agenda(), Ledger()
         self.gateway = Gateway(scenario, self.agenda, self.ledger)
         numbers, leap = count(), 1 if record else LONGEST_LEAP_STEPS
@@ -74,6 +76,7 @@ class Simulation:
                 numbers=numbers,
                 clock_of=clock_of,
                 record=record,
+                passage=passage,
                 longest_leap=leap,
             )
             for pool in (scenario.prefill, scenario.decode)

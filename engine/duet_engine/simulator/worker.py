@@ -50,6 +50,16 @@ class Outside(Protocol):
     def refused(self, flight: Flight, worker_name: str) -> None: ...
 
 
+class Passage(Protocol):
+    """When what goes from one worker to another gets there, where that was measured."""
+
+    turn_seconds: float
+    """For how long an idle worker goes on taking in what comes before it forms a step."""
+
+    def claim_at(self, flight: Flight) -> float: ...
+    def kv_at(self, flight: Flight) -> float: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a worker stands: what it is made of and whom it talks to."""
@@ -60,6 +70,7 @@ class Place:
     clock: StepClock
     link: Link
     name: str
+    passage: Passage | None = None
 
 
 class Worker(ABC, Generic[Report]):
@@ -83,6 +94,7 @@ class Worker(ABC, Generic[Report]):
         """Hears of each step when it starts; whoever listens lets the worker take them one by one."""
         self._outside, self._agenda = place.outside, place.outside.agenda
         self._pace, self._clock, self._limits = place.pace, place.clock, pool.limits
+        self._passage = place.passage
         self._chunks: tuple[Chunk, ...] = ()
         self._idle = True
         self._busy_since, self._busy_before = 0.0, 0.0
@@ -121,6 +133,14 @@ class Worker(ABC, Generic[Report]):
         self._news = True
         if self._idle and not self.dead:
             self._idle, self._busy_since = False, self._agenda.now
+            if self._passage is None:
+                self._look()
+            else:
+                self._agenda.at(self._agenda.now + self._passage.turn_seconds, self._take_in)
+
+    def _take_in(self, _: object) -> None:
+        """The turn of the idle loop is over."""
+        if not self.dead:
             self._look()
 
     def _rest(self) -> None:

@@ -9,7 +9,8 @@ from tests.support.small_fleets import PLAIN_LIMITS, pairs, pool
 from duet_engine.policy.dispatch import Hold, Local, Pair
 from duet_engine.policy.fleet import Fleet, Prompt
 from duet_engine.protocol import Role, StepKind
-from duet_engine.simulator.replay import Recording, Route, replay
+from duet_engine.simulator.flight import Flight
+from duet_engine.simulator.replay import Handover, Recording, Route, noticed, replay
 from duet_engine.simulator.run import Simulation
 from duet_engine.simulator.scenario import DuetDispatch, Scenario, StepNoise
 from duet_engine.simulator.workload import Request
@@ -43,21 +44,42 @@ class Noting:
         return routes
 
 
-def recorded(scenario: Scenario) -> Recording:
+class SlowLinks:
+    """Claims and KV travel for a while, each for its own; what they did is noted."""
+
+    turn_seconds = 1e-7
+
+    def __init__(self) -> None:
+        self.claims: dict[int, float] = {}
+        self.kv: dict[int, float] = {}
+
+    def claim_at(self, flight: Flight) -> float:
+        self.claims[flight.index] = flight.dispatched_at + 0.003 * (1 + flight.index % 5)
+        return self.claims[flight.index]
+
+    def kv_at(self, flight: Flight) -> float:
+        self.kv[flight.index] = flight.prefill_ended_at + 0.002 * (1 + flight.index % 7)
+        return self.kv[flight.index]
+
+    def handover(self, index: int) -> Handover | None:
+        return Handover(self.claims[index], self.kv[index]) if index in self.kv else None
+
+
+def recorded(scenario: Scenario, links: SlowLinks | None = None) -> Recording:
     """A noisy run with requests for both paths, as its engines would have logged it."""
     steps: dict[str, list[StepLogEntry]] = {"prefill-0000": [], "decode-0000": [], "decode-0001": []}
     coming = [Request(0.04 * index, 40 + 97 * (index % 13), 5 + 17 * (index % 9)) for index in range(150)]
     taken: list[Route] = []
     scenario = replace(scenario, dispatch=lambda: Noting(taken))
-    simulation = Simulation(scenario, record=lambda name, entry: steps[name].append(entry))
+    simulation = Simulation(scenario, record=lambda name, entry: steps[name].append(entry), passage=links)
     result = simulation.run(coming)
     rows = result.requests
     order = sorted(range(len(rows)), key=lambda index: (rows.dispatched_seconds[index], index))
-    assert rows.deflected.any()
     assert not rows.retries.any()
     requests = [replace(coming[index], arrival_seconds=float(rows.dispatched_seconds[index])) for index in order]
     logs = {name: through_a_file(name, Role(name.split("-")[0]), each) for name, each in steps.items()}
-    return Recording(requests=requests, routes=taken, logs=logs)
+    handovers = None if links is None else [links.handover(index) for index in order]
+    return Recording(requests=requests, routes=taken, logs=logs, handovers=handovers)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +91,40 @@ def test_every_step_of_a_recorded_run_comes_out_by_itself(recording: Recording) 
     found = replay(recording, SCENARIO, loop_seconds=1e-9)
 
     assert sum(len(log) for log in recording.logs.values()) > 500
+    assert any(route.prefill is None for route in recording.routes)
     for name, agreement in found.items():
         assert agreement.logged == agreement.simulated == agreement.same_batch, name
         assert agreement.same_kv == agreement.same_queues == agreement.logged, name
         assert agreement.share == 1.0
         assert agreement.first_difference is None
+
+
+def test_how_long_kv_travelled_is_taken_from_the_recording() -> None:
+    recording = recorded(SCENARIO, SlowLinks())
+
+    found = replay(recording, SCENARIO, loop_seconds=1e-9)
+    without = replay(replace(recording, handovers=None), SCENARIO, loop_seconds=1e-9)
+
+    assert all(agreement.same_queues == agreement.logged == agreement.simulated for agreement in found.values()), found
+    assert min(agreement.share for agreement in without.values()) < 0.9
+
+
+def test_a_route_without_its_handover_is_named(recording: Recording) -> None:
+    with pytest.raises(ValueError, match=r"handovers: must be as many as requests, got 1"):
+        replace(recording, handovers=[None])
+    with pytest.raises(ValueError, match=r"handovers\[\d+\]: is missing"):
+        replay(replace(recording, handovers=[None] * len(recording.requests)), SCENARIO)
+
+
+def test_an_idle_engine_takes_in_what_came_with_the_step_that_follows_and_a_busy_one_when_it_came() -> None:
+    log = [
+        StepLogEntry(kind=StepKind.DECODE, started_at_seconds=start, seconds=0.010, decode_rows=1)
+        for start in (1.0, 1.2)
+    ]
+    assert noticed(1.005, log) == 1.005, "busy"
+    assert noticed(1.199, log) == 1.2
+    assert noticed(1.1, log) == 1.1, "nothing followed from it"
+    assert noticed(1.5, log) == 1.5
 
 
 def test_a_step_that_ran_otherwise_is_found_and_costs_only_itself(recording: Recording) -> None:

@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from duet_engine.perf.interface import StepBatch
 from duet_engine.protocol import Role, StepKind
-from duet_engine.step_log import StepLogEntry, StepLogError, StepLogHead, entry_line, head_line, pairs, read_step_log
+from duet_engine.step_log import (
+    Joined,
+    StepLogEntry,
+    StepLogError,
+    StepLogHead,
+    entry_line,
+    head_line,
+    pairs,
+    read_step_log,
+)
 
 HEAD = StepLogHead(worker="d-0", role=Role.DECODE, model="Qwen/Qwen3-8B", gpu="h100-sxm", kv_capacity_tokens=1000)
 counts = st.integers(0, 10**6)
@@ -24,6 +33,7 @@ entries = st.lists(
         prefill_pairs=counts,
         kv_used_tokens=counts,
         queues=st.dictionaries(st.sampled_from(["running", "queued"]), counts),
+        joined=st.lists(st.builds(Joined, rid=st.text(min_size=1), input_tokens=counts), max_size=2).map(tuple),
     )
 )
 
