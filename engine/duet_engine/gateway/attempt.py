@@ -84,8 +84,7 @@ class Attempt:
         """
         decode = self._decode
         assert isinstance(decode, StreamSide)
-        decode.receiver = receiver
-        receiver.begin(bytes(decode.content), decode.tokens)
+        decode.give_to(receiver)
         if decode.failure is not None:
             raise decode.failure
         if not decode.ended:

@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from duet_engine.gateway.wire.chunks import CHUNK_END, unframed
+
 END = b"\n\n"
 DONE = b"data: [DONE]\n\n"
 _PREFIX = b"data:"
@@ -46,15 +48,32 @@ class EventScanner:
         self._chat = chat
         self._rest = b""
         self._last = b""
-        self._before, self._after = END, END
-        """What stands around the text of an event that carries one token and says nothing else."""
+        self._last_chunk = b""
+        """The same as a chunk, when that is how it came."""
+        self._structure(before=END, after=END)
         self.usage: Usage | None = None
         self.done = False
         self.failed = False
         """An error event went by."""
 
+    def _structure(self, *, before: bytes, after: bytes) -> None:
+        """What stands around the text of an event that carries one token and says nothing else."""
+        self._before, self._after, self._after_chunk = before, after, after + CHUNK_END
+        self._before_bytes, self._after_chunk_bytes = len(before), -len(self._after_chunk)
+
+    def is_token(self, chunk: bytes, start: int) -> bool:
+        """Whether a chunk, whose content begins at `start`, is an event of one token that says nothing else."""
+        if self._rest or not (chunk.startswith(self._before, start) and chunk.endswith(self._after_chunk)):
+            return False
+        if chunk.find(b'"', start + self._before_bytes, self._after_chunk_bytes) >= 0:
+            return False
+        self._last_chunk = chunk
+        return True
+
     def feed(self, chunk: bytes) -> tuple[bytes, int]:
         """Whole events, ready to go on, and how many of them carry tokens."""
+        if self._last_chunk:
+            self._last, self._last_chunk = unframed(self._last_chunk), b""
         if chunk.startswith(self._before) and chunk.endswith(self._after) and not self._rest:
             text = chunk[len(self._before) : -len(self._after)]
             if _QUOTE not in text:
@@ -91,10 +110,12 @@ class EventScanner:
         """Remember the structure of an event that carries one token and nothing to be looked at."""
         text = _TEXT.search(event)
         if text is not None:
-            self._before, self._after = event[: text.start(1)], event[text.end(1) :]
+            self._structure(before=event[: text.start(1)], after=event[text.end(1) :])
 
     def final_usage(self) -> Usage | None:
         """The usage event, else what the last event says (SGLang's own endpoint counts in each)."""
+        if self._last_chunk:
+            self._last, self._last_chunk = unframed(self._last_chunk), b""
         if self.usage is None and self._last:
             whole = self._last.removesuffix(DONE)
             last_event = whole[whole.rfind(END, 0, -len(END)) + 1 :].lstrip(b"\n")

@@ -122,6 +122,15 @@ class StreamReceiver(Protocol):
         """Whole events, how many of them carry tokens, and when they came."""
         ...
 
+    def token(self, chunk: bytes, now: float) -> None:
+        """One event with one token, framed as a chunk; only to who `takes_chunks`."""
+        ...
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether what it gets goes on in chunks."""
+        ...
+
 
 class StreamSide(Side):
     """The decode worker's half of a streamed answer: events, the first ones looked at before anything goes on."""
@@ -151,6 +160,22 @@ class StreamSide(Side):
             self.receiver.events(whole, tokens, now)
         elif not self.over:
             self._gather_events(whole, tokens, now)
+
+    def give_to(self, receiver: StreamReceiver) -> None:
+        """From now on, what came before first."""
+        self.receiver = receiver
+        receiver.begin(bytes(self.content), self.tokens)
+        if receiver.takes_chunks and self.call is not None:
+            self.call.tap(self._chunk)
+
+    def _chunk(self, chunk: bytes, start: int) -> bool:
+        """What nearly every read is: the event of one token. It goes on in the framing in which it came."""
+        receiver = self.receiver
+        if receiver is None or not self.scanner.is_token(chunk, start):
+            return False
+        self.last_heard_at = now = monotonic()
+        receiver.token(chunk, now)
+        return True
 
     def _gather_events(self, whole: bytes, tokens: int, now: float) -> None:
         self.content += whole

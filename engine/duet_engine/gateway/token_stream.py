@@ -60,19 +60,31 @@ class TokenStream:
         headers = ((ROUTE_HEADER, record.route), ("cache-control", "no-cache"))
         self._exchange.begin(first, content_type=EVENT_STREAM, headers=headers)
 
+    @property
+    def takes_chunks(self) -> bool:
+        return self._exchange.chunked
+
     def events(self, whole: bytes, tokens: int, now: float) -> None:
         """Further events."""
         if tokens > 0:
-            record = self._record
-            gap_seconds = now - record.last_at
-            self._counters.gap(gap_seconds, tokens)
-            if gap_seconds > self._itl_seconds:
-                record.gaps_over_objective += 1
-                record.gaps_over_for_client += 2 * self._blocked_in_gap_seconds > gap_seconds
-            self._blocked_in_gap_seconds = 0.0
-            record.last_at = now
-            record.relayed_tokens += tokens
+            self._count(tokens, now)
         self._exchange.write(whole)
+
+    def token(self, chunk: bytes, now: float) -> None:
+        """One event with one token, framed."""
+        self._count(1, now)
+        self._exchange.write_chunk(chunk)
+
+    def _count(self, tokens: int, now: float) -> None:
+        record = self._record
+        gap_seconds = now - record.last_at
+        self._counters.gap(gap_seconds, tokens)
+        if gap_seconds > self._itl_seconds:
+            record.gaps_over_objective += 1
+            record.gaps_over_for_client += 2 * self._blocked_in_gap_seconds > gap_seconds
+        self._blocked_in_gap_seconds = 0.0
+        record.last_at = now
+        record.relayed_tokens += tokens
 
     def flow(self, running: bool) -> None:
         """The client doesn't keep up, or has caught up."""

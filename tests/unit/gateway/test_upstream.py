@@ -88,6 +88,8 @@ def attempt(upstream: Upstream, decode: Worker, prefill: Worker | None = None) -
 class Received:
     """What came of a stream."""
 
+    takes_chunks = True
+
     def __init__(self) -> None:
         self.tokens = 0
 
@@ -96,6 +98,9 @@ class Received:
 
     def events(self, whole: bytes, tokens: int, now: float) -> None:
         self.tokens += tokens
+
+    def token(self, chunk: bytes, now: float) -> None:
+        self.tokens += 1
 
 
 class InTurn:

@@ -1,7 +1,8 @@
 """One connection to an engine: a request goes out, its answer's bytes come in as they are.
 
 Invariant: one request at a time. A connection goes back to the pool only when its answer was complete, nothing came
-after it, and the engine keeps it open; an answer that never ends is never taken for whole.
+after it, and the engine keeps it open; an answer that never ends is never taken for whole. Bytes pass by the parser
+only as whole chunks between two chunks, framed as they would be framed here, so that it never knows the difference.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from typing import Protocol, cast
 
 import httptools
 
+from duet_engine.gateway.wire.chunks import CHUNK_END, CHUNK_HEADS
 from duet_engine.gateway.wire.messages import Headers
 
 _FIRST_FINAL_STATUS = 200
+_HEADS_KNOWN = len(CHUNK_HEADS)
+ChunkTap = Callable[[bytes, int], bool]
+"""Gets a whole chunk, framing and all, and where its content begins; says whether it took it."""
 
 
 class AnswerSink(Protocol):
@@ -40,6 +45,10 @@ class ClientConnection(asyncio.Protocol):
     _complete: bool
     _keep: bool
     _until_close: bool
+    _chunk_complete: bool
+    _between_chunks: bool
+    tap: ChunkTap | None
+    """Asked first when a read is exactly one chunk."""
 
     def __init__(self, released: Callable[[ClientConnection], None]) -> None:
         self.transport: asyncio.Transport | None = None
@@ -77,7 +86,7 @@ class ClientConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Nobody wants the rest."""
-        self.sink = None
+        self.sink = self.tap = None
         if self.transport is not None:
             self.transport.abort()
 
@@ -87,7 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
+        self.transport = self.tap = None
         sink, self.sink = self.sink, None
         if sink is None:
             return
@@ -99,6 +108,11 @@ class ClientConnection(asyncio.Protocol):
             sink.answer_broke(exc or ConnectionResetError("the engine closed the connection"))
 
     def data_received(self, data: bytes) -> None:
+        tap = self.tap
+        if tap is not None and self._between_chunks and len(data) < _HEADS_KNOWN:
+            head = CHUNK_HEADS[len(data)]
+            if data.startswith(head) and data.endswith(CHUNK_END) and tap(data, len(head)):
+                return
         sink = self.sink
         if sink is None:  # nothing was asked, so whatever it is, it answers nothing
             self.abort()
@@ -110,6 +124,8 @@ class ClientConnection(asyncio.Protocol):
             self.abort()
             sink.answer_broke(ConnectionResetError(f"its answer is not HTTP/1.1: {error.__context__ or error}"))
             return
+        # Behind a chunk that was the last thing understood there is no whole line: it would have been understood.
+        self._between_chunks = self._chunk_complete and data.endswith(CHUNK_END)
         if self._status and not self._told:
             self._told = True
             sink.answer_began(self._status, self._headers)
@@ -138,6 +154,12 @@ class ClientConnection(asyncio.Protocol):
             return
         self._status = status
         self._until_close = not {"content-length", "transfer-encoding"} & self._headers.keys()
+
+    def on_chunk_header(self) -> None:
+        self._chunk_complete = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_complete = True
 
     def on_message_complete(self) -> None:
         if self._status:
@@ -169,3 +191,5 @@ class ClientConnection(asyncio.Protocol):
         self._complete = False
         self._keep = False
         self._until_close = False
+        self._chunk_complete = self._between_chunks = False
+        self.tap = None

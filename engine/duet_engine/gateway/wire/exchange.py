@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from duet_engine.gateway.errors import error_body
+from duet_engine.gateway.wire.chunks import framed
 from duet_engine.gateway.wire.messages import JSON, Head, HeaderItems, Refusal, response_head
 
 if TYPE_CHECKING:
@@ -22,26 +23,23 @@ _NO_HEAD = Head("GET", "", {})
 class Exchange:
     """What a handler gets. It answers at once, or keeps it and answers later."""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "_over", "body", "head", "on_flow", "on_gone")
+    __slots__ = ("_connection", "_keep_alive", "body", "chunked", "head", "on_flow", "on_gone", "over")
 
     def __init__(
         self, connection: ServerConnection, head: Head | None, body: bytes, *, keep_alive: bool, chunked: bool
     ) -> None:
         self._connection = connection
         self._keep_alive = keep_alive
-        self._chunked = chunked
-        self._over = False
+        self.chunked = chunked
+        """How a stream is framed; else its end is that of the connection."""
+        self.over = False
+        """Answered, or nobody waits for the answer any more."""
         self.head = head or _NO_HEAD
         self.body = body
         self.on_gone: Callable[[], None] | None = None
         """Told once when the client leaves before its answer is complete."""
         self.on_flow: Callable[[bool], None] | None = None
         """Told False when the client doesn't keep up with a stream, True when it has caught up."""
-
-    @property
-    def over(self) -> bool:
-        """Answered, or nobody waits for the answer any more."""
-        return self._over
 
     @property
     def client_address(self) -> str:
@@ -51,7 +49,7 @@ class Exchange:
 
     def respond(self, status: int, body: bytes = b"", *, content_type: str = JSON, headers: HeaderItems = ()) -> None:
         """The whole answer."""
-        if self._over:
+        if self.over:
             return
         sent = [
             ("content-type", content_type),
@@ -72,33 +70,39 @@ class Exchange:
 
     def begin(self, first: bytes, *, content_type: str, headers: HeaderItems = ()) -> None:
         """Head and first bytes of a stream, in one packet."""
-        if self._over:
+        if self.over:
             return
-        if not self._chunked:
+        if not self.chunked:
             self._keep_alive = False
-        framing = [("transfer-encoding", "chunked")] if self._chunked else []
+        framing = [("transfer-encoding", "chunked")] if self.chunked else []
         head = response_head(200, [("content-type", content_type), *framing, *headers, *self._connection_header()])
-        self._connection.write(head + (b"%x\r\n%b\r\n" % (len(first), first) if self._chunked else first))
+        self._connection.write(head + (framed(first) if self.chunked else first))
 
     def write(self, data: bytes) -> None:
         """Bytes of a stream; never none."""
         transport = self._connection.transport
-        if not self._over and transport is not None:  # for each token, so without a further call
-            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        if not self.over and transport is not None:  # for each token, so without a further call
+            transport.write(framed(data) if self.chunked else data)
+
+    def write_chunk(self, chunk: bytes) -> None:
+        """A chunk of a chunked stream that is framed already."""
+        transport = self._connection.transport
+        if not self.over and transport is not None:
+            transport.write(chunk)
 
     def finish(self) -> None:
         """End of a stream."""
-        if self._over:
+        if self.over:
             return
-        if self._chunked:
+        if self.chunked:
             self._connection.write(_LAST_CHUNK)
         self._end()
 
     def gone(self) -> None:
         """The client left."""
-        if self._over:
+        if self.over:
             return
-        self._over = True
+        self.over = True
         if self.on_gone is not None:
             self.on_gone()
 
@@ -108,5 +112,5 @@ class Exchange:
         return () if self._keep_alive else (("connection", "close"),)
 
     def _end(self) -> None:
-        self._over = True
+        self.over = True
         self._connection.exchange_ended(keep_alive=self._keep_alive)

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from time import monotonic
 
-from duet_engine.gateway.wire.client_connection import AnswerSink, ClientConnection
+from duet_engine.gateway.wire.client_connection import AnswerSink, ChunkTap, ClientConnection
 
 Address = tuple[str, int]
 
@@ -52,6 +52,11 @@ class Call:
         """Stop reading the answer, or go on."""
         if self._connection is not None and self._connection.sink is self._sink:
             self._connection.flow(running)
+
+    def tap(self, tap: ChunkTap) -> None:
+        """Give whole chunks to it first, framing and all, from the next read on."""
+        if self._connection is not None and self._connection.sink is self._sink:
+            self._connection.tap = tap
 
     def _connect(self) -> None:
         self._connection = None
