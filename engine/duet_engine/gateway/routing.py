@@ -1,17 +1,16 @@
 """The queue in which requests wait at the gateway, and their assignment to workers.
 
 Invariant: requests leave in order of arrival, those that are late already behind the others (`policy.turns`), as far as
-`policy.dispatch` lets them; a retry keeps its place. Whoever
+`policy.dispatch` lets them (`policy.queueing` is both); a retry keeps its place. Whoever
 holds an assignment must release it; a cancelled wait leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from time import monotonic
 
 from duet_engine.gateway.errors import GatewayError
@@ -19,12 +18,12 @@ from duet_engine.gateway.live_settings import LiveSettings
 from duet_engine.gateway.requests import ClientRequest
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.workers import SentWork, Worker, Workers
-from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Dispatch, Hold, HoldReason, Local, Pair
-from duet_engine.policy.estimates import unloaded_ttft_seconds
-from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.policy.fleet import Fleet
 from duet_engine.policy.prefix_index import PrefixIndex, warm_tokens
-from duet_engine.policy.turns import Turns
+from duet_engine.policy.queueing import QueuePolicy, Waiting
+from duet_engine.policy.routes import Hold, HoldReason, Local, Pair
 from duet_engine.protocol import Role
+from duet_engine.slo import Objective
 
 OUTPUT_RESERVE_TOKENS = 512
 """KV that SGLang itself promises to a new request's answer (`num_reserved_decode_tokens`)."""
@@ -85,17 +84,30 @@ class Assignment:
         self.decode.ended(self.decode_work)
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    arrived_at: float
-    request: ClientRequest
-    prompt: Prompt
-    excluded_until: dict[str, float]
-    future: asyncio.Future[Assignment]
-    unloaded_ttft_seconds: float = 0.0
-    late_from: float = math.inf
-    """When even the best idle workers would be late."""
-    since: float = field(default=0.0)
+class _Waiter(Waiting):
+    """A request that waits for its assignment."""
+
+    __slots__ = ("future", "request", "since")
+
+    def __init__(
+        self,
+        request: ClientRequest,
+        *,
+        arrived_at: float,
+        prompt_tokens: int,
+        warm: dict[str, int],
+        excluded_until: dict[str, float],
+        future: asyncio.Future[Assignment],
+        since: float,
+    ) -> None:
+        super().__init__(
+            arrived_at=arrived_at,
+            prompt_tokens=prompt_tokens,
+            output_reserve_tokens=min(request.output_limit_tokens, OUTPUT_RESERVE_TOKENS),
+            warm=warm,
+            excluded_until=excluded_until,
+        )
+        self.request, self.future, self.since = request, future, since
 
 
 class Dispatcher:
@@ -113,8 +125,7 @@ class Dispatcher:
         self._live = live
         self._limits = limits
         self._window_seconds = window_seconds
-        self._dispatch = Dispatch(workers.gateway_id)
-        self._turns = Turns()
+        self._policy = QueuePolicy(workers.gateway_id)
         self._prefixes = PrefixIndex()
         self._waiting: list[_Waiter] = []
         self._held_bytes = 0
@@ -144,15 +155,10 @@ class Dispatcher:
         if not excluded_until:
             self._check_limits(request)
         waiter = _Waiter(
+            request,
             arrived_at=arrived_at,
-            request=request,
-            prompt=Prompt(
-                tokens=prompt_tokens,
-                waited_seconds=0.0,
-                ttft_objective_seconds=self._live().objective_of(request.class_name).ttft_seconds,
-                output_reserve_tokens=min(request.output_limit_tokens, OUTPUT_RESERVE_TOKENS),
-                warm=self._warm(request, prompt_tokens),
-            ),
+            prompt_tokens=prompt_tokens,
+            warm=self._warm(request, prompt_tokens),
             excluded_until=excluded_until,
             future=self._loop.create_future(),
             since=now,
@@ -198,46 +204,33 @@ class Dispatcher:
             return []
         now = monotonic()
         fleet = self._workers.fleet(now)
-        return [_WORDS[self._dispatch.hold_reason(self._waiting[0].prompt, fleet, self._live().deflection)]]
+        return [_WORDS[self._policy.hold_reason(self._waiting[0], fleet, self._live().deflection)]]
 
     def _run_pass(self) -> None:
         self._pass_due = False
         now = monotonic()
         fleet = self._workers.fleet(now)
         rule, window_seconds = self._live().deflection, self._window_seconds()
-        seen = self._turns.first(self._waiting, lambda each: each.late_from < now, most=LOOK_AHEAD_PROMPTS)
-        for waiter in seen:
-            self._refresh(waiter, fleet, now)
-        routes = self._dispatch([each.prompt for each in seen], fleet, rule, window_seconds=window_seconds)
-        for waiter, route in zip(seen, routes, strict=False):
+        decided = self._policy(
+            self._waiting, fleet, rule, window_seconds=window_seconds, now=now, objective_of=self._objective_of
+        )
+        for waiter, route in decided:
             if not isinstance(route, Hold) and not waiter.future.done():
                 self._leave(waiter, route, now)
-        first = routes[0] if routes else None
+        first = decided[0][1] if decided else None
         self._expire(fleet, now, head_reason=first.reason if isinstance(first, Hold) else None)
         self._rest_until = monotonic() + SHORTEST_PAUSE_SECONDS if self._waiting else 0.0
         self._plan_next_pass(fleet, window_seconds)
 
-    def _refresh(self, waiter: _Waiter, fleet: Fleet, now: float) -> None:
-        """The prompt as it is now: longer waited, perhaps with workers that it may try again."""
-        objective = self._live().objective_of(waiter.request.class_name)
-        if not waiter.unloaded_ttft_seconds:
-            waiter.unloaded_ttft_seconds = unloaded_ttft_seconds(waiter.prompt.tokens, fleet)
-        objective_seconds = objective.ttft_objective_seconds(waiter.unloaded_ttft_seconds)
-        waiter.late_from = waiter.arrived_at + objective_seconds - waiter.unloaded_ttft_seconds
-        waiter.prompt = replace(
-            waiter.prompt,
-            waited_seconds=now - waiter.arrived_at,
-            ttft_objective_seconds=objective_seconds,
-            unloaded_ttft_seconds=waiter.unloaded_ttft_seconds,
-            excluded=frozenset(key for key, until in waiter.excluded_until.items() if until > now),
-        )
+    def _objective_of(self, waiter: _Waiter) -> Objective:
+        return self._live().objective_of(waiter.request.class_name)
 
     def _leave(self, waiter: _Waiter, route: Pair | Local, now: float) -> None:
         keys = (route.decode,) if isinstance(route, Local) else (route.prefill, route.decode)
         if not all(self._workers[key].breaker.allows(now) for key in keys):
             return  # an ejected worker's one probe left in this same pass
         self._waiting.remove(waiter)
-        self._turns.left(late=waiter.late_from < now)
+        self._policy.left(waiter, now)
         decode = self._workers[route.decode]
         prefill = None if isinstance(route, Local) else self._workers[route.prefill]
         prompt, reserve_tokens = waiter.prompt, waiter.prompt.output_reserve_tokens
@@ -268,7 +261,7 @@ class Dispatcher:
             self._nobody_since = None
             return
         rule = self._live().deflection
-        reason = head_reason or self._dispatch.hold_reason(self._waiting[0].prompt, fleet, rule)
+        reason = head_reason or self._policy.hold_reason(self._waiting[0], fleet, rule)
         if reason not in _NOBODY:
             self._nobody_since = None
         elif self._nobody_since is None:
@@ -277,7 +270,7 @@ class Dispatcher:
             held_seconds = now - max(waiter.since, self._nobody_since) if self._nobody_since is not None else 0.0
             hold_over = held_seconds > self._limits.hold_timeout_seconds
             if hold_over or now - waiter.since > self._limits.queue_timeout_seconds:
-                own_reason = self._dispatch.hold_reason(waiter.prompt, fleet, rule)
+                own_reason = self._policy.hold_reason(waiter, fleet, rule)
                 message = f"no worker could take the request within {now - waiter.since:.0f} s: {_WORDS[own_reason]}"
                 self._waiting.remove(waiter)
                 if not waiter.future.done():

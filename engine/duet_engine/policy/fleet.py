@@ -65,8 +65,6 @@ class Prompt:
     """Ahead of them, already in the worker's cache: attended to and sent, not computed."""
     waited_seconds: float
     ttft_objective_seconds: float
-    unloaded_ttft_seconds: float = 0.0
-    """What the best idle workers would take; tells late prompts from others."""
     output_reserve_tokens: int = 0
     """Room in the KV cache that the answer is expected to need."""
     excluded: frozenset[str] = frozenset()

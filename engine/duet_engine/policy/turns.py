@@ -10,18 +10,24 @@ one, so none is ever dropped or starved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TypeVar
-
-from duet_engine.policy.fleet import Prompt
 
 Waiting = TypeVar("Waiting")
 LATE_TURN = 4
+ERROR_SHARE = 0.05
+"""Of the objective: by so much the first token may come later than predicted."""
 
 
-def is_late(prompt: Prompt) -> bool:
-    """Whether the first token comes too late even if the best idle workers took the prompt now."""
-    return prompt.waited_seconds + prompt.unloaded_ttft_seconds > prompt.ttft_objective_seconds
+def late_from(
+    *, arrived_at: float, objective_seconds: float, unloaded_ttft_seconds: float, window_seconds: float
+) -> float:
+    """When it becomes too late for a prompt to leave.
+
+    While prompts queue here, each that leaves still has up to a window of work ahead of it on its worker. Counted
+    without it, whoever leaves last is late after all, and under overload everybody leaves last.
+    """
+    return arrived_at + (1.0 - ERROR_SHARE) * objective_seconds - window_seconds - unloaded_ttft_seconds
 
 
 class Turns:
@@ -33,7 +39,7 @@ class Turns:
         self._on_time_departures = 0
         """Since a late prompt left."""
 
-    def first(self, waiting: Sequence[Waiting], late: Callable[[Waiting], bool], *, most: int) -> list[Waiting]:
+    def first(self, waiting: Iterable[Waiting], late: Callable[[Waiting], bool], *, most: int) -> list[Waiting]:
         """The first `most` in the order in which they should be looked at; `waiting` is in order of arrival."""
         on_time: list[Waiting] = []
         behind: list[Waiting] = []

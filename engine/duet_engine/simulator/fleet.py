@@ -176,6 +176,7 @@ class PoolOfWorkers:
     def _gone(self, worker: PrefillWorker | DecodingWorker) -> None:
         if worker.gone_at is None:
             self._hide(worker)
+            self._gateway.forget(worker.name)
             worker.gone_at = self._agenda.now
             self.workers.remove(worker)
             self.lives[self._gateway.numbers[worker.name]] = self.life(worker)

@@ -10,9 +10,12 @@ from enum import Enum, auto
 from math import nan
 from typing import TYPE_CHECKING
 
+from duet_engine.policy.queueing import COLD, Waiting
 from duet_engine.simulator.kv import BLOCK_TOKENS, Holding
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from duet_engine.simulator.decoding_worker import DecodingWorker
     from duet_engine.simulator.prefill_worker import PrefillWorker
 
@@ -33,11 +36,10 @@ class Stage(Enum):
     OVER = auto()
 
 
-class Flight:
+class Flight(Waiting):
     """One try of one request."""
 
     __slots__ = (
-        "arrival_seconds",
         "block_hashes",
         "cached_tokens",
         "chunk_bounds",
@@ -47,7 +49,6 @@ class Flight:
         "decode",
         "decode_cached_tokens",
         "dispatched_at",
-        "excluded",
         "finish_step",
         "first_token_at",
         "gaps_over_objective",
@@ -71,32 +72,36 @@ class Flight:
         "retries",
         "sent_tokens",
         "stage",
-        "ttft_objective_seconds",
-        "unloaded_ttft_seconds",
     )
 
     def __init__(
         self,
         index: int,
         *,
-        arrival_seconds: float,
+        arrived_at: float,
+        output_reserve_tokens: int,
         class_index: int = 0,
         limit_index: int = 0,
         input_tokens: int,
         output_tokens: int,
         block_hashes: tuple[int, ...] = (),
+        warm: Mapping[str, int] = COLD,
+        excluded_until: dict[str, float] | None = None,
     ) -> None:
+        super().__init__(
+            arrived_at=arrived_at,
+            prompt_tokens=input_tokens,
+            output_reserve_tokens=output_reserve_tokens,
+            warm=warm,
+            excluded_until=excluded_until,
+        )
         self.index = index
-        self.arrival_seconds = arrival_seconds
         self.class_index = class_index
         self.limit_index = limit_index
         """Of its ITL objective among those of the run."""
         self.input_tokens, self.output_tokens = input_tokens, output_tokens
         self.block_hashes = block_hashes
-        self.ttft_objective_seconds = self.unloaded_ttft_seconds = 0.0
         self.stage = Stage.GATEWAY
-        self.excluded: dict[str, float] = {}
-        """Workers that refused it, until when they are left alone."""
         self.prefill: PrefillWorker | None = None
         self.decode: DecodingWorker | None = None
         self.local = False
@@ -140,14 +145,15 @@ class Flight:
         """The same request for another try."""
         flight = Flight(
             self.index,
-            arrival_seconds=self.arrival_seconds,
+            arrived_at=self.arrived_at,
+            output_reserve_tokens=self.prompt.output_reserve_tokens,
             class_index=self.class_index,
             limit_index=self.limit_index,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             block_hashes=self.block_hashes,
+            warm=self.prompt.warm,
+            excluded_until=self.excluded_until,
         )
-        flight.ttft_objective_seconds = self.ttft_objective_seconds
-        flight.unloaded_ttft_seconds = self.unloaded_ttft_seconds
-        flight.excluded, flight.retries = self.excluded, self.retries + 1
+        flight.unloaded_ttft_seconds, flight.retries = self.unloaded_ttft_seconds, self.retries + 1
         return flight

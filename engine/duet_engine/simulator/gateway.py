@@ -1,8 +1,10 @@
 """The gateway of a simulated fleet: requests wait here, leave by the dispatch policy, and come back answered.
 
-Invariant: requests leave in order of arrival as far as the policy lets them, and each ends exactly once. A refused one
-keeps its place in the queue and leaves whoever refused it alone for a moment; one whose worker died before its first
-token is tried again.
+Which prompt leaves next and where to is `policy.queueing`'s decision, the object that the live gateway decides by, or a
+baseline's.
+
+Invariant: each request ends exactly once. A refused one keeps its place in the queue and leaves whoever refused it
+alone for a moment; one whose worker died before its first token is tried again.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Hold, Local, Pair
-from duet_engine.policy.estimates import unloaded_ttft_seconds
-from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.policy.fleet import Fleet
+from duet_engine.policy.prefix_index import PrefixIndex, warm_tokens
+from duet_engine.policy.queueing import COLD, QueuePolicy
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.result import NO_WORKER
 from duet_engine.simulator.running_batch import GapListener
@@ -24,9 +27,12 @@ from duet_engine.simulator.sight import DecodeSight, PrefillSight
 
 if TYPE_CHECKING:
     from duet_engine.simulator.agenda import Agenda
+    from duet_engine.simulator.decoding_worker import DecodingWorker
     from duet_engine.simulator.ledger import Ledger
+    from duet_engine.simulator.prefill_worker import PrefillWorker
     from duet_engine.simulator.scenario import Scenario
     from duet_engine.simulator.workload import Request
+    from duet_engine.slo import Objective
 
 REFUSED_FOR_SECONDS = 0.25
 
@@ -56,10 +62,13 @@ class Gateway:
         """Of workers, by name."""
         self._scenario, self._ledger = scenario, ledger
         self.gaps: GapListener = self._gaps_after_warm_up if scenario.warm_up_seconds else ledger.gaps
-        self._policy = scenario.new_dispatch()
+        self._policy = QueuePolicy()
+        self._other_policy = scenario.dispatch() if scenario.dispatch else None
+        self._prefixes = PrefixIndex()
         self._limits, self._hop_seconds = scenario.gateway, scenario.network.hop_seconds
         self._look_planned = False
-        self._unloaded: dict[int, float] = {}
+        self._objectives: list[Objective] = []
+        """Of the classes that have come, by number."""
         objectives = [scenario.objective, *scenario.class_objectives.values()]
         self.itl_limits = tuple(sorted({objective.itl_seconds for objective in objectives}))
 
@@ -67,19 +76,19 @@ class Gateway:
 
     def arrive(self, index: int, request: Request) -> None:
         """A client's request."""
-        objective = self._scenario.objective_of(request.class_name)
+        number = self._class_number(request.class_name)
+        blocks = request.prefix_block_hashes
         flight = Flight(
             index,
-            arrival_seconds=request.arrival_seconds,
-            class_index=self.class_names.setdefault(request.class_name, len(self.class_names)),
-            limit_index=self.itl_limits.index(objective.itl_seconds),
+            arrived_at=request.arrival_seconds,
+            output_reserve_tokens=self._limits.output_reserve_tokens,
+            class_index=number,
+            limit_index=self.itl_limits.index(self._objectives[number].itl_seconds),
             input_tokens=request.input_tokens,
             output_tokens=request.output_tokens,
-            block_hashes=request.prefix_block_hashes,
+            block_hashes=blocks,
+            warm=self._warm(blocks, request.input_tokens) if blocks else COLD,
         )
-        if objective.ttft_unloaded_ratio is not None:
-            flight.unloaded_ttft_seconds = self._unloaded_ttft(request.input_tokens)
-        flight.ttft_objective_seconds = objective.ttft_objective_seconds(flight.unloaded_ttft_seconds)
         self.open_requests += 1
         if self.tally is not None:
             self.tally.arrived_input_tokens.append(request.input_tokens)
@@ -87,15 +96,16 @@ class Gateway:
         if len(self.waiting) == 1:
             self._look(None)
 
-    def _unloaded_ttft(self, input_tokens: int) -> float:
-        if not self._unloaded or input_tokens not in self._unloaded:
-            prefill = [sight.view(self.agenda.now) for sight in list(self.prefill.values())[:1]]
-            decode = [sight.view(self.agenda.now) for sight in list(self.decode.values())[:1]]
-            seconds = unloaded_ttft_seconds(input_tokens, Fleet(tuple(prefill), tuple(decode)))
-            if not seconds:
-                return 0.0
-            self._unloaded[input_tokens] = seconds
-        return self._unloaded[input_tokens]
+    def _class_number(self, name: str) -> int:
+        number = self.class_names.get(name)
+        if number is None:
+            number = self.class_names[name] = len(self._objectives)
+            self._objectives.append(self._scenario.objective_of(name))
+        return number
+
+    def _warm(self, blocks: tuple[int, ...], prompt_tokens: int) -> dict[str, int]:
+        """Tokens of the prompt that workers likely hold."""
+        return warm_tokens(self._prefixes.match(blocks), blocks=len(blocks), prompt_tokens=prompt_tokens)
 
     # --- dispatch ---
 
@@ -108,50 +118,51 @@ class Gateway:
         )
 
     def _look(self, _: object) -> None:
-        """One pass over the queue, and the next one later if somebody stays."""
+        """One pass over the queue after the other until nobody leaves, and the next one later if somebody stays."""
         self._look_planned = False
         while self.waiting:
             self.counters["passes"] += 1
-            seen = list(islice(self.waiting, LOOK_AHEAD_PROMPTS))
-            routes = self._policy.dispatch([self._prompt(flight) for flight in seen], self.fleet())
-            if not self._send_off(seen, routes) or any(isinstance(route, Hold) for route in routes):
+            decided = self._decide()
+            if not self._send_off(decided) or any(isinstance(route, Hold) for _, route in decided):
                 break
         self._give_up()
         if self.waiting:
             self._plan_look()
 
-    def _send_off(self, seen: list[Flight], routes: Sequence[Pair | Local | Hold]) -> bool:
+    def _decide(self) -> Sequence[tuple[Flight, Pair | Local | Hold]]:
+        """Who was looked at, and what becomes of each."""
+        now, fleet = self.agenda.now, self.fleet()
+        if self._other_policy is None:
+            return self._policy(
+                self.waiting,
+                fleet,
+                self._scenario.rule,
+                window_seconds=self._limits.window_seconds,
+                now=now,
+                objective_of=self._objective_of,
+            )
+        seen = list(islice(self.waiting, LOOK_AHEAD_PROMPTS))
+        prompts = [flight.look(self._objective_of(flight), fleet, now) for flight in seen]
+        return list(zip(seen, self._other_policy.dispatch(prompts, fleet), strict=False))
+
+    def _objective_of(self, flight: Flight) -> Objective:
+        return self._objectives[flight.class_index]
+
+    def _send_off(self, decided: Sequence[tuple[Flight, Pair | Local | Hold]]) -> bool:
         """Whether anybody left."""
-        kept = []
-        for flight, route in zip(seen, routes, strict=False):
-            if isinstance(route, Hold):
-                kept.append(flight)
-            else:
+        left = False
+        for flight, route in decided:
+            if not isinstance(route, Hold):
+                self.waiting.remove(flight)
+                self._policy.left(flight, self.agenda.now)
                 self._send(flight, route)
-        left = len(routes) - len(kept)
-        if left:
-            for _ in routes:
-                self.waiting.popleft()
-            self.waiting.extendleft(reversed(kept))
-        return left > 0
+                left = True
+        return left
 
     def _plan_look(self) -> None:
         if not self._look_planned:
             self._look_planned = True
             self.agenda.at(self.agenda.now + self._limits.pass_interval_seconds, self._look)
-
-    def _prompt(self, flight: Flight) -> Prompt:
-        now = self.agenda.now
-        excluded = (
-            frozenset(name for name, until in flight.excluded.items() if until > now) if flight.excluded else _NONE
-        )
-        return Prompt(
-            tokens=flight.input_tokens,
-            waited_seconds=now - flight.arrival_seconds,
-            ttft_objective_seconds=flight.ttft_objective_seconds,
-            output_reserve_tokens=self._limits.output_reserve_tokens,
-            excluded=excluded,
-        )
 
     def _send(self, flight: Flight, route: Pair | Local) -> None:
         now = self.agenda.now
@@ -160,18 +171,24 @@ class Gateway:
         flight.local = isinstance(route, Local)
         decode = self.decode[route.decode]
         flight.decode = decode.worker
-        decode.sent(flight, arrives_at=arrives_at, reserve_tokens=self._limits.output_reserve_tokens)
+        reserve_tokens = flight.prompt.output_reserve_tokens
         if isinstance(route, Local):
             flight.chunk_bounds = route.chunks_tokens
+            tokens = flight.prompt.at(route.decode).tokens
+            decode.sent(tokens, arrives_at=arrives_at, reserve_tokens=reserve_tokens, local=True)
+            self._expect_prefix(decode.worker, flight)
         else:
+            decode.sent(flight.input_tokens, arrives_at=arrives_at, reserve_tokens=reserve_tokens)
             prefill = self.prefill[route.prefill]
             flight.prefill = prefill.worker
-            pool = prefill.worker.pool
-            seconds = pool.policy_steps.prompt_seconds(
-                flight.input_tokens, chunk_tokens=pool.limits.chunked_prefill_tokens
-            )
-            prefill.sent(flight, arrives_at=arrives_at, reserve_tokens=0, seconds=seconds)
+            prefill.sent(flight.prompt.at(route.prefill).tokens, arrives_at=arrives_at)
+            self._expect_prefix(prefill.worker, flight)
         self.agenda.at(arrives_at, self._deliver, flight)
+
+    def _expect_prefix(self, worker: PrefillWorker | DecodingWorker, flight: Flight) -> None:
+        """What it computes now it will likely hold."""
+        if flight.block_hashes and worker.pool.limits.prefix_cache:
+            self._prefixes.add(worker.name, flight.block_hashes)
 
     def _deliver(self, flight: Flight) -> None:
         prefill, decode = flight.prefill, flight.decode
@@ -185,7 +202,7 @@ class Gateway:
 
     def _give_up(self) -> None:
         now, timeout = self.agenda.now, self._limits.queue_timeout_seconds
-        while self.waiting and now - self.waiting[0].arrival_seconds > timeout:
+        while self.waiting and now - self.waiting[0].arrived_at > timeout:
             flight = self.waiting.popleft()
             flight.stage = Stage.OVER
             self.counters["timeouts"] += 1
@@ -205,7 +222,7 @@ class Gateway:
 
     def refused(self, flight: Flight, worker_name: str) -> None:
         self.counters["refusals"] += 1
-        flight.excluded[worker_name] = self.agenda.now + REFUSED_FOR_SECONDS
+        flight.excluded_until[worker_name] = self.agenda.now + REFUSED_FOR_SECONDS
         self._try_again(flight)
 
     def lost(self, flight: Flight) -> None:
@@ -220,6 +237,10 @@ class Gateway:
         else:
             self._try_again(flight)
 
+    def forget(self, worker_name: str) -> None:
+        """It is gone, and its cache with it."""
+        self._prefixes.forget(worker_name)
+
     def _gaps_after_warm_up(self, gaps_seconds: list[float], requests: int) -> None:
         if self.agenda.now >= self._scenario.warm_up_seconds:
             self._ledger.gaps(gaps_seconds, requests)
@@ -228,7 +249,7 @@ class Gateway:
         flight.stage = Stage.OVER
         self.counters["retries"] += 1
         again = list(self.waiting)
-        insort(again, flight.again(), key=lambda each: (each.arrival_seconds, each.index))
+        insort(again, flight.again(), key=lambda each: (each.arrived_at, each.index))
         self.waiting = deque(again)
         self._plan_look()
 
@@ -245,6 +266,3 @@ class Gateway:
         )
         if self.tally is not None:
             self.tally.ended.append((flight, succeeded))
-
-
-_NONE: frozenset[str] = frozenset()

@@ -51,7 +51,7 @@ class Ledger:
         self._rows.append(
             (
                 flight.index,
-                flight.arrival_seconds,
+                flight.arrived_at,
                 flight.class_index,
                 flight.input_tokens,
                 flight.generated_tokens,

@@ -172,7 +172,7 @@ class Simulation:
         name = self._class_name(flight.class_index)
         outcome = Outcome(
             succeeded=succeeded,
-            ttft_seconds=flight.first_token_at - flight.arrival_seconds,
+            ttft_seconds=flight.first_token_at - flight.arrived_at,
             output_tokens=flight.generated_tokens,
             decode_seconds=flight.last_token_at - flight.first_token_at,
             gaps_over_objective=flight.gaps_over_objective,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from duet_engine.policy.baselines import Baseline, RoutingPolicy, baseline
 from duet_engine.policy.deflect import DeflectionRule
-from duet_engine.policy.dispatch import Dispatch, Hold, Local, Pair
+from duet_engine.policy.dispatch import Hold, Local, Pair
 from duet_engine.policy.partition import SplitRule
 from duet_engine.protocol import Role
 from duet_engine.slo import Objective
@@ -144,6 +144,8 @@ class GatewayLimits:
     queue_timeout_seconds: float = 600.0
     """A request that waits longer fails."""
     output_reserve_tokens: int = 512
+    window_seconds: float = 0.15
+    """A worker is open while the predicted work ahead of the next prompt is within it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,21 +159,11 @@ class WorkerDeath:
 
 
 class DispatchPolicy(Protocol):
-    """Who of the waiting prompts leaves now, and where to."""
+    """Who of the waiting prompts leaves now, and where to, in place of the gateway's own policy."""
 
     def dispatch(self, waiting: Sequence[Prompt], fleet: Fleet) -> Sequence[Pair | Local | Hold]:
         """Routes for prompts from the head of the queue on. It is asked again until nobody leaves any more."""
         ...
-
-
-class DuetDispatch:
-    """The live gateway's: `policy.dispatch` with its rule and window. It remembers, so each run needs its own."""
-
-    def __init__(self, rule: DeflectionRule, *, window_seconds: float = 0.15, gateway: str = "") -> None:
-        self._dispatch, self._rule, self._window_seconds = Dispatch(gateway), rule, window_seconds
-
-    def dispatch(self, waiting: Sequence[Prompt], fleet: Fleet) -> Sequence[Pair | Local | Hold]:
-        return self._dispatch(waiting, fleet, self._rule, window_seconds=self._window_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,11 +256,11 @@ class Scenario:
     class_objectives: Mapping[str, Objective] = field(default_factory=dict)
     """Of classes that were promised something else."""
     rule: DeflectionRule
-    """Decode workers cut deflected prompts by its budget and candidates; `DuetDispatch` routes by it too."""
+    """Decode workers cut deflected prompts by its budget and candidates; the gateway's policy routes by it too."""
     split_rule: SplitRule | None = None
     """`LocalPrefill.SPLIT`; by default the rule's budget, with the scenario's SM curve believed."""
     dispatch: Callable[[], DispatchPolicy] | None = None
-    """By default `DuetDispatch` with the rule."""
+    """By default the live gateway's `policy.queueing`, with the rule."""
     planner: Callable[[], Planner] | None = None
     planner_interval_seconds: float = 5.0
     planner_data_age_seconds: float = 0.0
@@ -292,10 +284,6 @@ class Scenario:
     def objective_of(self, class_name: str) -> Objective:
         """What this class of requests was promised."""
         return self.class_objectives.get(class_name, self.objective)
-
-    def new_dispatch(self) -> DispatchPolicy:
-        """The policy of one run."""
-        return self.dispatch() if self.dispatch else DuetDispatch(self.rule)
 
     @property
     def splitting(self) -> SplitRule:

@@ -18,7 +18,6 @@ from duet_engine.simulator.reports import DecodeReport, PrefillReport
 
 if TYPE_CHECKING:
     from duet_engine.simulator.decoding_worker import DecodingWorker
-    from duet_engine.simulator.flight import Flight
     from duet_engine.simulator.prefill_worker import PrefillWorker
     from duet_engine.simulator.scenario import GatewayLimits
 
@@ -57,11 +56,11 @@ class Sight(ABC, Generic[AnyReport]):
             self._coming.pop()
         self._coming.append((visible_at, report))
 
-    def sent(self, flight: Flight, *, arrives_at: float, reserve_tokens: int, seconds: float = 0.0) -> None:
+    def _send(self, sent: _Sent) -> None:
         """A dispatch that no line includes yet."""
         self._dispatches += 1
         self._changed = True
-        self._sent.append(_Sent(arrives_at, flight.input_tokens, reserve_tokens, flight.local, seconds))
+        self._sent.append(sent)
 
     def _look(self, now: float) -> None:
         """At the lines that have become visible."""
@@ -81,6 +80,12 @@ class PrefillSight(Sight[PrefillReport]):
         self.worker = worker
         self._view: PrefillView | None = None
         worker.publish = self.publish
+
+    def sent(self, prompt_tokens: int, *, arrives_at: float) -> None:
+        """A prompt that no line includes yet."""
+        pool = self.worker.pool
+        seconds = pool.policy_steps.prompt_seconds(prompt_tokens, chunk_tokens=pool.limits.chunked_prefill_tokens)
+        self._send(_Sent(arrives_at, prompt_tokens, 0, False, seconds))
 
     def view(self, now: float) -> PrefillView:
         """As the policies take it; what the worker has computed since the line was written is reckoned off."""
@@ -115,6 +120,10 @@ class DecodeSight(Sight[DecodeReport]):
         self.worker = worker
         self._view: DecodeView | None = None
         worker.publish = self.publish
+
+    def sent(self, prompt_tokens: int, *, arrives_at: float, reserve_tokens: int, local: bool = False) -> None:
+        """A request that no line includes yet."""
+        self._send(_Sent(arrives_at, prompt_tokens, reserve_tokens, local, 0.0))
 
     def view(self, now: float) -> DecodeView:
         """As the policies take it."""

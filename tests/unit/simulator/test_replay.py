@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 from tests.support.small_fleets import PLAIN_LIMITS, pairs, pool
 
-from duet_engine.policy.dispatch import Hold, Local, Pair
+from duet_engine.policy.dispatch import Dispatch, Hold, Local, Pair
 from duet_engine.policy.fleet import Fleet, Prompt
 from duet_engine.protocol import Role, StepKind
 from duet_engine.simulator.flight import Flight
 from duet_engine.simulator.replay import Handover, Recording, Route, noticed, replay
 from duet_engine.simulator.run import Simulation
-from duet_engine.simulator.scenario import DuetDispatch, Scenario, StepNoise
+from duet_engine.simulator.scenario import Scenario, StepNoise
 from duet_engine.simulator.workload import Request
 from duet_engine.step_log import StepLogEntry, StepLogHead, entry_line, head_line, read_step_log
 
@@ -32,10 +32,10 @@ class Noting:
     """The live dispatch, with its routes noted."""
 
     def __init__(self, taken: list[Route]) -> None:
-        self._dispatch, self._taken = DuetDispatch(SCENARIO.rule), taken
+        self._dispatch, self._taken = Dispatch(), taken
 
     def dispatch(self, waiting: Sequence[Prompt], fleet: Fleet) -> Sequence[Pair | Local | Hold]:
-        routes = self._dispatch.dispatch(waiting, fleet)
+        routes = self._dispatch(waiting, fleet, SCENARIO.rule, window_seconds=0.15)
         for route in routes:
             if isinstance(route, Pair):
                 self._taken.append(Route(route.decode, route.prefill))

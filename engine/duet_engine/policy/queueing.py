@@ -1,0 +1,114 @@
+"""All that a gateway decides about its queue, in one object: in which order prompts are looked at, and where each goes.
+
+Invariant: the gateway and the simulator run this same code; what differs between them is only how they come to know of
+workers. No clock and no I/O: the caller says what time it is and who waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TypeVar
+
+from duet_engine.policy.deflect import DeflectionRule
+from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Dispatch
+from duet_engine.policy.estimates import unloaded_ttft_seconds
+from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.policy.routes import HoldReason, Route
+from duet_engine.policy.turns import Turns, late_from
+from duet_engine.slo import Objective
+
+COLD: Mapping[str, int] = MappingProxyType({})
+"""Nobody holds anything of a prompt."""
+_NOBODY: frozenset[str] = frozenset()
+
+
+class Waiting:
+    """A prompt in a queue, as it was last looked at."""
+
+    __slots__ = ("arrived_at", "excluded_until", "late_from", "prompt", "unloaded_ttft_seconds")
+
+    def __init__(
+        self,
+        *,
+        arrived_at: float,
+        prompt_tokens: int,
+        output_reserve_tokens: int,
+        warm: Mapping[str, int] = COLD,
+        excluded_until: dict[str, float] | None = None,
+    ) -> None:
+        self.arrived_at = arrived_at
+        self.excluded_until = {} if excluded_until is None else excluded_until
+        """Workers that refused or failed it, by key, and until when they are left alone."""
+        self.unloaded_ttft_seconds = 0.0
+        """What the best idle workers would take; 0 until it was looked at."""
+        self.late_from = math.inf
+        """When it becomes too late to leave."""
+        self.prompt = Prompt(
+            tokens=prompt_tokens,
+            waited_seconds=0.0,
+            ttft_objective_seconds=math.inf,
+            output_reserve_tokens=output_reserve_tokens,
+            warm=warm,
+        )
+
+    def look(self, objective: Objective, fleet: Fleet, now: float, *, window_seconds: float = 0.0) -> Prompt:
+        """The prompt as it is now: longer waited, perhaps with workers that it may try again."""
+        before = self.prompt
+        if not self.unloaded_ttft_seconds:
+            self.unloaded_ttft_seconds = unloaded_ttft_seconds(before.tokens, fleet)
+        objective_seconds = objective.ttft_objective_seconds(self.unloaded_ttft_seconds)
+        self.late_from = late_from(
+            arrived_at=self.arrived_at,
+            objective_seconds=objective_seconds,
+            unloaded_ttft_seconds=self.unloaded_ttft_seconds,
+            window_seconds=window_seconds,
+        )
+        excluded = _NOBODY
+        if self.excluded_until:
+            excluded = frozenset(key for key, until in self.excluded_until.items() if until > now)
+        self.prompt = Prompt(
+            tokens=before.tokens,
+            waited_seconds=now - self.arrived_at,
+            ttft_objective_seconds=objective_seconds,
+            output_reserve_tokens=before.output_reserve_tokens,
+            excluded=excluded,
+            warm=before.warm,
+        )
+        return self.prompt
+
+
+AnyWaiting = TypeVar("AnyWaiting", bound=Waiting)
+
+
+class QueuePolicy:
+    """One gateway's. It remembers, so each gateway and each simulated run needs its own."""
+
+    def __init__(self, name: str = "") -> None:
+        """With a name it has preferences of its own, for where several decide about the same workers."""
+        self._dispatch = Dispatch(name)
+        self._turns = Turns()
+
+    def __call__(
+        self,
+        waiting: Iterable[AnyWaiting],
+        fleet: Fleet,
+        rule: DeflectionRule,
+        *,
+        window_seconds: float,
+        now: float,
+        objective_of: Callable[[AnyWaiting], Objective],
+    ) -> list[tuple[AnyWaiting, Route]]:
+        """One pass over those who wait, in order of arrival: who was looked at, and what becomes of each."""
+        seen = self._turns.first(waiting, lambda each: each.late_from < now, most=LOOK_AHEAD_PROMPTS)
+        prompts = [each.look(objective_of(each), fleet, now, window_seconds=window_seconds) for each in seen]
+        return list(zip(seen, self._dispatch(prompts, fleet, rule, window_seconds=window_seconds), strict=False))
+
+    def left(self, waiting: Waiting, now: float) -> None:
+        """It went where its route says."""
+        self._turns.left(late=waiting.late_from < now)
+
+    def hold_reason(self, waiting: Waiting, fleet: Fleet, rule: DeflectionRule) -> HoldReason:
+        """Why a prompt that a pass didn't send away waits, for logs and error messages."""
+        return self._dispatch.hold_reason(waiting.prompt, fleet, rule)
