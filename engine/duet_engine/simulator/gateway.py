@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Hold, Local, Pair
 from duet_engine.policy.fleet import Fleet
-from duet_engine.policy.prefix_index import PrefixIndex, warm_tokens
+from duet_engine.policy.prefix_index import PrefixIndex
 from duet_engine.policy.queueing import COLD, QueuePolicy
 from duet_engine.simulator.flight import Flight, Stage
+from duet_engine.simulator.kv import BLOCK_TOKENS
 from duet_engine.simulator.result import NO_WORKER
 from duet_engine.simulator.running_batch import GapListener
 from duet_engine.simulator.sight import DecodeSight, PrefillSight
@@ -87,7 +88,7 @@ class Gateway:
             input_tokens=request.input_tokens,
             output_tokens=request.output_tokens,
             block_hashes=blocks,
-            warm=self._warm(blocks, request.input_tokens) if blocks else COLD,
+            warm=self._warm(blocks) if blocks else COLD,
         )
         self.open_requests += 1
         if self.tally is not None:
@@ -103,9 +104,9 @@ class Gateway:
             self._objectives.append(self._scenario.objective_of(name))
         return number
 
-    def _warm(self, blocks: tuple[int, ...], prompt_tokens: int) -> dict[str, int]:
+    def _warm(self, blocks: tuple[int, ...]) -> dict[str, int]:
         """Tokens of the prompt that workers likely hold."""
-        return warm_tokens(self._prefixes.match(blocks), blocks=len(blocks), prompt_tokens=prompt_tokens)
+        return {worker: BLOCK_TOKENS * count for worker, count in self._prefixes.match(blocks).items()}
 
     # --- dispatch ---
 
