@@ -59,7 +59,8 @@ def services(
     settings: Settings,
     *,
     cluster: KubernetesCluster,
-    session: aiohttp.ClientSession,
+    engine_session: aiohttp.ClientSession,
+    gateway_session: aiohttp.ClientSession,
     world: World,
     nodes: Nodes,
     metrics: Metrics,
@@ -71,15 +72,15 @@ def services(
         return datetime.now(UTC)
 
     credentials, timeout_seconds = _credentials(settings, cluster, now=now), settings.scrape_timeout_seconds
-    engines = EngineClient(session, timeout_seconds=timeout_seconds, credentials=credentials)
+    engines = EngineClient(engine_session, timeout_seconds=timeout_seconds, credentials=credentials)
     drains = DrainExecutor(cluster=cluster, world=world, engines=engines, metrics=metrics, now=now)
     return Services(
         world=world,
         nodes=nodes,
         settings=settings,
-        reader=GatewayReader(session, timeout_seconds=timeout_seconds),
+        reader=GatewayReader(gateway_session, timeout_seconds=timeout_seconds),
         knobs=KnobPusher(engines),
-        plans=PlanPusher(session, timeout_seconds=timeout_seconds, credentials=credentials),
+        plans=PlanPusher(gateway_session, timeout_seconds=timeout_seconds, credentials=credentials),
         children=Children(cluster=cluster, world=world),
         scaler=PoolScaler(drains=drains),
         reporter=Reporter(
@@ -98,8 +99,15 @@ def services(
     )
 
 
-def pod_session(gate: Callable[[], float] | None) -> aiohttp.ClientSession:
-    """Speaks with gateways and engines; what changes anything there passes the gate too."""
+KEPT_SECONDS = 60.0
+"""How long a connection to a gateway may rest: less than the 75 s after which the gateway itself ends it."""
+
+
+def pod_session(gate: Callable[[], float] | None, *, keep: bool = False) -> aiohttp.ClientSession:
+    """Speaks with gateways and engines; what changes anything there passes the gate too.
+
+    `keep` uses connections again, which halves what a question costs.
+    """
 
     async def check(_session: object, _context: object, request: aiohttp.TraceRequestStartParams) -> None:
         if gate is not None and request.method != "GET":
@@ -107,9 +115,11 @@ def pod_session(gate: Callable[[], float] | None) -> aiohttp.ClientSession:
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(check)
-    # A new connection each time: a kept one would hold up an engine or a gateway that is ending. No limit: one that
-    # silent gateways use up would make the others' answers late.
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    # No limit: one that silent gateways use up would make the others' answers late. Kept ones aren't for engines, which
+    # are asked seldom, and wait for whoever is connected when they end; gateways close what rests.
+    connector = aiohttp.TCPConnector(
+        limit=0, **({"keepalive_timeout": KEPT_SECONDS} if keep else {"force_close": True})
+    )
     return aiohttp.ClientSession(connector=connector, trace_configs=[trace])
 
 

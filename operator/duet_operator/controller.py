@@ -16,9 +16,10 @@ from duet_operator import observing, scaling
 from duet_operator.api.v1alpha1 import InvalidObjectError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.engine_knobs import KnobPusher, knobs_of
+from duet_operator.latest import Latest
 from duet_operator.memory import Memory
 from duet_operator.planner.mode import apply_mode
-from duet_operator.planner.spec import for_classes, plan_spec
+from duet_operator.planner.spec import for_classes
 from duet_operator.plans import PlanPusher, routing_plan
 from duet_operator.reading import Reading
 from duet_operator.relocation import relocate
@@ -89,6 +90,7 @@ class Controller:
         self.key = key
         self._services = services
         self._reading = Reading()
+        self._performance = Latest(observing.performance)
         self._memory = Memory(attainment_window_seconds=services.settings.attainment_window_seconds)
         self._observer = Observer(
             key,
@@ -105,6 +107,7 @@ class Controller:
             issuers=services.issuers,
             settings=services.settings,
             observer=self._observer,
+            reading=self._reading,
         )
 
     async def run_pass(self) -> float:
@@ -114,12 +117,12 @@ class Controller:
             return UNREADABLE_INTERVAL_SECONDS
         try:
             deployment = self._reading.parse(duet)
-            rendering = self._upkeep.render(deployment, self._reading)
+            rendering = self._upkeep.render(deployment)
         except (InvalidObjectError, InvalidTemplateError) as error:
             await self._services.reporter.reject(duet, str(error))
             return UNREADABLE_INTERVAL_SECONDS
         self._recall(deployment)
-        spec = plan_spec(deployment.spec)
+        spec = self._reading.plan_spec(deployment.spec)
         sight = await self._observer.look(deployment, spec)
         self._memory.see_mode(
             deployment.spec.scaling.mode,
@@ -128,7 +131,7 @@ class Controller:
             window_seconds=spec.stabilization_seconds,
         )
         spec = for_classes(spec, sight.signals.classes_in_use)
-        performance = observing.performance(self._memory.profiles)
+        performance = self._performance(self._memory.profiles)
         decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
         self._memory.planner = decision.memory
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from duet_operator.deployments import base_replicas, observed
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PoolSight:
     """One pool as the cluster shows it. `deployment` is None before it's created."""
 
@@ -49,7 +50,7 @@ class PoolSight:
         """Workers beyond its count, for those on nodes that are about to go."""
         return self.replicas - self.base_replicas
 
-    @property
+    @cached_property
     def places(self) -> Counter[str]:
         """What one of its workers takes that only a leaving one gives back: its GPUs, by the name of their kind."""
         pod = {} if self.deployment is None else self.deployment["spec"]["template"].get("spec") or {}
@@ -71,12 +72,12 @@ class PoolSight:
             return ""
         return str((self.deployment["spec"]["template"]["metadata"].get("labels") or {}).get(label, ""))
 
-    @property
+    @cached_property
     def alive(self) -> tuple[Pod, ...]:
         """Pods that count as replicas."""
         return tuple(pod for pod in self.pods if pod.alive)
 
-    @property
+    @cached_property
     def rollout_in_progress(self) -> bool:
         """Pods of an older template are left. A mere change of the count is none."""
         if self.deployment is None:
@@ -85,7 +86,7 @@ class PoolSight:
         outdated = observed(self.deployment) and status.get("updatedReplicas", 0) < status.get("replicas", 0)
         return outdated or len(self.updated) < len(self.alive)
 
-    @property
+    @cached_property
     def updated(self) -> tuple[Pod, ...]:
         """Pods of the present template."""
         revision, template = self.revision, self.template

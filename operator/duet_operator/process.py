@@ -60,13 +60,16 @@ async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
             lease_seconds=settings.lease_seconds,
         )
         cluster = direct.gated(gate.check) if settings.lease_enabled else direct
-        session = await stack.enter_async_context(pod_session(gate.check if settings.lease_enabled else None))
+        check = gate.check if settings.lease_enabled else None
+        engine_session = await stack.enter_async_context(pod_session(check))
+        gateway_session = await stack.enter_async_context(pod_session(check, keep=True))
         loop = ControlLoop(
             cluster=cluster,
             services=services(
                 settings,
                 cluster=cluster,
-                session=session,
+                engine_session=engine_session,
+                gateway_session=gateway_session,
                 world=world,
                 nodes=nodes,
                 metrics=metrics,

@@ -12,8 +12,7 @@ from duet_engine.protocol import Role
 from duet_operator.acting import ForeignObjectError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.resources import names
-from duet_operator.resources.guards import Surroundings, guards
-from duet_operator.resources.pins import read_pin
+from duet_operator.resources.guards import Surroundings
 from duet_operator.resources.rendering import Defaults
 from duet_operator.settings import package_version
 
@@ -41,17 +40,25 @@ class Upkeep:
     """Of one object."""
 
     def __init__(
-        self, key: Key, *, children: Children, issuers: IssuerWatch, settings: Settings, observer: Observer
+        self,
+        key: Key,
+        *,
+        children: Children,
+        issuers: IssuerWatch,
+        settings: Settings,
+        observer: Observer,
+        reading: Reading,
     ) -> None:
         self._key = key
         self._children = children
         self._issuers = issuers
         self._settings = settings
         self._observer = observer
+        self._reading = reading
         self._settled: dict[tuple[str, str], tuple[Manifest, Manifest]] = {}
         """Kind and name -> what a child should be, and the very object in the cache that was found to be so."""
 
-    def render(self, deployment: DuetDeployment, reading: Reading) -> Rendering:
+    def render(self, deployment: DuetDeployment) -> Rendering:
         """Its manifests, with what the Deployments that exist carry already.
 
         Raises:
@@ -65,7 +72,7 @@ class Upkeep:
             pull_secrets=settings.image_pull_secrets,
             pull_policy=settings.image_pull_policy,
         )
-        return reading.render(deployment, self._pins(deployment), defaults)
+        return self._reading.render(deployment, self._pins(deployment), defaults)
 
     def _pins(self, deployment: DuetDeployment) -> dict[Pods, Pin]:
         name, uid = self._key.name, deployment.metadata.uid
@@ -74,7 +81,10 @@ class Upkeep:
             "decode": names.pool_name(name, Role.DECODE),
             "gateway": names.gateway_name(name),
         }
-        found = {pods: read_pin(self._observer.own(DEPLOYMENT, child, uid=uid)) for pods, child in deployments.items()}
+        found = {
+            pods: self._reading.pin(pods, self._observer.own(DEPLOYMENT, child, uid=uid))
+            for pods, child in deployments.items()
+        }
         return {pods: pin for pods, pin in found.items() if pin is not None}
 
     async def keep(
@@ -87,7 +97,7 @@ class Upkeep:
         first: Counts,
     ) -> list[str]:
         """All children as they should be; what went wrong comes back in words. New pools get the `first` counts."""
-        guarding = guards(deployment, self._surroundings(), draining=draining)
+        guarding = self._reading.guards(deployment, self._surroundings(), draining=draining)
         # Decode first: where only one GPU is free a decode worker can serve alone, a prefill worker can't.
         wanted = [(manifest, None) for manifest in (*guarding, *manifests)] + [
             (pools[role], first.of(role)) for role in (Role.DECODE, Role.PREFILL)

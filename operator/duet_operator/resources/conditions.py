@@ -77,6 +77,8 @@ def conditions(
     known = {condition.type: condition for condition in before}
     for finding in findings:
         old = known.get(finding.type)
+        if old is not None and _says(old, finding, generation):
+            continue
         known[finding.type] = Condition(
             type=finding.type,
             status=finding.status,
@@ -86,6 +88,11 @@ def conditions(
             observed_generation=generation,
         )
     return tuple(sorted(known.values(), key=lambda condition: condition.type))
+
+
+def _says(condition: Condition, finding: Finding, generation: int) -> bool:
+    told = condition.status, condition.reason, condition.message, condition.observed_generation
+    return told == (finding.status, finding.reason, finding.message, generation)
 
 
 def transitions(before: Iterable[Condition], after: Iterable[Condition]) -> tuple[Condition, ...]:

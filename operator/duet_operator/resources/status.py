@@ -5,6 +5,7 @@ Invariant: an absent measurement is absent here too, never zero.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pydantic.alias_generators import to_camel
@@ -150,8 +151,12 @@ def _decision(decision: Decision, now: datetime) -> DecisionStatus:
     )
 
 
+_camel = cache(to_camel)
+"""Names are few, and told in every pass."""
+
+
 def _quantities(numbers: Mapping[str, float]) -> dict[str, int] | None:
-    return {to_camel(name): round(value) for name, value in numbers.items()} or None
+    return {_camel(name): round(value) for name, value in numbers.items()} or None
 
 
 def _deflected_share(demand: Demand) -> float | None:

@@ -59,13 +59,12 @@ def worth_of(old: DuetStatus, new: DuetStatus, *, now: datetime, refresh_seconds
     """Whether and why `new` should replace `old`, which is what the object has."""
     if _at_once(old) != _at_once(new):
         return Worth.AT_ONCE
-    before, after = _without_time(old.to_dict()), _without_time(new.to_dict())
-    if before == after:
+    if _timeless(old) == _timeless(new):
         return Worth.NOTHING
     age_seconds = (now - old.decision.time).total_seconds() if old.decision else refresh_seconds
     if age_seconds >= refresh_seconds:
         return Worth.DUE
-    soon = age_seconds >= SHORTEST_REFRESH_SHARE * refresh_seconds and _changed_much(before, after)
+    soon = age_seconds >= SHORTEST_REFRESH_SHARE * refresh_seconds and _changed_much(old.to_dict(), new.to_dict())
     return Worth.CHANGED if soon else Worth.NOTHING
 
 
@@ -81,6 +80,12 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
         elif value != before:
             patch[key] = value
     return patch
+
+
+def _timeless(status: DuetStatus) -> DuetStatus:
+    """Without when it was decided, which alone is no news."""
+    decision = status.decision and status.decision.model_copy(update={"time": None})
+    return status.model_copy(update={"decision": decision})
 
 
 def _at_once(status: DuetStatus) -> tuple[object, ...]:
@@ -105,11 +110,6 @@ def _counts(pool: PoolStatus | None) -> tuple[int | None, ...] | None:
     if pool is None:
         return None
     return (pool.replicas, pool.ready, pool.starting, pool.draining, pool.replacing, pool.desired)
-
-
-def _without_time(status: dict[str, Any]) -> dict[str, Any]:
-    decision = {key: value for key, value in status.get("decision", {}).items() if key != "time"}
-    return {**status, "decision": decision}
 
 
 def _changed_much(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -26,14 +26,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[int]:
+async def serving(handler: Handler, *, port: int = 0) -> AsyncIterator[int]:
     """A server that answers everything with `handler`; yields its port."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
@@ -344,3 +344,30 @@ async def test_gateways_and_engines_are_changed_only_while_the_gate_is_open() ->
         with pytest.raises(EngineError):
             await engines.drain_status(pod("w", port))
     assert asked == ["GET"]
+
+
+@pytest.mark.parametrize(("keep", "connections"), [(True, 1), (False, 3)])
+async def test_connections_to_gateways_are_used_again_and_others_end(*, keep: bool, connections: int) -> None:
+    seen: set[object] = set()
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.add(request.transport)
+        return web.Response(body=document().write())
+
+    async with serving(answer) as port, pod_session(None, keep=keep) as session:
+        reader = GatewayReader(session, timeout_seconds=5)
+        for _ in range(3):
+            assert (await reader.read([pod("a", port)])).documents
+    assert len(seen) == connections
+
+
+async def test_a_kept_connection_that_the_gateway_has_ended_is_no_silence() -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=document().write())
+
+    async with pod_session(None, keep=True) as session:
+        reader = GatewayReader(session, timeout_seconds=5)
+        async with serving(answer) as port:
+            assert (await reader.read([pod("a", port)])).documents
+        async with serving(answer, port=port):
+            assert not (await reader.read([pod("a", port)])).failures
