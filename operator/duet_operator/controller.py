@@ -239,6 +239,7 @@ class Controller:
                 problems.append(str(error))
                 # Nobody knows how far it got, and decode workers may be waited for.
                 handing_over = True
+                self._memory.forget_count(role)
                 continue
             handing_over = outcome.handing_over
             if outcome.scaled is not None:

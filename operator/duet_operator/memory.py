@@ -104,6 +104,10 @@ class Memory:
         self._counts[role] = (replicas, version)
         return None if known is None or known[0] == replicas else known[0]
 
+    def forget_count(self, role: Role) -> None:
+        """A change of it has no answer: whatever it is now may be our own doing."""
+        self._counts.pop(role, None)
+
     def learn(self, profiles: Mapping[Role, WorkerProfile]) -> None:
         """What workers told of themselves; a pool without any worker keeps what its last one told."""
         self.profiles = {**self.profiles, **profiles}

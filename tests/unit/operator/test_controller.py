@@ -9,7 +9,7 @@ from tests.support.operator_bench import KEY, Bench
 from tests.support.virtual_pool import VirtualEngine
 
 from duet_engine.drain import Drain
-from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, DUET, POD, SERVICE, ClusterError
+from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, DUET, POD, SERVICE, ClusterError, Kind
 from duet_operator.controller import FOREIGN_SCALE
 from duet_operator.ownership import HASH_ANNOTATION
 from duet_operator.planner.types import DemandSample, PlannerMemory
@@ -283,6 +283,26 @@ async def test_our_own_change_is_nobody_else_s_while_the_cache_does_not_know_of_
     bench.cluster.get = read  # type: ignore[method-assign]
     bench.world.put(bench.deployment("decode"))
     await bench.run_pass()
+    assert FOREIGN_SCALE not in {reason for reason, _ in bench.events()}
+
+
+async def test_our_own_change_whose_answer_was_lost_is_nobody_else_s() -> None:
+    """It was made all the same, and the planner wants something else by now."""
+    bench = Bench()
+    await settled(bench)
+    bench.planner.decode = 3
+    scale = bench.cluster.patch_scale
+
+    async def unanswered(kind: Kind, namespace: str, name: str, **options: int) -> str:
+        await scale(kind, namespace, name, **options)
+        raise ClusterError("scale", status=0, reason="Timeout", message="")
+
+    bench.cluster.patch_scale = unanswered  # type: ignore[method-assign]
+    await bench.run_pass()
+    bench.cluster.patch_scale = scale  # type: ignore[method-assign]
+    bench.planner.decode = 4
+    await bench.run_pass(2)
+    assert bench.replicas("decode") == 4
     assert FOREIGN_SCALE not in {reason for reason, _ in bench.events()}
 
 

@@ -213,6 +213,17 @@ async def test_a_watch_that_begins_anew_has_its_gap_filled(monkeypatch: pytest.M
         await until(lambda: ("Deployment", KEY.namespace, "served-prefill") in bench.cluster.objects)
 
 
+async def test_what_a_watch_never_told_is_found_by_the_next_list() -> None:
+    bench = Bench(LONG_INTERVAL, settings=replace(SETTINGS, relist_seconds=0.05))
+    async with looping(bench):
+        await until(lambda: made(bench, KEY.name))
+        bench.cluster.subscribers.clear()
+        bench.cluster.remove(SERVICE, KEY.namespace, KEY.name)
+        await until(lambda: ("Service", KEY.namespace, KEY.name) in bench.cluster.objects)
+        add(bench, "unseen")
+        await until(lambda: made(bench, "unseen"))
+
+
 async def test_a_list_that_fails_is_tried_again_without_another_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("duet_operator.loop.GATHER_LISTINGS_SECONDS", 0.01)
     monkeypatch.setattr("duet_operator.loop.FIRST_BACKOFF_SECONDS", 0.01)
