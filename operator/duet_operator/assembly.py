@@ -55,6 +55,10 @@ class ClusterLeaseStore:
             await self._cluster.replace({**manifest, "metadata": {**metadata, "resourceVersion": version}})
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def services(
     settings: Settings,
     *,
@@ -68,12 +72,9 @@ def services(
 ) -> Services:
     """Everything that passes work with."""
 
-    def now() -> datetime:
-        return datetime.now(UTC)
-
-    credentials, timeout_seconds = _credentials(settings, cluster, now=now), settings.scrape_timeout_seconds
+    credentials, timeout_seconds = _credentials(settings, cluster), settings.scrape_timeout_seconds
     engines = EngineClient(engine_session, timeout_seconds=timeout_seconds, credentials=credentials)
-    drains = DrainExecutor(cluster=cluster, world=world, engines=engines, metrics=metrics, now=now)
+    drains = DrainExecutor(cluster=cluster, world=world, engines=engines, metrics=metrics, now=_now)
     return Services(
         world=world,
         nodes=nodes,
@@ -83,19 +84,25 @@ def services(
         plans=PlanPusher(gateway_session, timeout_seconds=timeout_seconds, credentials=credentials),
         children=Children(cluster=cluster, world=world),
         scaler=PoolScaler(drains=drains),
-        reporter=Reporter(
-            cluster=cluster,
-            world=world,
-            metrics=metrics,
-            instance=instance,
-            refresh_seconds=settings.status_refresh_seconds,
-            writes_per_second=settings.status_writes_per_second,
-            now=now,
-        ),
+        reporter=_reporter(settings, cluster=cluster, world=world, metrics=metrics, instance=instance),
         metrics=metrics,
         issuers=IssuerWatch(cluster, metrics=metrics),
         planner=plan,
-        now=now,
+        now=_now,
+    )
+
+
+def _reporter(
+    settings: Settings, *, cluster: KubernetesCluster, world: World, metrics: Metrics, instance: str
+) -> Reporter:
+    return Reporter(
+        cluster=cluster,
+        world=world,
+        metrics=metrics,
+        instance=instance,
+        refresh_seconds=settings.status_refresh_seconds,
+        writes_per_second=settings.status_writes_per_second,
+        now=_now,
     )
 
 
@@ -123,7 +130,7 @@ def pod_session(gate: Callable[[], float] | None, *, keep: bool = False) -> aioh
     return aiohttp.ClientSession(connector=connector, trace_configs=[trace])
 
 
-def _credentials(settings: Settings, cluster: KubernetesCluster, *, now: Callable[[], datetime]) -> Credentials:
+def _credentials(settings: Settings, cluster: KubernetesCluster) -> Credentials:
     """How engines and gateways know the operator: by its account, unless a file says otherwise."""
     if settings.engine_token_path or not settings.service_account:
         return SharedToken(settings.engine_token_path).credentials
@@ -131,6 +138,6 @@ def _credentials(settings: Settings, cluster: KubernetesCluster, *, now: Callabl
         cluster,
         namespace=settings.namespace,
         account=settings.service_account,
-        now_seconds=lambda: now().timestamp(),
+        now_seconds=lambda: _now().timestamp(),
     )
     return tokens.credentials

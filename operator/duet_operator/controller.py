@@ -124,16 +124,8 @@ class Controller:
         self._recall(deployment)
         spec = self._reading.plan_spec(deployment.spec)
         sight = await self._observer.look(deployment, spec)
-        self._memory.see_mode(
-            deployment.spec.scaling.mode,
-            sight.observation.present,
-            now_seconds=sight.observation.now_seconds,
-            window_seconds=spec.stabilization_seconds,
-        )
         spec = for_classes(spec, sight.signals.classes_in_use)
-        performance = self._performance(self._memory.profiles)
-        decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
-        self._memory.planner = decision.memory
+        decision = self._decide(deployment, sight, spec)
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
         rolled = rollout(rendering.pools, sight.pools, observation=sight.observation, targets=targets, spec=spec)
         moves = self._relocate(deployment, sight, targets, spec, rollout_begins=rolled.begins)
@@ -158,6 +150,19 @@ class Controller:
         await self._report(duet, found, rendering=rendering, scaled=scaled)
         self._services.metrics.decided(decision.reason)
         return float(deployment.spec.scaling.interval_seconds)
+
+    def _decide(self, deployment: DuetDeployment, sight: Sight, spec: PlanSpec) -> Decision:
+        """The planner's decision; what it's to remember is the object's memory from here on."""
+        self._memory.see_mode(
+            deployment.spec.scaling.mode,
+            sight.observation.present,
+            now_seconds=sight.observation.now_seconds,
+            window_seconds=spec.stabilization_seconds,
+        )
+        performance = self._performance(self._memory.profiles)
+        decision = self._services.planner(sight.observation, self._memory.planner, spec, performance)
+        self._memory.planner = decision.memory
+        return decision
 
     async def _report(
         self, duet: Manifest, found: Facts, *, rendering: Rendering, scaled: Mapping[Role, Scaled]
@@ -208,31 +213,13 @@ class Controller:
         problems: list[str],
     ) -> dict[Role, Scaled]:
         """Both pools a step nearer to their targets. Decode workers start to leave when prefill has handed over."""
-        settings, spec = self._services.settings, deployment.spec
         handing_over = False
         scaled: dict[Role, Scaled] = {}
-        workers_on_node = Counter(pod.node for pool in sight.pools.values() for pod in pool.alive)
         for role in (Role.PREFILL, Role.DECODE):
             pool = sight.pools[role]
             if pool.deployment is None:
                 continue
-            order = Order(
-                namespace=self.key.namespace,
-                deployment=names.pool_name(self.key.name, role),
-                sight=pool,
-                target=self._reachable(moves[role], pool, role),
-                rollout_in_progress=sight.observation.rollout_in_progress or rollout_begins,
-                states=sight.signals.states,
-                rules=scaling.rules(
-                    spec,
-                    now_seconds=sight.observation.now_seconds,
-                    settle_seconds=settings.drain_settle_seconds,
-                ),
-                lease_seconds=settings.drain_lease_seconds(spec.scaling.interval_seconds),
-                workers_on_node=workers_on_node,
-                nodes_leaving=self._services.nodes.leaving,
-                replaced=moves[role].leaving,
-            )
+            order = self._order(deployment, sight, role, moves[role], rollout_begins=rollout_begins)
             try:
                 outcome = await self._services.scaler.carry_out(order, start_allowed=not handing_over)
             except ClusterError as error:
@@ -246,6 +233,24 @@ class Controller:
                 scaled[role] = replace(outcome.scaled, why=moves[role].why(pool))
                 self._memory.see_count(role, outcome.scaled.after, version=outcome.scaled.version)
         return scaled
+
+    def _order(
+        self, deployment: DuetDeployment, sight: Sight, role: Role, move: Relocation, *, rollout_begins: bool
+    ) -> Order:
+        settings, pool, now_seconds = self._services.settings, sight.pools[role], sight.observation.now_seconds
+        return Order(
+            namespace=self.key.namespace,
+            deployment=names.pool_name(self.key.name, role),
+            sight=pool,
+            target=self._reachable(move, pool, role),
+            rollout_in_progress=sight.observation.rollout_in_progress or rollout_begins,
+            states=sight.signals.states,
+            rules=scaling.rules(deployment.spec, now_seconds=now_seconds, settle_seconds=settings.drain_settle_seconds),
+            lease_seconds=settings.drain_lease_seconds(deployment.spec.scaling.interval_seconds),
+            workers_on_node=Counter(each.node for seen in sight.pools.values() for each in seen.alive),
+            nodes_leaving=self._services.nodes.leaving,
+            replaced=move.leaving,
+        )
 
     def _reachable(self, move: Relocation, pool: PoolSight, role: Role) -> int:
         """No successors before their note stands in the Deployment: without it they'd be wanted for good."""

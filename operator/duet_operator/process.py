@@ -49,18 +49,13 @@ async def run(settings: Settings, *, kubeconfig: str | None = None) -> None:
     instance = f"{settings.identity or socket.gethostname()}-{secrets.token_hex(4)}"
     metrics, world, nodes = Metrics(), World(field_manager=FIELD_MANAGER), Nodes()
     async with AsyncExitStack() as stack:
-        direct = await stack.enter_async_context(
-            await connect(
-                kubeconfig=kubeconfig, timeout_seconds=settings.request_timeout_seconds, on_write=metrics.write
-            )
-        )
-        gate = LeaseGate(
-            ClusterLeaseStore(direct, namespace=settings.namespace, name=settings.lease_name),
-            identity=instance,
-            lease_seconds=settings.lease_seconds,
-        )
-        cluster = direct.gated(gate.check) if settings.lease_enabled else direct
+        seconds = settings.request_timeout_seconds
+        connection = await connect(kubeconfig=kubeconfig, timeout_seconds=seconds, on_write=metrics.write)
+        direct = await stack.enter_async_context(connection)
+        store = ClusterLeaseStore(direct, namespace=settings.namespace, name=settings.lease_name)
+        gate = LeaseGate(store, identity=instance, lease_seconds=settings.lease_seconds)
         check = gate.check if settings.lease_enabled else None
+        cluster = direct if check is None else direct.gated(check)
         engine_session = await stack.enter_async_context(pod_session(check))
         gateway_session = await stack.enter_async_context(pod_session(check, keep=True))
         loop = ControlLoop(

@@ -1,4 +1,4 @@
-"""Drains end well: they are called off when load returns, and evictions wait for them."""
+"""Drains end well: they are called off when load returns; evictions and deletions by hand wait for them."""
 
 import asyncio
 
@@ -41,19 +41,19 @@ async def test_returning_load_calls_a_drain_off_and_costs_no_cold_start(serving:
     assert len(recorder.of("decode")) == 3, "a new worker was started"
 
 
-async def test_an_evicted_worker_finishes_what_it_has(serving: Serving) -> None:
+async def test_a_worker_that_is_evicted_or_deleted_by_hand_finishes_what_it_has(serving: Serving) -> None:
     await serving.apply_and_wait({"spec.pools.decode.minReplicas": 2, "spec.pools.prefill.minReplicas": 2})
     async with Recorder(serving) as recorder, serving.load((PROMPT_TOKENS, 20), (PROMPT_TOKENS, 100)) as load:
         load.requests_per_second = 1.5
         await load.ended(4, seconds=60)
-        evicted = [(await serving.pods(role))[0]["metadata"] for role in ("prefill", "decode")]
-        for metadata in evicted:
-            await _evict(serving, metadata)
+        evicted, deleted = [(await serving.pods(role))[0]["metadata"] for role in ("prefill", "decode")]
+        await _evict(serving, evicted)
+        await serving.api.delete(POD.path(serving.namespace, deleted["name"]), {})
 
         async def gone() -> bool:
-            return all(recorder.workers[metadata["uid"]].gone for metadata in evicted)
+            return all(recorder.workers[metadata["uid"]].gone for metadata in (evicted, deleted))
 
-        await until("the evicted workers are gone", gone, seconds=CHANGE_SECONDS)
+        await until("both workers are gone", gone, seconds=CHANGE_SECONDS)
         await serving.settled()
         await load.ended(4, seconds=60)
         load.requests_per_second = 0.0

@@ -72,6 +72,13 @@ def test_no_role_may_read_secrets_or_write_specs() -> None:
     assert own == [["list", "watch"]]
 
 
+def test_nothing_holds_up_the_drain_of_the_operator_s_node() -> None:
+    """A disruption budget on its one replica would, for ever."""
+    documents = rendered()
+    assert kinds(documents, "Deployment")["duet-operator"]["spec"]["replicas"] == 1
+    assert kinds(documents, "PodDisruptionBudget") == {}
+
+
 def test_a_list_of_namespaces_gives_no_cluster_wide_right() -> None:
     documents = rendered("--set=watchNamespaces={a,b}")
     assert kinds(documents, "ClusterRoleBinding") == {}
