@@ -30,21 +30,16 @@ from duet_engine.policy.steadiness import Preferences, Turn
 
 
 class _Figures:
-    """What is worked out of one view of a decode worker, when it is asked for."""
+    """What is worked out of one view of a decode worker."""
 
-    __slots__ = ("_pace", "_pace_rule", "_step_seconds", "view")
+    __slots__ = ("_pace", "_pace_rule", "step_seconds", "view")
 
     def __init__(self, view: DecodeWorker) -> None:
         self.view = view
-        self._step_seconds: float | None = None
+        self.step_seconds = view.steps.step_seconds(view.batch.moments())
+        """Its next decode step as it is: what tells the least loaded of workers of a kind."""
         self._pace: LocalPace | None = None
         self._pace_rule: DeflectionRule | None = None
-
-    def step_seconds(self) -> float:
-        """Its next decode step as it is: what tells the least loaded of workers of a kind."""
-        if self._step_seconds is None:
-            self._step_seconds = self.view.steps.step_seconds(self.view.batch.moments())
-        return self._step_seconds
 
     def pace(self, rule: DeflectionRule) -> LocalPace | None:
         """How fast it prefills a prompt itself; None where it takes none."""
@@ -145,7 +140,7 @@ class Board:
         terms, excluded, warm = self._rule.terms, prompt.excluded, bool(prompt.warm)
         printed = terms.queue is QueueForm.PRINTED
         admitted: dict[str, tuple[DecodeWorker, float] | None] = {}
-        own_seconds: dict[tuple[int, int, int], float] = {}
+        steps, chunk_tokens, own = None, 0, 0.0
         ranked: list[tuple[float, PrefillWorker]] = []
         for worker in self._prefill.values():
             if worker.key in excluded:
@@ -156,10 +151,8 @@ class Board:
             if found is None:
                 continue
             here = prompt.at(worker.key) if warm else prompt
-            kind = id(worker.steps), worker.chunk_tokens, here.tokens
-            own = own_seconds.get(kind)
-            if own is None:
-                own = own_seconds[kind] = self._own_seconds(here, worker)
+            if worker.steps is not steps or worker.chunk_tokens != chunk_tokens or warm:
+                steps, chunk_tokens, own = worker.steps, worker.chunk_tokens, self._own_seconds(here, worker)
             ahead = ahead_seconds(worker, terms) if printed else worker.ahead_seconds
             ranked.append((ahead + own + found[1], worker))
         if not ranked:
@@ -185,7 +178,7 @@ class Board:
         """The worker whose steps are shortest, and how long the prompt waits to be admitted there."""
         figures, excluded = self._memory.of, prompt.excluded
         ranked = [
-            (figures(worker).step_seconds(), worker)
+            (figures(worker).step_seconds, worker)
             for worker in self._decode.values()
             if worker.revision == revision
             and not worker.unified

@@ -37,6 +37,7 @@ class Dispatch:
         self._memory = Memory()
         self._deflecting = False
         self._workers: frozenset[str] = frozenset()
+        self._members: object = None
 
     def __call__(
         self, waiting: Sequence[Prompt], fleet: Fleet, rule: DeflectionRule, *, window_seconds: float
@@ -74,6 +75,9 @@ class Dispatch:
 
     def _forget(self, fleet: Fleet) -> None:
         """What is kept of workers that have left."""
+        if fleet.members is not None and fleet.members is self._members:
+            return
+        self._members = fleet.members
         keys = frozenset([worker.key for worker in fleet.prefill] + [worker.key for worker in fleet.decode])
         if keys != self._workers:
             self._workers = keys

@@ -21,6 +21,7 @@ from duet_engine.slo import Objective
 
 COLD: Mapping[str, int] = MappingProxyType({})
 """Nobody holds anything of a prompt."""
+MOST_KNOWN = 100_000
 _NOBODY: frozenset[str] = frozenset()
 
 
@@ -53,11 +54,11 @@ class Waiting:
             warm=warm,
         )
 
-    def look(self, objective: Objective, fleet: Fleet, now: float, *, window_seconds: float = 0.0) -> Prompt:
+    def look(self, objective: Objective, unloaded: Unloaded, now: float, *, window_seconds: float = 0.0) -> Prompt:
         """The prompt as it is now: longer waited, perhaps with workers that it may try again."""
         before = self.prompt
         if not self.unloaded_ttft_seconds:
-            self.unloaded_ttft_seconds = unloaded_ttft_seconds(before.tokens, fleet)
+            self.unloaded_ttft_seconds = unloaded(before.tokens)
         objective_seconds = objective.ttft_objective_seconds(self.unloaded_ttft_seconds)
         self.late_from = late_from(
             arrived_at=self.arrived_at,
@@ -79,6 +80,29 @@ class Waiting:
         return self.prompt
 
 
+class Unloaded:
+    """TTFTs on the best idle workers, kept by the prompt's length while the fleet's workers are the same."""
+
+    __slots__ = ("_fleet", "_known")
+
+    def __init__(self) -> None:
+        self._fleet = Fleet()
+        self._known: dict[int, float] = {}
+
+    def of(self, fleet: Fleet) -> Unloaded:
+        """As these workers have it."""
+        if fleet.members is None or fleet.members is not self._fleet.members or len(self._known) > MOST_KNOWN:
+            self._known = {}
+        self._fleet = fleet
+        return self
+
+    def __call__(self, prompt_tokens: int) -> float:
+        seconds = self._known.get(prompt_tokens)
+        if seconds is None:
+            seconds = self._known[prompt_tokens] = unloaded_ttft_seconds(prompt_tokens, self._fleet)
+        return seconds
+
+
 AnyWaiting = TypeVar("AnyWaiting", bound=Waiting)
 
 
@@ -89,6 +113,7 @@ class QueuePolicy:
         """With a name it has preferences of its own, for where several decide about the same workers."""
         self._dispatch = Dispatch(name)
         self._turns = Turns()
+        self._unloaded = Unloaded()
 
     def __call__(
         self,
@@ -102,7 +127,8 @@ class QueuePolicy:
     ) -> list[tuple[AnyWaiting, Route]]:
         """One pass over those who wait, in order of arrival: who was looked at, and what becomes of each."""
         seen = self._turns.first(waiting, lambda each: each.late_from < now, most=LOOK_AHEAD_PROMPTS)
-        prompts = [each.look(objective_of(each), fleet, now, window_seconds=window_seconds) for each in seen]
+        unloaded = self._unloaded.of(fleet)
+        prompts = [each.look(objective_of(each), unloaded, now, window_seconds=window_seconds) for each in seen]
         return list(zip(seen, self._dispatch(prompts, fleet, rule, window_seconds=window_seconds), strict=False))
 
     def left(self, waiting: Waiting, now: float) -> None:

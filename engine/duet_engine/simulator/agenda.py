@@ -26,9 +26,17 @@ class Agenda:
         self._planned += 1
         heappush(self._heap, (moment if moment > self.now else self.now, self._planned, action, argument))
 
-    @property
-    def next_moment(self) -> float | None:
-        return self._heap[0][0] if self._heap else None
+    def before(self, moment: float, watch: Callable[[], None] | None) -> None:
+        """Let everything happen that is due before a moment, and let somebody watch; then it is that moment."""
+        heap = self._heap
+        while heap and heap[0][0] < moment:
+            self.now, _, action, argument = heappop(heap)
+            self.happened += 1
+            action(argument)
+            if watch is not None:
+                watch()
+        if moment > self.now:
+            self.now = moment
 
     def step(self) -> None:
         """Let the next thing happen."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from duet_engine.perf.interface import StepBatch
@@ -17,7 +18,6 @@ from duet_engine.protocol import Role, StepKind
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.kv import BLOCK_TOKENS
 from duet_engine.simulator.local_prefill import (
-    DECODE_ALONE,
     Choice,
     OnePass,
     Rules,
@@ -26,6 +26,7 @@ from duet_engine.simulator.local_prefill import (
     has_safe_chunk,
     with_chunks,
 )
+from duet_engine.simulator.noise import next_step
 from duet_engine.simulator.reports import DecodeReport
 from duet_engine.simulator.running_batch import RunningBatch
 from duet_engine.simulator.worker import Place, Worker
@@ -157,17 +158,24 @@ class DecodingWorker(Worker[DecodeReport]):
             self._preallocate()
         if self.transferred:
             self._join_transferred()
-        if self.kv.room_steps < 1:
+        if self.kv.full:
             self._retract()
-        choice: Choice = choose(self, self._agenda.now) if self.prompts else DECODE_ALONE
-        if self.kv.room_steps < 1:
+        if not self.prompts:
+            self._decode_alone(most=self._longest_leap)
+            return
+        choice: Choice = choose(self, self._agenda.now)
+        if self.kv.full:
             self._retract()  # what was admitted just now took the last room
         if isinstance(choice, SplitStep):
             self._start_split(choice)
         elif choice.chunks:
             self._start_pass(choice)
-        elif self.batch:
-            self._start_leap(most=1 if self.prompts else self._longest_leap)
+        else:
+            self._decode_alone(most=1 if self.prompts else self._longest_leap)
+
+    def _decode_alone(self, *, most: int) -> None:
+        if self.batch:
+            self._start_leap(most=most)
         else:
             self._rest()
 
@@ -233,12 +241,13 @@ class DecodingWorker(Worker[DecodeReport]):
             steps, line = 1, (self._pace.decode_seconds(requests, context), 0.0)
         base, slope = line
         factors, stalls = self._clock.take(steps)
-        end, ends = self._agenda.now, []
-        for factor, stall in zip(factors, stalls, strict=True):
-            end += (base + slope * context) * factor + stall
-            ends.append(end)
-            context += requests
-        self._ends, self._leaping = ends, steps > 1
+        contexts = range(context, context + requests * steps, requests)
+        seconds = [(base + slope * tokens) * factor for tokens, factor in zip(contexts, factors, strict=True)]
+        if stalls is not None:
+            seconds = [each + stall for each, stall in zip(seconds, stalls, strict=True)]
+        seconds[0] += self._agenda.now
+        self._ends = ends = list(accumulate(seconds))
+        end, self._leaping = ends[-1], steps > 1
         self._reach = min(self._reach * 2, self._longest_leap)
         if self.record is None:
             self._plan_end(end)
@@ -261,7 +270,7 @@ class DecodingWorker(Worker[DecodeReport]):
 
     def _start_pass(self, choice: OnePass) -> None:
         """One forward pass with chunks in it."""
-        (factor,), (stall,) = self._clock.take(1)
+        factor, stall = next_step(self._clock)
         decodes = choice.decodes and bool(self.batch)
         batch = choice.batch(len(self.batch), self.batch.context_tokens) if decodes else choice.batch(0, 0)
         end = self._agenda.now + self._pace.prompt_step_seconds(batch, sm_share=choice.sm_share) * factor + stall
@@ -271,7 +280,9 @@ class DecodingWorker(Worker[DecodeReport]):
 
     def _start_split(self, choice: SplitStep) -> None:
         """The window of a split step: look-ahead decode steps on some SMs, the chunks on the others."""
-        factors, stalls = self._clock.take(1 + min(choice.look_ahead, self.kv.room_steps))
+        steps = 1 + min(choice.look_ahead, self.kv.room_steps)
+        factors, stalls = self._clock.take(steps)
+        stalls = stalls or [0.0] * steps
         seconds = self._pace.decode_seconds(len(self.batch), self.batch.context_tokens, sm_share=choice.decode_share)
         start = end = self._agenda.now
         self._ends = []
@@ -324,7 +335,7 @@ class DecodingWorker(Worker[DecodeReport]):
 
     def _retract(self) -> None:
         """Take those with the least output off the batch until each of the rest can get one token."""
-        while self.batch and self.kv.room_steps < 1:
+        while self.batch and self.kv.full:
             victim = self.batch.least_advanced()
             alone = len(self.batch) == 1 and not self._arriving and not self.prompts
             self.batch.leave(victim)

@@ -159,9 +159,9 @@ class PoolOfWorkers:
             return
         limits, phase = self._scenario.gateway, (self._gateway.numbers[worker.name] * 0.618034) % 1.0
         if isinstance(worker, PrefillWorker):
-            self._gateway.prefill[worker.name] = PrefillSight(worker, phase=phase, limits=limits)
+            self._gateway.show(worker.name, PrefillSight(worker, phase=phase, limits=limits))
         else:
-            self._gateway.decode[worker.name] = DecodeSight(worker, phase=phase, limits=limits)
+            self._gateway.show(worker.name, DecodeSight(worker, phase=phase, limits=limits))
 
     def _drain(self, worker: PrefillWorker | DecodingWorker) -> None:
         worker.draining = True
@@ -170,8 +170,7 @@ class PoolOfWorkers:
             self._gone(worker)
 
     def _hide(self, worker: PrefillWorker | DecodingWorker) -> None:
-        self._gateway.prefill.pop(worker.name, None)
-        self._gateway.decode.pop(worker.name, None)
+        self._gateway.hide(worker.name)
 
     def _gone(self, worker: PrefillWorker | DecodingWorker) -> None:
         if worker.gone_at is None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Hold, Local, Pair
 from duet_engine.policy.fleet import Fleet
 from duet_engine.policy.prefix_index import PrefixIndex
-from duet_engine.policy.queueing import COLD, QueuePolicy
+from duet_engine.policy.queueing import COLD, QueuePolicy, Unloaded
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.kv import BLOCK_TOKENS
 from duet_engine.simulator.result import NO_WORKER
@@ -53,6 +53,7 @@ class Gateway:
         self.agenda = agenda
         self.open_requests = 0
         self.waiting: deque[Flight] = deque()
+        self._members = object()
         self.prefill: dict[str, PrefillSight] = {}
         self.decode: dict[str, DecodeSight] = {}
         self.tally: Tally | None = None
@@ -64,6 +65,7 @@ class Gateway:
         self._scenario, self._ledger = scenario, ledger
         self.gaps: GapListener = self._gaps_after_warm_up if scenario.warm_up_seconds else ledger.gaps
         self._policy = QueuePolicy()
+        self._unloaded = Unloaded()
         self._other_policy = scenario.dispatch() if scenario.dispatch else None
         self._prefixes = PrefixIndex()
         self._limits, self._hop_seconds = scenario.gateway, scenario.network.hop_seconds
@@ -115,8 +117,23 @@ class Gateway:
         now = self.agenda.now
         return Fleet(
             tuple([sight.view(now) for sight in self.prefill.values()]),
-            tuple([sight.view(now) for sight in self.decode.values()]),
+            tuple([sight.view(now) if sight.due_at <= now else sight.current for sight in self.decode.values()]),
+            self._members,
         )
+
+    def show(self, name: str, sight: PrefillSight | DecodeSight) -> None:
+        """A worker that may take work."""
+        if isinstance(sight, PrefillSight):
+            self.prefill[name] = sight
+        else:
+            self.decode[name] = sight
+        self._members = object()
+
+    def hide(self, name: str) -> None:
+        """It takes nothing any more."""
+        self.prefill.pop(name, None)
+        self.decode.pop(name, None)
+        self._members = object()
 
     def _look(self, _: object) -> None:
         """One pass over the queue after the other until nobody leaves, and the next one later if somebody stays."""
@@ -143,7 +160,8 @@ class Gateway:
                 objective_of=self._objective_of,
             )
         seen = list(islice(self.waiting, LOOK_AHEAD_PROMPTS))
-        prompts = [flight.look(self._objective_of(flight), fleet, now) for flight in seen]
+        unloaded = self._unloaded.of(fleet)
+        prompts = [flight.look(self._objective_of(flight), unloaded, now) for flight in seen]
         return list(zip(seen, self._other_policy.dispatch(prompts, fleet), strict=False))
 
     def _objective_of(self, flight: Flight) -> Objective:

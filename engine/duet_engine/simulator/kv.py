@@ -90,6 +90,11 @@ class KvPool:
         return self.running - self._promised_running
 
     @property
+    def full(self) -> bool:
+        """Whether there is no room for one more step of the present batch."""
+        return self.used_tokens + (self.running or 1) > self.capacity_tokens
+
+    @property
     def room_steps(self) -> int:
         """Decode steps of the present batch until the pool is full."""
         return (self.capacity_tokens - self.used_tokens) // max(self.running, 1)
@@ -99,7 +104,9 @@ class KvPool:
     def matched_tokens(self, blocks: tuple[int, ...]) -> int:
         """How much of a prompt with these blocks lies in the cache."""
         matched = 0
-        for block in blocks if self.caches else ():
+        if not self.caches:
+            return 0
+        for block in blocks:
             if block not in self._held and block not in self._cached:
                 break
             matched += BLOCK_TOKENS
@@ -107,16 +114,20 @@ class KvPool:
 
     def admit(self, holding: Holding, *, tokens: int, reserve_tokens: int, cached_blocks: tuple[int, ...] = ()) -> bool:
         """Hold `tokens`, of them the cached blocks shared, and promise more; or change nothing and say False."""
-        own_tokens = tokens - BLOCK_TOKENS * len(cached_blocks)
-        revived = BLOCK_TOKENS * sum(block in self._cached for block in cached_blocks)
+        own_tokens, revived = tokens, 0
+        if cached_blocks:
+            own_tokens -= BLOCK_TOKENS * len(cached_blocks)
+            revived = BLOCK_TOKENS * sum([block in self._cached for block in cached_blocks])
         if own_tokens + revived + reserve_tokens > self.free_tokens:
             return False
         holding.tokens, holding.reserved_tokens = own_tokens, reserve_tokens
         self.used_tokens += own_tokens
         self._promised_fixed += reserve_tokens
-        self._hold(cached_blocks)
         holding.blocks = cached_blocks
-        self._make_room()
+        if cached_blocks:
+            self._hold(cached_blocks)
+        if self._cached:
+            self._make_room()
         return True
 
     def share(self, holding: Holding, blocks: tuple[int, ...]) -> None:

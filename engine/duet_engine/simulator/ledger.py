@@ -33,7 +33,10 @@ class Ledger:
         self._rows: list[tuple[float, ...]] = []
         self._blocks: list[NDArray[np.float64]] = []
         self._gap_values: list[float] = []
+        self._gap_runs: list[int] = []
+        """How many gaps came together,"""
         self._gap_weights: list[int] = []
+        """and how many clients saw them."""
         self._gap_counts = np.zeros(len(GAP_BOUNDS_SECONDS) + 1)
 
     def close(
@@ -79,14 +82,16 @@ class Ledger:
     def gaps(self, gaps_seconds: list[float], requests: int) -> None:
         """Each of these was seen by so many clients."""
         self._gap_values += gaps_seconds
-        self._gap_weights += [requests] * len(gaps_seconds)
+        self._gap_runs.append(len(gaps_seconds))
+        self._gap_weights.append(requests)
         if len(self._gap_values) >= 16 * _BLOCK:
             self._sort_gaps()
 
     def _sort_gaps(self) -> None:
         buckets = np.searchsorted(GAP_BOUNDS_SECONDS, self._gap_values)
-        self._gap_counts += np.bincount(buckets, weights=self._gap_weights, minlength=len(self._gap_counts))
-        self._gap_values, self._gap_weights = [], []
+        weights = np.repeat(self._gap_weights, self._gap_runs)
+        self._gap_counts += np.bincount(buckets, weights=weights, minlength=len(self._gap_counts))
+        self._gap_values, self._gap_runs, self._gap_weights = [], [], []
 
     @property
     def gap_counts(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from duet_engine.perf.interface import StepBatch
 from duet_engine.protocol import StepKind
 from duet_engine.simulator.flight import Flight, Stage
 from duet_engine.simulator.network import send
+from duet_engine.simulator.noise import next_step
 from duet_engine.simulator.reports import PrefillReport
 from duet_engine.simulator.worker import Chunk, Place, Worker
 
@@ -60,7 +61,7 @@ class PrefillWorker(Worker[PrefillReport]):
         batch = StepBatch()
         for flight, tokens in chunks:
             batch = batch.with_chunks(tokens, flight.computed_tokens)
-        (factor,), (stall,) = self._clock.take(1)
+        factor, stall = next_step(self._clock)
         self._compute(chunks)
         end = self._agenda.now + self._pace.prompt_step_seconds(batch) * factor + stall
         self._start(StepKind.PREFILL, batch, end)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
+from operator import sub
 from typing import TYPE_CHECKING
 
 from duet_engine.simulator.flight import Flight, Stage
@@ -83,7 +84,10 @@ class RunningBatch:
         """Decode steps that ended at these moments; the requests that ended with them have left the batch."""
         ended: list[Flight] = []
         while ends and self.flights:
-            due = min(len(ends), self.steps_to_finish())
+            due = self.steps_to_finish()
+            if due > len(ends):
+                self._emit(ends)
+                break
             self._emit(ends[:due])
             self._leave_due(ended)
             ends = ends[due:]
@@ -101,18 +105,16 @@ class RunningBatch:
         fresh, self._fresh = self._fresh, []
         if fresh:
             self._first_gaps(fresh, ends[0], previous)
-        gaps = []
-        for end in ends:
-            gap = end - previous
-            if gap > least:
-                self._count_over(gap)
-            gaps.append(gap)
-            previous = end
+        gaps = [ends[0] - previous]
+        if steps > 1:
+            gaps += map(sub, ends[1:], ends)
+        if max(gaps) > least:
+            self._count_over(gaps)
         if fresh:
             self._gaps(gaps[:1], requests - len(fresh))
             del gaps[0]
         self._gaps(gaps, requests)
-        self._last_token_at = previous
+        self._last_token_at = ends[-1]
         self._kv.advance(steps)
         self.context_tokens += requests * steps
         self.output_tokens += requests * steps
@@ -123,9 +125,9 @@ class RunningBatch:
             flight.gaps_over_start += shared > self._itl_limits[flight.limit_index]
             self.own_gap(flight, end)
 
-    def _count_over(self, gap: float) -> None:
+    def _count_over(self, gaps: list[float]) -> None:
         for index, limit in enumerate(self._itl_limits):
-            self._over[index] += gap > limit
+            self._over[index] += sum([gap > limit for gap in gaps])
 
     def _leave_due(self, ended: list[Flight]) -> None:
         finishing, step = self._finishing, self._kv.steps

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections import deque
-from math import floor
+from math import floor, inf
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from duet_engine.policy.chunks import DecodeBatch
@@ -45,16 +45,23 @@ class Sight(ABC, Generic[AnyReport]):
         self._sent: deque[_Sent] = deque()
         self._dispatches = 0
         self._changed = True
+        self._turn_ends = -inf
+        """Of the stream's turn that the last line belongs to; another line before then replaces it."""
+        self.due_at = inf
+        """When the next line becomes visible."""
 
     def publish(self, report: AnyReport) -> None:
         """A line of the state stream; one that comes in the same turn replaces it."""
-        moment, interval = report.written_at, self._interval
+        moment, interval, coming = report.written_at, self._interval, self._coming
+        if moment < self._turn_ends and coming:
+            coming[-1] = (coming[-1][0], report)
+            return
         if interval:
-            moment = (floor((moment - self._phase) / interval) + 1) * interval + self._phase
+            moment = self._turn_ends = (floor((moment - self._phase) / interval) + 1) * interval + self._phase
         visible_at = moment + self._age
-        if self._coming and self._coming[-1][0] == visible_at:
-            self._coming.pop()
-        self._coming.append((visible_at, report))
+        if not coming:
+            self.due_at = visible_at
+        coming.append((visible_at, report))
 
     def _send(self, sent: _Sent) -> None:
         """A dispatch that no line includes yet."""
@@ -69,6 +76,7 @@ class Sight(ABC, Generic[AnyReport]):
             _, self._visible = coming.popleft()
         while sent and sent[0].arrives_at <= self._visible.written_at:
             sent.popleft()
+        self.due_at = coming[0][0] if coming else inf
         self._changed = True
 
 
@@ -89,7 +97,7 @@ class PrefillSight(Sight[PrefillReport]):
 
     def view(self, now: float) -> PrefillView:
         """As the policies take it; what the worker has computed since the line was written is reckoned off."""
-        if self._coming and self._coming[0][0] <= now:
+        if self.due_at <= now:
             self._look(now)
         report = self._visible
         ahead = report.queued_seconds
@@ -118,21 +126,21 @@ class DecodeSight(Sight[DecodeReport]):
     def __init__(self, worker: DecodingWorker, *, phase: float, limits: GatewayLimits) -> None:
         super().__init__(worker.report(), phase=phase, limits=limits)
         self.worker = worker
-        self._view: DecodeView | None = None
+        self.current = self._make()
+        """As policies take it, until the next line is due."""
         worker.publish = self.publish
 
     def sent(self, prompt_tokens: int, *, arrives_at: float, reserve_tokens: int, local: bool = False) -> None:
         """A request that no line includes yet."""
         self._send(_Sent(arrives_at, prompt_tokens, reserve_tokens, local, 0.0))
+        self.current = self._make()
 
     def view(self, now: float) -> DecodeView:
-        """As the policies take it."""
-        if self._coming and self._coming[0][0] <= now:
+        """As policies take it now."""
+        if self.due_at <= now:
             self._look(now)
-        if self._view is None or self._changed:
-            self._view = self._make()
-            self._changed = False
-        return self._view
+            self.current = self._make()
+        return self.current
 
     def _make(self) -> DecodeView:
         report, worker = self._visible, self.worker
