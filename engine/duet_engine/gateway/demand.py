@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 from duet_engine.distribution import Distribution
 from duet_engine.gateway.live_settings import DEFAULT_CLASS
@@ -16,7 +17,7 @@ from duet_engine.gateway.objective_edge import ObjectiveEdge
 from duet_engine.gateway.record import End, RequestRecord, miss_cause
 from duet_engine.gateway.report import ClassSeries, RequestCount
 from duet_engine.protocol import ClassDemand, MissCause
-from duet_engine.slo import Objective, judge
+from duet_engine.slo import Objective, Outcome, judge
 
 _STEP = 1.08
 """Relative width of a bucket of time: what a percentile is known to."""
@@ -108,9 +109,10 @@ class ClassCounters:
         self.given_up += given_up
         if record.end is End.REFUSED or (record.end is End.CANCELLED and not given_up):
             return
+        outcome = record.outcome()
         if record.end is End.COMPLETED:
-            self._completed(record)
-        verdict = judge(record.outcome(), objective)
+            self._completed(record, outcome)
+        verdict = judge(outcome, objective)
         self.met_both += verdict.met
         self.met_ttft += verdict.ttft_met
         self.met_itl += verdict.itl_met
@@ -118,11 +120,11 @@ class ClassCounters:
         if cause is not None:
             self.missed[cause] += 1
 
-    def _completed(self, record: RequestRecord) -> None:
+    def _completed(self, record: RequestRecord, outcome: Outcome) -> None:
         self.output_tokens.observe(record.output_tokens)
         self.e2e.observe(record.last_at - record.arrived_at)
         if record.output_tokens > 1:
-            self.tpot.observe(record.outcome().tpot_seconds)
+            self.tpot.observe(outcome.tpot_seconds)
         if record.streamed and record.first_at is not None and record.predicted_ttft_seconds > 0:
             assert record.dispatched_at is not None
             self.ttft_over_predicted.observe((record.first_at - record.dispatched_at) / record.predicted_ttft_seconds)
@@ -188,8 +190,7 @@ class Demand:
 
     def ended(self, record: RequestRecord) -> None:
         """Which way it went and how it ended."""
-        kind = record.route.split("=", 1)[0] or "none"
-        self.requests[record.path, kind, record.route.partition(" reason=")[2], str(record.end)] += 1
+        self.requests[record.path, *_kind_and_reason(record.route), str(record.end)] += 1
 
     def request_counts(self) -> tuple[RequestCount, ...]:
         return tuple(
@@ -199,3 +200,8 @@ class Demand:
 
     def documents(self) -> tuple[ClassDemand, ...]:
         return tuple(counters.document() for counters in self._classes.values())
+
+
+@lru_cache(maxsize=4096)
+def _kind_and_reason(route: str) -> tuple[str, str]:
+    return route.split("=", 1)[0] or "none", route.partition(" reason=")[2]

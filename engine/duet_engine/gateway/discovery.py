@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -39,7 +40,12 @@ class Member:
     @property
     def host(self) -> str:
         """The address under which other engines reach it."""
-        return urlsplit(self.url).hostname or ""
+        return _host(self.url)
+
+
+@lru_cache(maxsize=4096)
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
 
 
 class Discovery(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from duet_engine.gateway.access_log import log_access
@@ -29,6 +30,9 @@ from duet_engine.gateway.wire.exchange import Exchange
 from duet_engine.gateway.wire.messages import Refusal
 from duet_engine.protocol import ROUTE_HEADER
 from duet_engine.slo import Objective
+
+_OVERDUE = "overdue"
+"""Why a request's task is cancelled when not because its client has left."""
 
 
 class Inference:
@@ -65,6 +69,7 @@ class Inference:
         """Serve an exchange from now on."""
         task = self._loop.create_task(self._answered(exchange))
         self._tasks.add(task)
+        exchange.on_overdue = partial(task.cancel, _OVERDUE)  # type: ignore[assignment]  # as below
         exchange.on_gone = task.cancel  # type: ignore[assignment]  # its answer, whether it could, matters to nobody
         task.add_done_callback(self._ended)
 
@@ -74,7 +79,7 @@ class Inference:
             self._loop.call_exception_handler({"message": "a request failed", "exception": error})
 
     async def _answered(self, exchange: Exchange) -> None:
-        arrived_at = monotonic()
+        arrived_at = exchange.arrived_at
         path = exchange.head.path
         try:
             caller = self._callers.identify(exchange.head.headers)
@@ -98,16 +103,15 @@ class Inference:
         counters = self._demand.of(record)
         counters.arrived(record, self._objective(record))
         try:
-            async with asyncio.timeout(self._limits.total_timeout_seconds):
-                await self._served(exchange, request, record, counters)
-        except TimeoutError:
-            limit = self._limits.total_timeout_seconds
-            self._failed(exchange, record, GatewayError(504, f"no complete answer within {limit:g} s"))
+            await self._served(exchange, request, record, counters)
         except GatewayError as error:
             self._failed(exchange, record, error)
-        except asyncio.CancelledError:
-            record.end, record.error = End.CANCELLED, "the client left"
-            raise
+        except asyncio.CancelledError as cancelled:
+            if _OVERDUE not in cancelled.args:
+                record.end, record.error = End.CANCELLED, "the client left"
+                raise
+            limit = self._limits.total_timeout_seconds
+            self._failed(exchange, record, GatewayError(504, f"no complete answer within {limit:g} s"))
         except BaseException as error:
             self._failed(exchange, record, GatewayError(500, "internal error of the gateway"))
             record.error = repr(error)

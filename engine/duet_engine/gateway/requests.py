@@ -56,11 +56,10 @@ class ClientRequest:
     """The usage event was asked for by the gateway, not by the client."""
     class_name: str = DEFAULT_CLASS
 
-    def rendered(self, own_fields: Mapping[str, Any]) -> bytes:
-        """The body for one worker."""
-        own = _dump(own_fields)
+    def rendered(self, own_members: str) -> bytes:
+        """The body for one worker; its own members are JSON already, without braces."""
         separator = b"" if self.body == b"{" else b","
-        return self.body + separator + own[1:]
+        return b"%b%b%b}" % (self.body, separator, own_members.encode())
 
 
 def parse(path: str, raw: bytes, *, model_names: Iterable[str], class_name: str = DEFAULT_CLASS) -> ClientRequest:
@@ -98,7 +97,7 @@ def parse(path: str, raw: bytes, *, model_names: Iterable[str], class_name: str 
 
 def _json_object(raw: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(raw.decode(), parse_constant=_not_json)
+        fields = _decode(raw.decode())
     except UnicodeDecodeError as error:
         raise _bad(f"body: not UTF-8: {error}") from error
     except RecursionError as error:
@@ -112,6 +111,11 @@ def _json_object(raw: bytes) -> dict[str, Any]:
 
 def _not_json(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
+
+
+# Made once: `json.loads` and `json.dumps` make theirs anew for each call with options.
+_decode = json.JSONDecoder(parse_constant=_not_json).decode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def _refuse_unsupported(path: str, fields: Mapping[str, Any]) -> None:
@@ -230,7 +234,7 @@ def _dump(value: Mapping[str, Any]) -> bytes:
             such values with 500, for which they would be blamed.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return _encode(value).encode()
     except UnicodeEncodeError as error:
         raise _bad(f"body: half of a surrogate pair is no text: {error.object[error.start]!r}") from error
     except ValueError as error:

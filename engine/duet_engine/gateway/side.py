@@ -5,12 +5,12 @@ Invariant: each half ends once: with what it was asked for, or with one failure 
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic
 from typing import Protocol
 
 from duet_engine.gateway.events import EventScanner, EventTooLarge
 from duet_engine.gateway.failures import WorkerFailed, answer_failure, broken, content_failure
+from duet_engine.gateway.silence import SilenceWatch
 from duet_engine.gateway.wire.messages import Headers
 from duet_engine.gateway.wire.pool import Call
 from duet_engine.gateway.workers import Worker
@@ -30,7 +30,9 @@ class Owner(Protocol):
 class Side:
     """Gathers an answer whole: the prefill worker's, a refusal, or one that isn't streamed."""
 
-    def __init__(self, owner: Owner, worker: Worker, *, silence_seconds: float, streamed: bool) -> None:
+    def __init__(
+        self, owner: Owner, worker: Worker, *, watch: SilenceWatch, silence_seconds: float, streamed: bool
+    ) -> None:
         self.worker = worker
         self.failure: Exception | None = None
         self.ended = False
@@ -42,8 +44,8 @@ class Side:
         self._silence_seconds = silence_seconds
         self._status = 0
         self._headers: Headers = {}
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(silence_seconds, self._check_silence)
+        self._watch = watch
+        watch.add(self)
 
     @property
     def over(self) -> bool:
@@ -56,7 +58,7 @@ class Side:
 
     def stop(self) -> None:
         """Nobody wants the rest."""
-        self._timer.cancel()
+        self._watch.discard(self)
         if self.call is not None:
             self.call.cancel()
 
@@ -94,7 +96,7 @@ class Side:
 
     def _end(self) -> None:
         self.ended = True
-        self._timer.cancel()
+        self._watch.discard(self)
         self._owner.side_ended(self)
 
     def _gather(self, data: bytes) -> None:
@@ -102,12 +104,9 @@ class Side:
         if len(self.content) > LONGEST_WHOLE_ANSWER_BYTES:
             self.fail(WorkerFailed(self.worker, f"answered more than {LONGEST_WHOLE_ANSWER_BYTES} bytes"))
 
-    def _check_silence(self) -> None:
-        """One timer for the whole answer, set anew only when it fires."""
-        left_seconds = self.last_heard_at + self._silence_seconds - monotonic()
-        if left_seconds > 0:
-            self._timer = self._loop.call_later(left_seconds, self._check_silence)
-        else:
+    def check_silence(self, now: float) -> None:
+        """Fail when nothing has been heard for too long."""
+        if now - self.last_heard_at > self._silence_seconds:
             self.fail(WorkerFailed(self.worker, f"silent for {self._silence_seconds:g} s", timed_out=True))
 
 
@@ -135,8 +134,16 @@ class StreamReceiver(Protocol):
 class StreamSide(Side):
     """The decode worker's half of a streamed answer: events, the first ones looked at before anything goes on."""
 
-    def __init__(self, owner: StreamOwner, worker: Worker, *, silence_seconds: float, scanner: EventScanner) -> None:
-        super().__init__(owner, worker, silence_seconds=silence_seconds, streamed=True)
+    def __init__(
+        self,
+        owner: StreamOwner,
+        worker: Worker,
+        *,
+        watch: SilenceWatch,
+        silence_seconds: float,
+        scanner: EventScanner,
+    ) -> None:
+        super().__init__(owner, worker, watch=watch, silence_seconds=silence_seconds, streamed=True)
         self.tokens = 0
         """Events with tokens in `content`: what came before there was a receiver."""
         self.receiver: StreamReceiver | None = None

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from duet_engine.gateway.requests import ClientRequest
 from duet_engine.gateway.settings import Limits
+from duet_engine.gateway.silence import SilenceWatch
 from duet_engine.gateway.wire.client_connection import AnswerSink
 from duet_engine.gateway.wire.messages import JSON, Headers, request_head
 from duet_engine.gateway.wire.pool import Address, Call, ConnectionPool
@@ -46,6 +47,7 @@ class Upstream:
         self._limits = limits
         self._credentials = credentials
         self._pool = ConnectionPool(connect_timeout_seconds=limits.connect_timeout_seconds)
+        self.silence = SilenceWatch()
         self._aborts: set[_Abort] = set()
         self._all_told = asyncio.Event()
 
@@ -59,16 +61,10 @@ class Upstream:
     def post(self, worker: Worker, path: str, body: bytes, sink: AnswerSink, *, traceparent: str = "") -> Call:
         """Send a body to a worker."""
         url = worker.member.url
-        address = address_of(url)
-        headers = {
-            "host": url.removeprefix(_SCHEME),
-            "content-type": JSON,
-            "content-length": str(len(body)),
-            **self._credentials(),
-        }
-        if traceparent:
-            headers["traceparent"] = traceparent
-        return self._pool.call(address, request_head(path, headers.items()) + body, sink)
+        fixed = (("host", url.removeprefix(_SCHEME)), ("content-type", JSON), *self._credentials().items())
+        own = f"traceparent: {traceparent}\r\n".encode() if traceparent else b""
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (request_head(path, fixed), own, len(body))
+        return self._pool.call(address_of(url), head + body, sink)
 
     def abort(self, worker: Worker, rid: str) -> None:
         """Tell a worker that nobody waits for a request any more."""
@@ -88,6 +84,7 @@ class Upstream:
                 await asyncio.wait_for(self._all_told.wait(), CLOSE_SECONDS)
             except TimeoutError:
                 log.info("%d aborts were not confirmed", len(self._aborts))
+        self.silence.close()
         self._pool.close()
 
     def _told(self, abort: _Abort) -> None:

@@ -40,6 +40,8 @@ class Worker:
 
     def __init__(self, member: Member, *, gateway_id: str) -> None:
         self.member = member
+        self.key = member.uid
+        self.name = member.name
         self.gateway_id = gateway_id
         self.connected = False
         self.plain = False
@@ -67,14 +69,6 @@ class Worker:
         self._ahead: tuple[float, float, int] | None = None
 
     @property
-    def key(self) -> str:
-        return self.member.uid
-
-    @property
-    def name(self) -> str:
-        return self.member.name
-
-    @property
     def revision(self) -> str:
         return self.member.revision or (self.state.revision if self.state else "")
 
@@ -90,8 +84,9 @@ class Worker:
     # --- what is heard ---
 
     def listed(self, member: Member) -> None:
-        """Discovery says what it is now."""
+        """Discovery says what it is now; who it is never changes."""
         self.member = member
+        self.name = member.name
         self._changed()
 
     def describe(self, info: WorkerInfo) -> None:
@@ -147,21 +142,21 @@ class Worker:
             probe=self.breaker.sent(),
         )
         self._sent[work.sequence] = self._pending[work.sequence] = work
-        self._changed()
+        self._work_changed()
         return work
 
     def prompt_done(self, work: SentWork) -> None:
         """Its first token is here: until a state says so, it counts as a running request and no more as a prompt."""
         if work.local and work.sequence in self._pending:
             self._pending[work.sequence] = replace(work, local=False)
-            self._changed()
+            self._work_changed()
 
     def ended(self, work: SentWork) -> None:
         """The dispatch is over, however it ended."""
         if self._sent.pop(work.sequence, None) is None:
             return
         self._pending.pop(work.sequence, None)
-        self._changed()
+        self._work_changed()
         if work.probe:
             self.breaker.probe_ended()
 
@@ -187,8 +182,13 @@ class Worker:
         )
 
     def _changed(self) -> None:
+        """It may serve or not serve now."""
+        self._serving = None
+        self._work_changed()
+
+    def _work_changed(self) -> None:
         """Its views are to be made anew. Until then they stay the same objects, of which policies know the figures."""
-        self._decode_view = self._prefill_view = self._ahead = self._serving = None
+        self._decode_view = self._prefill_view = self._ahead = None
 
     def prefill_view(self, now: float) -> PrefillWorker:
         """As a prefill worker; only for usable ones."""

@@ -31,4 +31,9 @@ def kv_capacity_tokens(shape: ModelShape, gpu: Gpu, *, ranks: int = 1) -> int:
 
 def transfer_seconds(shape: ModelShape, gpu: Gpu, tokens: float, *, ranks: int = 1) -> float:
     """KV of so many tokens to another replica, each GPU over its own network adapter."""
-    return TRANSFER_BASE_SECONDS + kv_bytes(shape, tokens, ranks=ranks) / gpu.network_bytes_per_second
+    return sending_seconds(kv_bytes(shape, tokens, ranks=ranks), gpu)
+
+
+def sending_seconds(bytes_sent: float, gpu: Gpu) -> float:
+    """So many bytes of KV, over one network adapter."""
+    return TRANSFER_BASE_SECONDS + bytes_sent / gpu.network_bytes_per_second

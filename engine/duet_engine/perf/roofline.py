@@ -38,6 +38,7 @@ LONG_CONTEXT_TOKENS, LONG_CONTEXT_HEADS, LONG_CONTEXT_BLOCKS = 8192, 16, 64
 """and with long contexts, from so many on, no more than so many blocks (all three as in the A100's kernel table)."""
 TABLED_TOKENS, TABLED_ROWS = 16_384, 1_024
 """Sizes of a step for which the part that depends on nothing else is worked out once, in a table."""
+PROMPTS_KEPT = 4096
 
 
 class Terms(NamedTuple):
@@ -80,6 +81,7 @@ class Roofline:
         self._compile()
         self._own_share = self.curve.at(gpu.sm_share)
         self._tables: tuple[list[float], list[float]] | None = None
+        self._prompts: dict[tuple[int, int, int], float] = {}
 
     # --- what the replica is made of ---
 
@@ -119,6 +121,7 @@ class Roofline:
         self._compile_attention()
         self._link = gpu.link_bytes_per_second * e.link_bandwidth
         self._allreduces = 2.0 * layers if ranks > 1 else 0.0
+        self._kv_token_bytes = shape.kv_bytes_per_token(ranks)
 
     def _compile_attention(self) -> None:
         e, gpu, shape, ranks = self.calibrated.efficiencies, self.gpu, self.shape, self.ranks
@@ -240,7 +243,19 @@ class Roofline:
         return weakest(*found)
 
     def prompt_seconds(self, prompt_tokens: int, *, cached_tokens: int = 0, chunk_tokens: int) -> float:
-        """All steps of one prompt, alone on all SMs, in chunks of at most `chunk_tokens`."""
+        """All steps of one prompt, alone on all SMs, in chunks of at most `chunk_tokens`.
+
+        One decision asks for the same prompt several times, and each chunk of it is a step.
+        """
+        asked = prompt_tokens, cached_tokens, chunk_tokens
+        known = self._prompts.get(asked)
+        if known is None:
+            if len(self._prompts) >= PROMPTS_KEPT:
+                self._prompts.clear()
+            known = self._prompts[asked] = self._steps_of_prompt(*asked)
+        return known
+
+    def _steps_of_prompt(self, prompt_tokens: int, cached_tokens: int, chunk_tokens: int) -> float:
         done, total = min(cached_tokens, prompt_tokens - 1), 0.0
         while done < prompt_tokens:
             chunk = min(chunk_tokens, prompt_tokens - done)
@@ -257,7 +272,7 @@ class Roofline:
 
     def transfer_seconds(self, tokens: float) -> float:
         """KV of so many tokens from a prefill to a decode worker."""
-        return memory.transfer_seconds(self.shape, self.gpu, tokens, ranks=self.ranks)
+        return memory.sending_seconds(self._kv_token_bytes * tokens, self.gpu)
 
     # --- operators ---
 

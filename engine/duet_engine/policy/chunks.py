@@ -67,7 +67,8 @@ class SafeSizes:
         return None
 
 
-def allowed_sizes(candidates_tokens: Iterable[int], *, most_tokens: int) -> tuple[int, ...]:
+@cache
+def allowed_sizes(candidates_tokens: tuple[int, ...], *, most_tokens: int) -> tuple[int, ...]:
     """The candidates that an engine's buffers allow; its own limit when all are larger."""
     return tuple(size for size in candidates_tokens if size <= most_tokens) or (most_tokens,)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from duet_engine.perf.interface import StepBatch, StepTimes
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
@@ -42,8 +43,12 @@ class PathTerms:
     """The decode step that the request joins."""
 
 
+CORRECTED_TERMS = PathTerms()
 PRINTED_TERMS = PathTerms(queue=QueueForm.PRINTED, cached=False, transfer=False, admission=False)
 """The paper's estimate as it stands there."""
+
+
+AnyWorker = TypeVar("AnyWorker", PrefillWorker, DecodeWorker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ def prefill_path_seconds(
     prompt: Prompt, prefill: PrefillWorker, decode: DecodeWorker, terms: PathTerms | None = None
 ) -> float:
     """Predicted TTFT from now through a pair: queue, own chunks, the KV's exposed transfer, one step to be admitted."""
-    terms = terms or PathTerms()
+    terms = terms or CORRECTED_TERMS
     pair_seconds = unloaded_pair_seconds(
         prompt.tokens,
         prefill.steps,
@@ -115,7 +120,7 @@ def unloaded_pair_seconds(
     Chunks but the last are sent while others compute, so what is exposed is the last chunk's transfer, or what the
     link still lacks of the whole prompt when the worker is done.
     """
-    terms = terms or PathTerms()
+    terms = terms or CORRECTED_TERMS
     all_tokens = prompt_tokens + cached_tokens
     execution_seconds = steps.prompt_seconds(
         all_tokens, cached_tokens=cached_tokens if terms.cached else 0, chunk_tokens=chunk_tokens
@@ -128,13 +133,21 @@ def unloaded_pair_seconds(
 
 def unloaded_ttft_seconds(prompt_tokens: int, fleet: Fleet) -> float:
     """The TTFT of a prompt on the best idle workers of this fleet; 0 when it has none."""
-    pool = {(id(worker.steps), worker.chunk_tokens): worker for worker in fleet.prefill}
-    if pool:
-        return min(unloaded_pair_seconds(prompt_tokens, w.steps, chunk_tokens=w.chunk_tokens) for w in pool.values())
-    alone = {(id(worker.steps), worker.chunk_tokens): worker for worker in fleet.decode if worker.prefills}
-    return min(
-        (w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in alone.values()), default=0.0
-    )
+    if fleet.prefill:
+        kinds = kinds_of(fleet.prefill)
+        return min([unloaded_pair_seconds(prompt_tokens, w.steps, chunk_tokens=w.chunk_tokens) for w in kinds])
+    alone = kinds_of([worker for worker in fleet.decode if worker.prefills])
+    return min([w.steps.prompt_seconds(prompt_tokens, chunk_tokens=w.chunk_tokens) for w in alone], default=0.0)
+
+
+def kinds_of(workers: Iterable[AnyWorker]) -> list[AnyWorker]:
+    """One worker of each kind: most of a pool's share their step times and chunks, and stand beside each other."""
+    found: dict[tuple[int, int], AnyWorker] = {}
+    last: AnyWorker | None = None
+    for worker in workers:
+        if last is None or worker.steps is not last.steps or worker.chunk_tokens != last.chunk_tokens:
+            found[id(worker.steps), worker.chunk_tokens] = last = worker
+    return list(found.values())
 
 
 def step_with_seconds(prompt: Prompt, worker: DecodeWorker) -> float:

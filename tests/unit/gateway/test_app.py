@@ -29,13 +29,14 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 Made = tuple[Gateway, str]
+Make = Callable[..., Made]
 
 
 @pytest.fixture
-def make(session: aiohttp.ClientSession) -> Callable[[], Made]:
-    def made() -> Made:
+def make(session: aiohttp.ClientSession) -> Make:
+    def made(**limits: Any) -> Made:
         port, admin_port = free_ports(2)
-        settings = Settings(port=port, admin_port=admin_port, propagation_seconds=0.0)
+        settings = Settings(port=port, admin_port=admin_port, propagation_seconds=0.0, limits=Limits(**limits))
         gateway = Gateway(settings, session=session, initial=LiveSettings())
         return gateway, f"http://127.0.0.1:{settings.port}"
 
@@ -50,9 +51,7 @@ async def readiness(session: aiohttp.ClientSession, url: str) -> str:
         return await response.text()
 
 
-async def test_it_is_ready_once_workers_and_object_have_been_listed(
-    make: Callable[[], Made], session: aiohttp.ClientSession
-) -> None:
+async def test_it_is_ready_once_workers_and_object_have_been_listed(make: Make, session: aiohttp.ClientSession) -> None:
     """Before that it would serve with objectives that nobody asked for."""
     listed = asyncio.Event()
 
@@ -73,7 +72,7 @@ async def test_it_is_ready_once_workers_and_object_have_been_listed(
     await gateway.stop()
 
 
-async def test_a_part_that_stops_breaks_the_whole(make: Callable[[], Made], session: aiohttp.ClientSession) -> None:
+async def test_a_part_that_stops_breaks_the_whole(make: Make, session: aiohttp.ClientSession) -> None:
     class BreaksOff:
         async def members(self) -> AsyncIterator[tuple[Member, ...]]:
             yield ()
@@ -87,7 +86,7 @@ async def test_a_part_that_stops_breaks_the_whole(make: Callable[[], Made], sess
     await gateway.stop()
 
 
-async def test_a_request_whose_body_still_comes_is_finished_before_the_end(make: Callable[[], Made]) -> None:
+async def test_a_request_whose_body_still_comes_is_finished_before_the_end(make: Make) -> None:
     gateway, url = make()
     await gateway.start(NO_WORKERS)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
@@ -101,6 +100,14 @@ async def test_a_request_whose_body_still_comes_is_finished_before_the_end(make:
         assert b" 400 " in await reader.readline()
         await stopped
     writer.close()
+
+
+async def test_a_request_whose_whole_time_is_over_is_answered(make: Make, session: aiohttp.ClientSession) -> None:
+    gateway, url = make(total_timeout_seconds=0.1)
+    await gateway.start(NO_WORKERS)
+    async with asyncio.timeout(30), session.post(url + COMPLETIONS, json={"prompt": "a"}) as response:
+        assert (response.status, (await response.json())["message"]) == (504, "no complete answer within 0.1 s")
+    await gateway.stop()
 
 
 async def test_a_storm_of_states_costs_a_bounded_number_of_passes() -> None:

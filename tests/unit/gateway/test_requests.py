@@ -27,7 +27,7 @@ def parsed(path: str, **fields: Any) -> ClientRequest:
 
 
 def sent(request: ClientRequest) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(request.rendered(OWN))
+    found: dict[str, Any] = json.loads(request.rendered(json.dumps(OWN)[1:-1]))
     return found
 
 

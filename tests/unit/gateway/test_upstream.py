@@ -26,7 +26,7 @@ from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.upstream import ABORT_PATH, Upstream
 from duet_engine.gateway.workers import Worker
 from duet_engine.policy.dispatch import DeflectReason, Local, Pair
-from duet_engine.protocol import REFUSAL_HEADER, Role, WorkerState
+from duet_engine.protocol import REFUSAL_HEADER, Dispatch, Role, WorkerState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Engines = Callable[[Role, Handler], Awaitable[Worker]]
@@ -166,6 +166,43 @@ async def test_a_begun_answer_outlives_a_state_stream_that_comes_back(
         async with asyncio.timeout(0.2):
             await tried.relay_to(Received())
     tried.cancel()
+
+
+async def test_an_engine_that_falls_silent_is_given_up(engine: Engines) -> None:
+    upstream = Upstream(limits=Limits(idle_timeout_seconds=0.05), gateway_id="g", changed=lambda: None)
+    with pytest.raises(WorkerFailed, match=r"silent for 0\.05 s") as failure:
+        async with asyncio.timeout(10):
+            await attempt(upstream, await engine(Role.DECODE, silence)).open()
+    assert failure.value.timed_out
+    await upstream.close()
+
+
+async def test_what_engines_are_told_is_what_their_protocol_reads(engine: Engines) -> None:
+    """It is written without a serialiser."""
+    told: list[dict[str, Any]] = []
+
+    async def tells(http: web.Request) -> web.StreamResponse:
+        told.append(await http.json())
+        return await one_event_then_silence(http)
+
+    upstream = Upstream(limits=Limits(), gateway_id='a "g"', changed=lambda: None)
+    decode, prefill = await engine(Role.DECODE, tells), await engine(Role.PREFILL, silence)
+    for given in (assigned(decode), assigned(decode, prefill)):
+        tried = Attempt(upstream, request(), given)
+        await tried.open()
+        expected = Dispatch(
+            gateway='a "g"',
+            sequence=given.decode_work.sequence,
+            deflected=given.deflected,
+            chunk_schedule_tokens=given.route.chunks_tokens if isinstance(given.route, Local) else (),
+            uncached_tokens=1,
+        )
+        assert Dispatch.model_validate(told[-1].pop("duet")) == expected
+        assert told[-1]["rid"] == tried.rid
+        tried.cancel()
+    assert (told[-1]["bootstrap_host"], told[-1]["bootstrap_port"]) == (prefill.member.host, prefill.bootstrap_port)
+    assert 0 <= told[-1]["bootstrap_room"] < 2**63
+    await upstream.close()
 
 
 async def test_a_prefill_workers_error_is_seen_though_it_comes_in_pieces(engine: Engines, upstream: Upstream) -> None:

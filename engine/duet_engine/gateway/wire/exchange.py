@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from duet_engine.gateway.errors import error_body
 from duet_engine.gateway.wire.chunks import framed
-from duet_engine.gateway.wire.messages import JSON, Head, HeaderItems, Refusal, response_head
+from duet_engine.gateway.wire.messages import JSON, Head, HeaderItems, Refusal, response_head, stream_head
 
 if TYPE_CHECKING:
     from duet_engine.gateway.wire.server_connection import ServerConnection
@@ -23,7 +24,18 @@ _NO_HEAD = Head("GET", "", {})
 class Exchange:
     """What a handler gets. It answers at once, or keeps it and answers later."""
 
-    __slots__ = ("_connection", "_keep_alive", "body", "chunked", "head", "on_flow", "on_gone", "over")
+    __slots__ = (
+        "_connection",
+        "_keep_alive",
+        "arrived_at",
+        "body",
+        "chunked",
+        "head",
+        "on_flow",
+        "on_gone",
+        "on_overdue",
+        "over",
+    )
 
     def __init__(
         self, connection: ServerConnection, head: Head | None, body: bytes, *, keep_alive: bool, chunked: bool
@@ -34,10 +46,13 @@ class Exchange:
         """How a stream is framed; else its end is that of the connection."""
         self.over = False
         """Answered, or nobody waits for the answer any more."""
+        self.arrived_at = monotonic()
         self.head = head or _NO_HEAD
         self.body = body
         self.on_gone: Callable[[], None] | None = None
         """Told once when the client leaves before its answer is complete."""
+        self.on_overdue: Callable[[], None] | None = None
+        """Told when its whole time is over, again and again until it is answered."""
         self.on_flow: Callable[[bool], None] | None = None
         """Told False when the client doesn't keep up with a stream, True when it has caught up."""
 
@@ -74,8 +89,8 @@ class Exchange:
             return
         if not self.chunked:
             self._keep_alive = False
-        framing = [("transfer-encoding", "chunked")] if self.chunked else []
-        head = response_head(200, [("content-type", content_type), *framing, *headers, *self._connection_header()])
+        framing = (("transfer-encoding", "chunked"),) if self.chunked else ()
+        head = stream_head((("content-type", content_type), *framing, *headers, *self._connection_header()))
         self._connection.write(head + (framed(first) if self.chunked else first))
 
     def write(self, data: bytes) -> None:

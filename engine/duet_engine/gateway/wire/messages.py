@@ -5,8 +5,9 @@ Invariant: no byte of a client's head is ever passed on; every head that leaves 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 
 from duet_engine.gateway.errors import error_body
@@ -17,6 +18,7 @@ HeaderItems = Iterable[tuple[str, str]]
 
 JSON = "application/json"
 PLAIN_TEXT = "text/plain; charset=utf-8"
+_HEADS_KEPT = 4096
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -48,12 +50,21 @@ class Refusal(Exception):
 
 def response_head(status: int, headers: HeaderItems) -> bytes:
     """Status line and headers, with the empty line after them."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}", *_lines(headers)]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
 
-def request_head(path: str, headers: HeaderItems) -> bytes:
-    """Of a POST, with the empty line after it."""
-    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+@lru_cache(maxsize=_HEADS_KEPT)
+def stream_head(headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Of a streamed answer: the same for all that go one way."""
+    return response_head(200, headers)
+
+
+@lru_cache(maxsize=_HEADS_KEPT)
+def request_head(path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Of a POST, but for its length and the empty line at the end: the same for all requests to one worker."""
+    return "".join(f"{part}\r\n" for part in (f"POST {path} HTTP/1.1", *_lines(headers))).encode("latin-1")
+
+
+def _lines(headers: HeaderItems) -> Iterator[str]:
+    return (f"{name}: {value}" for name, value in headers)

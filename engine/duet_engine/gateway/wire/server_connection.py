@@ -25,7 +25,32 @@ MOST_PIPELINED = 16
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending: a socket closed in its face would take the answer with it."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NEVER = float("inf")
+_COMMON = (
+    *("Accept", "Accept-Encoding", "Accept-Language", "Authorization", "Cache-Control", "Connection", "Content-Length"),
+    *(
+        "Content-Type",
+        "Cookie",
+        "Expect",
+        "Forwarded",
+        "Host",
+        "Origin",
+        "Pragma",
+        "Referer",
+        "Traceparent",
+        "Tracestate",
+    ),
+    *(
+        "Tracestate",
+        "Transfer-Encoding",
+        "User-Agent",
+        "X-Duet-Class",
+        "X-Forwarded-For",
+        "X-Forwarded-Proto",
+        "X-Request-Id",
+    ),
+)
+_NAMES = {spelt.encode(): name.lower() for name in _COMMON for spelt in (name, name.lower())}
+"""Lower-case names of the header fields that most requests have."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -123,7 +148,7 @@ class ServerConnection(asyncio.Protocol):
             raise Refusal(400, "trailers after a chunked body aren't served")
         if len(self._headers) >= MOST_HEADERS:
             raise Refusal(431, f"headers: more than {MOST_HEADERS} fields")
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = _NAMES.get(name) or name.decode("latin-1").lower(), value.decode("latin-1")
         known = self._headers.get(key)
         if known is not None:
             if key in ("host", "content-length", "transfer-encoding", "authorization"):
@@ -195,6 +220,9 @@ class ServerConnection(asyncio.Protocol):
         limits = self.listener.limits
         if self._closing or self._paused:
             self.transport.abort()
+        elif self._current is not None:
+            if self._current.on_overdue is not None:
+                self._current.on_overdue()
         elif not self._in_message:
             self.transport.close()
         elif self._head_complete:
@@ -236,8 +264,9 @@ class ServerConnection(asyncio.Protocol):
         """The time for what it waits for now."""
         limits = self.listener.limits
         if self._current is not None and not self._paused:
-            seconds = _NEVER
-        elif self._paused or self._closing:
+            self.deadline = self._current.arrived_at + limits.total_timeout_seconds
+            return
+        if self._paused or self._closing:
             seconds = limits.client_stall_seconds
         elif not self._in_message:
             seconds = limits.keep_alive_seconds
