@@ -8,14 +8,14 @@ start; one that is gone, until its last document leaves the window.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from duet_operator.planner.types import Attainment, Demand
 from duet_operator.signals.totals import Totals, mean, quantile, total, totals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from duet_engine.protocol import GatewayDemand
 
@@ -39,18 +39,43 @@ class _Measured:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The samples of one instance, oldest first: all of late, and those from before, one a minute."""
+
+    coarse: deque[_Sample] = field(default_factory=deque)
+    fine: deque[_Sample] = field(default_factory=deque)
+
+    def newest_first(self) -> Iterator[_Sample]:
+        """Short windows are asked for most, so most searches end soon."""
+        yield from reversed(self.fine)
+        yield from reversed(self.coarse)
+
+    def thin(self, *, now: float, fine_seconds: float) -> None:
+        """Keep the last hour: what is older than `fine_seconds` once a minute, and one from before the hour as base."""
+        while self.fine and now - self.fine[0].time_seconds > fine_seconds:
+            sample = self.fine.popleft()
+            if not self.coarse or sample.time_seconds - self.coarse[-1].time_seconds >= COARSE_SPACING_SECONDS:
+                self.coarse.append(_Sample(sample.time_seconds, sample.totals.without_histograms()))
+        while len(self.coarse) > 1 and now - self.coarse[1].time_seconds > LONG_WINDOW_SECONDS:
+            self.coarse.popleft()
+
+
 class DemandHistory:
     """The counters of one object's gateways over the last hour: all of the last `fine_seconds`, few from before."""
 
     def __init__(self, *, fine_seconds: float) -> None:
         self._fine_seconds = fine_seconds
-        self._samples: dict[str, deque[_Sample]] = {}
+        self._instances: dict[str, _Series] = {}
+        self._measured: dict[tuple[float, float], _Measured | None] = {}
+        """Window and time -> what was counted over it, for as long as nothing is added: several ask for the same."""
         self._began: float | None = None
         self._waiting: tuple[int, int] = (0, 0)
 
     def add(self, documents: Iterable[GatewayDemand], *, now_seconds: float) -> None:
         """What the gateways that answered say now."""
         documents = tuple(documents)
+        self._measured.clear()
         for document in documents:
             self._add(document, now_seconds)
         if documents:
@@ -115,25 +140,32 @@ class DemandHistory:
 
     def _add(self, document: GatewayDemand, now: float) -> None:
         sample = _Sample(now, totals(document))
-        samples = self._samples.get(document.instance_id)
-        if samples is None:
-            samples = self._samples[document.instance_id] = deque()
+        series = self._instances.get(document.instance_id)
+        if series is None:
+            series = self._instances[document.instance_id] = _Series()
             age = max(document.written_at_seconds - document.started_at_seconds, 0.0)
             if self._began is not None and now - age >= self._began:
-                samples.append(_Sample(now - age, Totals()))
-        if samples and samples[-1].time_seconds >= now:
-            samples.pop()
-        samples.append(sample)
+                series.fine.append(_Sample(now - age, Totals()))
+        if series.fine and series.fine[-1].time_seconds >= now:
+            series.fine.pop()
+        series.fine.append(sample)
 
     def _forget(self, now: float) -> None:
-        for instance, samples in tuple(self._samples.items()):
-            self._samples[instance] = kept = _thinned(samples, now=now, fine_seconds=self._fine_seconds)
-            if not kept or now - kept[-1].time_seconds > LONG_WINDOW_SECONDS:
-                del self._samples[instance]
+        for instance, series in tuple(self._instances.items()):
+            series.thin(now=now, fine_seconds=self._fine_seconds)
+            newest = next(series.newest_first(), None)
+            if newest is None or now - newest.time_seconds > LONG_WINDOW_SECONDS:
+                del self._instances[instance]
 
     def _measure(self, window_seconds: float, now: float) -> _Measured | None:
+        key = window_seconds, now
+        if key not in self._measured:
+            self._measured[key] = self._count(window_seconds, now)
+        return self._measured[key]
+
+    def _count(self, window_seconds: float, now: float) -> _Measured | None:
         """All instances over one window, which begins at the oldest sample that was needed."""
-        parts = [part for samples in self._samples.values() if (part := _difference(samples, now - window_seconds))]
+        parts = [part for series in self._instances.values() if (part := _difference(series, now - window_seconds))]
         begin = min((begin for begin, _ in parts), default=now)
         return _Measured(total(counted for _, counted in parts), now - begin) if begin < now else None
 
@@ -144,28 +176,13 @@ def _mean_output_tokens(counted: Totals) -> float:
     return mean(counted.output_lengths) or rough
 
 
-def _difference(samples: deque[_Sample], start: float) -> tuple[float, Totals] | None:
+def _difference(series: _Series, start: float) -> tuple[float, Totals] | None:
     """What one instance counted from about `start` on, and from when exactly; None without two samples to compare."""
-    if len(samples) < 2 or samples[-1].time_seconds <= start:
+    samples = series.newest_first()
+    newest, first = next(samples, None), None
+    if newest is None or newest.time_seconds <= start:
         return None
-    first = samples[0]
-    for sample in samples:
-        if sample.time_seconds > start:
+    for first in samples:
+        if first.time_seconds <= start:
             break
-        first = sample
-    return first.time_seconds, samples[-1].totals.since(first.totals)
-
-
-def _thinned(samples: deque[_Sample], *, now: float, fine_seconds: float) -> deque[_Sample]:
-    """Samples of the last hour; older than `fine_seconds` only one a minute, and one before the hour as its base."""
-    kept: deque[_Sample] = deque()
-    for sample in samples:
-        age = now - sample.time_seconds
-        if age > fine_seconds:
-            if kept and sample.time_seconds - kept[-1].time_seconds < COARSE_SPACING_SECONDS:
-                continue
-            sample = _Sample(sample.time_seconds, sample.totals.without_histograms())
-        kept.append(sample)
-    while len(kept) > 1 and now - kept[1].time_seconds > LONG_WINDOW_SECONDS:
-        kept.popleft()
-    return kept
+    return None if first is None else (first.time_seconds, newest.totals.since(first.totals))
