@@ -374,6 +374,8 @@ class ClassDemand(Message):
     tpot_seconds: Histogram
     input_tokens: Histogram
     output_tokens: Histogram
+    waiting_requests: int = 0
+    """At the gateway, now."""
 
 
 class WorkerReport(Message):
@@ -420,12 +422,19 @@ class GatewayDemand(Document):
 
 
 class ClassPlan(Message):
-    """Fluid targets of one class, per worker (Gate-and-Route, section 3.2)."""
+    """Fluid targets of one class, over all workers and gateways (Gate-and-Route, section 3.2)."""
 
     name: str = "default"
     prefill_occupancy: float = 0.0
+    """Prompts in prefill at any time."""
     mixed_occupancy: float = 0.0
+    """Requests that decode beside a prefill."""
     solo_occupancy: float = 0.0
+    """Requests that decode without one."""
+    admitted_per_second: float = 0.0
+    """Requests that can be served."""
+    shed_per_second: float = 0.0
+    """Requests that can't: what is over of them is told to come back."""
 
 
 class RoutingPlan(Document):
@@ -434,7 +443,7 @@ class RoutingPlan(Document):
     generation: int = 0
     lease_seconds: float = Field(gt=0)
     saturated: bool = False
-    """Demand exceeds capacity: the gate is on."""
+    """Demand exceeds capacity: the gate is on, and `classes` say who gets what."""
     dispatch_share: float = Field(default=1.0, ge=0, le=1)
     """This gateway's share of the window of work that prefill workers hold ahead."""
     deflected_share: float = Field(default=0.0, ge=0, le=1)

@@ -19,10 +19,21 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from duet_engine.policy.fluid_model import TrafficClass
-from duet_engine.policy.fluid_plan import FluidPlan
-
 NEGLIGIBLE = 1e-9
 """Shares and queues below it are the solver's rounding: a class with such a share would otherwise always go first."""
+
+
+class Occupancies(Protocol):
+    """What a gate needs of a plan: averages per worker, one entry for each class."""
+
+    @property
+    def prefilling(self) -> tuple[float, ...]: ...
+
+    @property
+    def prefill_queue(self) -> tuple[float, ...]: ...
+
+    @property
+    def decode_queue(self) -> tuple[float, ...]: ...
 
 
 class Gate(Protocol):
@@ -50,7 +61,7 @@ class PlanGate:
     __slots__ = ("_most_decodes", "_planned", "_queue_targets", "_shares", "_shed", "_unplanned", "_workers")
 
     def __init__(
-        self, plan: FluidPlan, *, workers: int, serve_unplanned: bool = True, back_pressure: bool = True
+        self, plan: Occupancies, *, workers: int, serve_unplanned: bool = True, back_pressure: bool = True
     ) -> None:
         """`serve_unplanned`: whether a slot that would stay idle takes classes that the plan gives nothing.
 
