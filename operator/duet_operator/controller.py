@@ -16,6 +16,7 @@ from duet_operator import observing, scaling
 from duet_operator.api.v1alpha1 import InvalidObjectError
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, ClusterError
 from duet_operator.engine_knobs import KnobPusher, knobs_of
+from duet_operator.gate_plan import GatePlanner
 from duet_operator.latest import Latest
 from duet_operator.memory import Memory
 from duet_operator.planner.mode import apply_mode
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from duet_engine.protocol import ClassPlan
     from duet_operator.acting import Children
     from duet_operator.api.v1alpha1 import DuetDeployment
     from duet_operator.drain_executor import Scaled
@@ -91,6 +93,7 @@ class Controller:
         self._services = services
         self._reading = Reading()
         self._performance = Latest(observing.performance)
+        self._gate = GatePlanner()
         self._memory = Memory(attainment_window_seconds=services.settings.attainment_window_seconds)
         self._observer = Observer(
             key,
@@ -133,7 +136,8 @@ class Controller:
         problems = await self._upkeep.keep(deployment, rendering.plain, pools, draining=sight.draining, first=targets)
         await self._tell_of_others(duet, sight, moves, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
-        await self._advise(deployment, sight, decision)
+        classes = self._gate.plan(deployment.spec, sight.observation, performance, sight.signals.class_demands)
+        await self._advise(deployment, sight, decision, classes)
         if not deployment.spec.gateway.enabled:
             decoding = [pod for pod in sight.pools[Role.DECODE].alive if pod.ready]
             await self._services.knobs.push(decoding, knobs_of(duet), now_seconds=sight.observation.now_seconds)
@@ -275,13 +279,16 @@ class Controller:
             )
             await self._services.reporter.warn(duet, reason=FOREIGN_SCALE, subject=role.value, note=note)
 
-    async def _advise(self, deployment: DuetDeployment, sight: Sight, decision: Decision) -> None:
+    async def _advise(
+        self, deployment: DuetDeployment, sight: Sight, decision: Decision, classes: tuple[ClassPlan, ...]
+    ) -> None:
         """Tell the gateways that answer what only the operator knows."""
         plan = routing_plan(
             decision,
             gateways=sight.signals.gateways,
             generation=deployment.metadata.generation,
             lease_seconds=self._services.settings.drain_lease_seconds(deployment.spec.scaling.interval_seconds),
+            classes=classes,
         )
         answering = [pod for pod in self._observer.gateways() if pod.name not in sight.signals.silent]
         await self._services.plans.push(answering, plan, now_seconds=sight.observation.now_seconds)

@@ -16,11 +16,11 @@ import aiohttp
 
 from duet_engine.protocol import GATEWAY_ADMIN_PORT, PLAN_PATH, RoutingPlan
 from duet_operator.cluster import ClusterError
-from duet_operator.planner.reasons import CEILINGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from duet_engine.protocol import ClassPlan
     from duet_operator.planner.types import Decision
     from duet_operator.pods import Credentials, Pod
 
@@ -31,14 +31,25 @@ SHARE_DIGITS = 1
 """A share of deflected prompts that moves by less is no news."""
 
 
-def routing_plan(decision: Decision, *, gateways: int, generation: int, lease_seconds: float) -> RoutingPlan:
-    """The plan for each of so many gateways: equal shares, as Services spread requests evenly."""
+def routing_plan(
+    decision: Decision,
+    *,
+    gateways: int,
+    generation: int,
+    lease_seconds: float,
+    classes: tuple[ClassPlan, ...] = (),
+) -> RoutingPlan:
+    """The plan for each of so many gateways: equal shares, as Services spread requests evenly.
+
+    `classes` are there while demand exceeds capacity.
+    """
     return RoutingPlan(
         generation=generation,
         lease_seconds=lease_seconds,
-        saturated=any(reason in CEILINGS for reason in decision.limited_by),
+        saturated=bool(classes),
         dispatch_share=1.0 / max(gateways, 1),
         deflected_share=round(min(max(decision.deflected_share, 0.0), 1.0), SHARE_DIGITS),
+        classes=classes,
     )
 
 

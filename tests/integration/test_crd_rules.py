@@ -230,10 +230,8 @@ UNSUPPORTED: dict[str, Patch] = {
     **{f"spec.pools.{pool}.gpu.sharing MPS": {f"spec.pools.{pool}.gpu": MPS} for pool in POOLS},
     "spec.pools.decode.minReplicas 0": {"spec.pools.decode.minReplicas": 0},
     "spec.multiplexing": {"spec.multiplexing.mode": "Off"},
-    "spec.routing": {"spec.routing.policy": "LeastTTFT"},
     "spec.scaling.idleSeconds": {"spec.scaling.idleSeconds": 60},
     "spec.scaling.schedule": {"spec.scaling.schedule": [NIGHT | {"decodeMin": 2}]},
-    "spec.gateway.hold": {"spec.gateway.hold.maxRequests": 10},
     "spec.signals": {"spec.signals.prometheus": "main"},
 }
 """Field, or field and value, that is refused for now -> an object that is good once it is served."""

@@ -22,6 +22,7 @@ from duet_engine.gateway.admin import AdminServer
 from duet_engine.gateway.callers import Callers
 from duet_engine.gateway.demand import Demand
 from duet_engine.gateway.discovery import Discovery
+from duet_engine.gateway.gate import Gate
 from duet_engine.gateway.group import Group
 from duet_engine.gateway.inference import Inference
 from duet_engine.gateway.knobs import KnobPusher
@@ -69,9 +70,19 @@ class Gateway:
         self._demand = Demand()
         self._credentials = _credentials(settings)
         self._knobs = KnobPusher(session, self._live_now, credentials=self._credentials)
-        self._dispatcher = Dispatcher(
-            self.workers, live=self._live_now, limits=settings.limits, window_seconds=self._window_seconds
+        processes = settings.membership.count
+        self._gate = Gate(
+            plan=self._plan, live=self._live_now, demand=self._demand, workers=self.workers, processes=processes
         )
+        self._dispatcher = Dispatcher(
+            self.workers,
+            live=self._live_now,
+            limits=settings.limits,
+            window_seconds=self._window_seconds,
+            gate=self._gate.current,
+            processes=processes,
+        )
+        self._gate.waiting = self._dispatcher.waiting_by_class
         self._upstream = Upstream(
             limits=settings.limits,
             gateway_id=instance_id,
@@ -124,6 +135,7 @@ class Gateway:
         """Listen on both ports and follow the sources."""
         self._lag.start()
         self._spawn(self._follow_members(discovery))
+        self._spawn(self._gate.run())
         if objects is not None:
             self._unknown.add("DuetDeployment")
             self._spawn(self._follow_settings(objects))

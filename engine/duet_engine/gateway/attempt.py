@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from time import monotonic
 
+from duet_engine.gateway.assignment import Assignment
 from duet_engine.gateway.events import EventScanner, Usage, usage_of
 from duet_engine.gateway.failures import WorkerFailed, json_object
 from duet_engine.gateway.requests import CHAT_COMPLETIONS, ClientRequest
-from duet_engine.gateway.routing import Assignment
 from duet_engine.gateway.side import Side, StreamReceiver, StreamSide
 from duet_engine.gateway.upstream import Upstream
 from duet_engine.gateway.workers import SentWork, Worker

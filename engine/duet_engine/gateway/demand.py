@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from duet_engine.distribution import Distribution
@@ -141,7 +141,7 @@ class ClassCounters:
             itl_within_total=self.itl_edge.count,
         )
 
-    def document(self) -> ClassDemand:
+    def document(self, waiting_requests: int = 0) -> ClassDemand:
         """The class's part of the demand document."""
         return ClassDemand(
             name=self.name,
@@ -165,6 +165,7 @@ class ClassCounters:
             tpot_seconds=self.tpot.document(),
             input_tokens=self.input_tokens.document(),
             output_tokens=self.output_tokens.document(),
+            waiting_requests=waiting_requests,
         )
 
 
@@ -198,8 +199,10 @@ class Demand:
             for (path, route, reason, outcome), count in self.requests.items()
         )
 
-    def documents(self) -> tuple[ClassDemand, ...]:
-        return tuple(counters.document() for counters in self._classes.values())
+    def documents(self, waiting: Mapping[str, int] | None = None) -> tuple[ClassDemand, ...]:
+        """With how many wait now, by class."""
+        known = waiting or {}
+        return tuple(counters.document(known.get(name, 0)) for name, counters in self._classes.items())
 
 
 @lru_cache(maxsize=4096)

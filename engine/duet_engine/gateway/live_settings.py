@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
 
 from duet_engine.policy.deflect import DeflectionMode, DeflectionRule
 from duet_engine.protocol import Knobs
@@ -33,6 +34,24 @@ class RequestClass:
     weight: int = LEAST_WEIGHT
 
 
+class RoutingPolicy(StrEnum):
+    """How workers are chosen, and whether classes wait for each other when there aren't enough."""
+
+    AUTO = "Auto"
+    GATE_AND_ROUTE = "GateAndRoute"
+    LEAST_TTFT = "LeastTTFT"
+    ROUND_ROBIN = "RoundRobin"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """How requests wait at one gateway pod while no worker may take them."""
+
+    requests: int
+    bytes: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSettings:
     """What is in force now; `generation` orders it."""
@@ -45,6 +64,9 @@ class LiveSettings:
     model_names: tuple[str, ...] = ()
     """Names that clients may ask for; empty while none is known."""
     classes: Mapping[str, RequestClass] = field(default_factory=dict)
+    routing: RoutingPolicy = RoutingPolicy.AUTO
+    hold: Hold | None = None
+    """None: as the gateway was started."""
 
     def objective_of(self, class_name: str) -> Objective:
         """A class that isn't known (any more) has the objective of all."""
@@ -95,6 +117,8 @@ def live_settings(spec: Mapping[str, Any], *, generation: int) -> LiveSettings:
         multiplexing=_MULTIPLEXING_MODES.get(str(multiplexing.get("mode")), "Auto"),
         max_look_ahead=max(1, int(_number(multiplexing, "maxLookAhead", 8.0))),
         model_names=names,
+        routing=_routing(_part(spec, "routing").get("policy")),
+        hold=_hold(_part(_part(spec, "gateway"), "hold")),
     )
 
 
@@ -127,11 +151,33 @@ def _number(part: Mapping[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
+def _hold(part: Mapping[str, Any]) -> Hold | None:
+    """All of it or nothing: the API server fills in what isn't said."""
+    if not part:
+        return None
+    return Hold(
+        requests=int(_number(part, "maxRequests", 1000.0)),
+        bytes=int(_number(part, "maxBytes", 256.0 * 2**20)),
+        seconds=_number(part, "timeoutSeconds", 300.0),
+    )
+
+
 def _mode(value: object) -> DeflectionMode:
+    return _one_of(DeflectionMode, value, DeflectionMode.AUTO, "deflection.mode")
+
+
+def _routing(value: object) -> RoutingPolicy:
+    return _one_of(RoutingPolicy, value, RoutingPolicy.AUTO, "routing.policy")
+
+
+AnyWord = TypeVar("AnyWord", bound=StrEnum)
+
+
+def _one_of(words: type[AnyWord], value: object, default: AnyWord, path: str) -> AnyWord:
     if value is None:
-        return DeflectionMode.AUTO
+        return default
     try:
-        return DeflectionMode(str(value))
+        return words(str(value))
     except ValueError:
-        log.warning("deflection.mode: unknown %r; Auto stays in force", value)
-        return DeflectionMode.AUTO
+        log.warning("%s: unknown %r; %s stays in force", path, value, default)
+        return default

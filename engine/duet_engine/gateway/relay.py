@@ -11,12 +11,13 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
+from duet_engine.gateway.assignment import Assignment
 from duet_engine.gateway.attempt import Answer, Attempt
 from duet_engine.gateway.errors import GatewayError
 from duet_engine.gateway.failures import Refused, WorkerFailed
 from duet_engine.gateway.record import RequestRecord
 from duet_engine.gateway.requests import ClientRequest
-from duet_engine.gateway.routing import Assignment, Dispatcher
+from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.upstream import Upstream
 

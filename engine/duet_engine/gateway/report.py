@@ -107,7 +107,8 @@ def _demand(parts: Sequence[GatewayDemand]) -> GatewayDemand:
 
 def _class(parts: Sequence[ClassDemand]) -> ClassDemand:
     missed = sum((Counter(each.missed_total) for each in parts), Counter())
-    return _summed(parts).model_copy(update={"missed_total": dict(missed)})
+    waiting = sum(each.waiting_requests for each in parts)
+    return _summed(parts).model_copy(update={"missed_total": dict(missed), "waiting_requests": waiting})
 
 
 def _class_series(parts: Sequence[ClassSeries]) -> ClassSeries:

@@ -74,7 +74,7 @@ class Reporter:
             loop_lag_p99_seconds=self.lag.p99_seconds(),
             loop_lag_seconds=self.lag.total.document(),
             saturated=self.lag.saturated,
-            classes=self.demand.documents(),
+            classes=self.demand.documents(self.dispatcher.waiting_by_class()),
             workers=tuple(worker.report(now) for worker in workers),
             profiles=tuple(profiles.values()),
         )

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from bisect import insort
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 
+from duet_engine.gateway.assignment import Assignment
 from duet_engine.gateway.errors import GatewayError
-from duet_engine.gateway.live_settings import LiveSettings
+from duet_engine.gateway.live_settings import LiveSettings, RoutingPolicy
 from duet_engine.gateway.requests import ClientRequest
 from duet_engine.gateway.settings import Limits
-from duet_engine.gateway.workers import SentWork, Worker, Workers
+from duet_engine.gateway.waiting_room import Held, WaitingRoom
+from duet_engine.gateway.workers import Worker, Workers
+from duet_engine.policy.baselines import RoundRobin
+from duet_engine.policy.class_gate import ClassGate
+from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS
 from duet_engine.policy.fleet import Fleet
 from duet_engine.policy.prefix_index import PrefixIndex, warm_tokens
-from duet_engine.policy.queueing import QueuePolicy, Waiting
-from duet_engine.policy.routes import Hold, HoldReason, Local, Pair
-from duet_engine.protocol import Role
+from duet_engine.policy.queueing import QueuePolicy
+from duet_engine.policy.routes import Hold, HoldReason, Local, Pair, Route
 from duet_engine.slo import Objective
 
 OUTPUT_RESERVE_TOKENS = 512
@@ -43,51 +47,10 @@ _WORDS = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class Assignment:
-    """A request's workers. `prefill` is None when the decode worker prefills."""
-
-    route: Pair | Local
-    decode: Worker
-    decode_work: SentWork
-    prefill: Worker | None
-    prefill_work: SentWork | None
-    unloaded_ttft_seconds: float
-
-    @property
-    def deflected(self) -> bool:
-        return self.prefill is None and self.decode.member.role is Role.DECODE
-
-    def explanation(self) -> str:
-        """For the response header and the access log."""
-        if isinstance(self.route, Local):
-            kind = "deflected" if self.deflected else "unified"
-            return f"{kind}={self.decode.name} reason={self.route.reason}"
-        assert self.prefill is not None
-        return f"prefill={self.prefill.name} decode={self.decode.name}"
-
-    def workers(self) -> list[Worker]:
-        return [self.decode] if self.prefill is None else [self.prefill, self.decode]
-
-    def prefill_ended(self) -> None:
-        """The prompt has left the prefill worker."""
-        if self.prefill is not None and self.prefill_work is not None:
-            self.prefill.ended(self.prefill_work)
-
-    def first_token_came(self) -> None:
-        """The decode worker has computed the prompt, or got it."""
-        self.decode.prompt_done(self.decode_work)
-
-    def release(self) -> None:
-        """The request has left its workers."""
-        self.prefill_ended()
-        self.decode.ended(self.decode_work)
-
-
-class _Waiter(Waiting):
+class _Waiter(Held):
     """A request that waits for its assignment."""
 
-    __slots__ = ("future", "request", "since")
+    __slots__ = ("future", "request")
 
     def __init__(
         self,
@@ -106,6 +69,7 @@ class _Waiter(Waiting):
             output_reserve_tokens=min(request.output_limit_tokens, OUTPUT_RESERVE_TOKENS),
             warm=warm,
             excluded_until=excluded_until,
+            class_name=request.class_name,
         )
         self.request, self.future, self.since = request, future, since
 
@@ -120,16 +84,20 @@ class Dispatcher:
         live: Callable[[], LiveSettings],
         limits: Limits,
         window_seconds: Callable[[], float],
+        gate: Callable[[float], ClassGate | None] = lambda _: None,
+        processes: int = 1,
     ) -> None:
         self._workers = workers
         self._live = live
-        self._limits = limits
         self._window_seconds = window_seconds
+        self._gate = gate
+        self._room = WaitingRoom(limits, live=live, gate=gate, processes=processes)
+        self._prefilling: Counter[str] = Counter()
+        """Prompts on their way to their first token, by class."""
         self._policy = QueuePolicy(workers.gateway_id)
+        self._round_robin = RoundRobin()
         self._prefixes = PrefixIndex()
         self._waiting: list[_Waiter] = []
-        self._held_bytes = 0
-        self._nobody_since: float | None = None
         self._pass_due = False
         self._rest_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -143,6 +111,9 @@ class Dispatcher:
     def waiting_tokens(self) -> int:
         return sum(waiter.prompt.tokens for waiter in self._waiting)
 
+    def waiting_by_class(self) -> Counter[str]:
+        return Counter(waiter.class_name for waiter in self._waiting)
+
     async def assign(
         self, request: ClientRequest, *, prompt_tokens: int, arrived_at: float, excluded_until: dict[str, float]
     ) -> Assignment:
@@ -153,7 +124,7 @@ class Dispatcher:
         """
         now = monotonic()
         if not excluded_until:
-            self._check_limits(request)
+            self._room.check(request, self._waiting, now, why=self._current_reason)
         waiter = _Waiter(
             request,
             arrived_at=arrived_at,
@@ -164,7 +135,7 @@ class Dispatcher:
             since=now,
         )
         insort(self._waiting, waiter, key=lambda each: each.arrived_at)
-        self._held_bytes += request.size_bytes
+        self._room.entered(request)
         self.wake()
         try:
             return await waiter.future
@@ -174,7 +145,7 @@ class Dispatcher:
                 self.wake()
             raise
         finally:
-            self._held_bytes -= request.size_bytes
+            self._room.left(request)
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
 
@@ -193,27 +164,17 @@ class Dispatcher:
             self._pass_due = True
             self._loop.call_later(max(0.0, self._rest_until - monotonic()), self._run_pass)
 
-    def _check_limits(self, request: ClientRequest) -> None:
-        too_many = len(self._waiting) >= self._limits.held_requests
-        if too_many or self._held_bytes + request.size_bytes > self._limits.held_bytes:
-            reason = "; ".join(["the gateway's queue is full", *self._current_reason()])
-            raise GatewayError(429, reason, retry_after_seconds=self._limits.hold_timeout_seconds / 10)
-
-    def _current_reason(self) -> list[str]:
-        if not self._waiting:
-            return []
+    def _current_reason(self) -> str:
         now = monotonic()
         fleet = self._workers.fleet(now)
-        return [_WORDS[self._policy.hold_reason(self._waiting[0], fleet, self._live().deflection)]]
+        return _WORDS[self._policy.hold_reason(self._waiting[0], fleet, self._live().deflection)]
 
     def _run_pass(self) -> None:
         self._pass_due = False
         now = monotonic()
         fleet = self._workers.fleet(now)
-        rule, window_seconds = self._live().deflection, self._window_seconds()
-        decided = self._policy(
-            self._waiting, fleet, rule, window_seconds=window_seconds, now=now, objective_of=self._objective_of
-        )
+        window_seconds = self._window_seconds()
+        decided = self._decided(fleet, now, window_seconds)
         for waiter, route in decided:
             if not isinstance(route, Hold) and not waiter.future.done():
                 self._leave(waiter, route, now)
@@ -221,6 +182,24 @@ class Dispatcher:
         self._expire(fleet, now, head_reason=first.reason if isinstance(first, Hold) else None)
         self._rest_until = monotonic() + SHORTEST_PAUSE_SECONDS if self._waiting else 0.0
         self._plan_next_pass(fleet, window_seconds)
+
+    def _decided(self, fleet: Fleet, now: float, window_seconds: float) -> list[tuple[_Waiter, Route]]:
+        """One pass: who was looked at, and what becomes of each."""
+        live = self._live()
+        if live.routing is RoutingPolicy.ROUND_ROBIN:
+            seen = self._waiting[:LOOK_AHEAD_PROMPTS]
+            prompts = [each.look(self._objective_of(each), fleet, now) for each in seen]
+            return [(each, self._round_robin.route(prompt, fleet)) for each, prompt in zip(seen, prompts, strict=True)]
+        return self._policy(
+            self._waiting,
+            fleet,
+            live.deflection,
+            window_seconds=window_seconds,
+            now=now,
+            objective_of=self._objective_of,
+            gate=self._gate(now),
+            prefilling=self._prefilling,
+        )
 
     def _objective_of(self, waiter: _Waiter) -> Objective:
         return self._live().objective_of(waiter.request.class_name)
@@ -238,43 +217,35 @@ class Dispatcher:
         computing = prefill or decode
         if computing.keeps_prefixes:
             self._prefixes.add(computing.key, waiter.request.prefix_blocks)
-        waiter.future.set_result(
-            Assignment(
-                route=route,
-                decode=decode,
-                decode_work=decode.send(
-                    prompt_tokens=decode_tokens, output_reserve_tokens=reserve_tokens, local=prefill is None
-                ),
-                prefill=prefill,
-                prefill_work=prefill.send(
-                    prompt_tokens=prompt.at(prefill.key).tokens, output_reserve_tokens=0, local=False
-                )
-                if prefill
-                else None,
-                unloaded_ttft_seconds=waiter.unloaded_ttft_seconds,
-            )
+        assignment = Assignment(
+            route=route,
+            decode=decode,
+            decode_work=decode.send(
+                prompt_tokens=decode_tokens, output_reserve_tokens=reserve_tokens, local=prefill is None
+            ),
+            prefill=prefill,
+            prefill_work=prefill.send(prompt_tokens=prompt.at(prefill.key).tokens, output_reserve_tokens=0, local=False)
+            if prefill
+            else None,
+            unloaded_ttft_seconds=waiter.unloaded_ttft_seconds,
+            class_name=waiter.class_name,
+            prefilling=self._prefilling,
         )
+        waiter.future.set_result(assignment)
 
     def _expire(self, fleet: Fleet, now: float, *, head_reason: HoldReason | None) -> None:
         """`head_reason` is the pass's own, when it had one."""
         if not self._waiting:
-            self._nobody_since = None
+            self._room.overdue((), now, nobody=False)
             return
         rule = self._live().deflection
         reason = head_reason or self._policy.hold_reason(self._waiting[0], fleet, rule)
-        if reason not in _NOBODY:
-            self._nobody_since = None
-        elif self._nobody_since is None:
-            self._nobody_since = now
-        for waiter in list(self._waiting):
-            held_seconds = now - max(waiter.since, self._nobody_since) if self._nobody_since is not None else 0.0
-            hold_over = held_seconds > self._limits.hold_timeout_seconds
-            if hold_over or now - waiter.since > self._limits.queue_timeout_seconds:
-                own_reason = self._policy.hold_reason(waiter, fleet, rule)
-                message = f"no worker could take the request within {now - waiter.since:.0f} s: {_WORDS[own_reason]}"
-                self._waiting.remove(waiter)
-                if not waiter.future.done():
-                    waiter.future.set_exception(GatewayError(503, message, retry_after_seconds=5.0))
+        for waiter in self._room.overdue(self._waiting, now, nobody=reason in _NOBODY):
+            own_reason = self._policy.hold_reason(waiter, fleet, rule)
+            message = f"no worker could take the request within {now - waiter.since:.0f} s: {_WORDS[own_reason]}"
+            self._waiting.remove(waiter)
+            if not waiter.future.done():
+                waiter.future.set_exception(GatewayError(503, message, retry_after_seconds=5.0))
 
     def _plan_next_pass(self, fleet: Fleet, window_seconds: float) -> None:
         """The next pass by time: when the first prefill worker's window should open, else now and then."""

@@ -110,6 +110,8 @@ class StaticConfig(_Part):
 
     workers: tuple[StaticWorker, ...]
     model: dict[str, Any] = Field(default_factory=dict)
+    routing: dict[str, Any] = Field(default_factory=dict)
+    gateway: dict[str, Any] = Field(default_factory=dict)
     slo: dict[str, Any] = Field(default_factory=dict)
     deflection: dict[str, Any] = Field(default_factory=dict)
     multiplexing: dict[str, Any] = Field(default_factory=dict)
@@ -121,6 +123,8 @@ class StaticConfig(_Part):
             "slo": self.slo,
             "deflection": self.deflection,
             "multiplexing": self.multiplexing,
+            "routing": self.routing,
+            "gateway": self.gateway,
         }
 
 

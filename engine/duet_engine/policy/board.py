@@ -80,6 +80,7 @@ class Board:
         memory: Memory | None = None,
         preferences: Preferences | None = None,
         threshold_factor: float = 1.0,
+        solo_first: bool = False,
     ) -> None:
         self._prefill = {worker.key: worker for worker in fleet.prefill}
         self._decode = {worker.key: worker for worker in fleet.decode}
@@ -91,6 +92,7 @@ class Board:
         """On the share of the objective at which the prefill path is in danger."""
         self._reserved: set[str] = set()
         """Decode workers for whose room earlier prompts wait."""
+        self._solo_first = solo_first
         self._last = False
         self.endangered = False
         """Whether the prefill path of some prompt of this pass was in danger."""
@@ -187,6 +189,8 @@ class Board:
         ]
         if not ranked:
             return None
+        if self._solo_first:
+            ranked = [each for each in ranked if not each[1].local_prefill_tokens] or ranked
         _, best = self._preferences.best(ranked, self._turn)
         return best, step_with_seconds(prompt, best) if self._rule.terms.admission else 0.0
 

@@ -1,9 +1,9 @@
 """The gate of one gateway while demand exceeds capacity: whose prompt is looked at next, and who is told to come back.
 
-Order is by class, by the deficit of prompts in prefill, (X - n x*) / x* (Gate-and-Route, arXiv 2602.02987, section 4).
-With the printed gate alone a class that the plan serves whole gets no more than its mean rate while others queue, so its
-own queue never empties. So classes that are shed in part wait behind those that aren't, and get one in `SHED_TURN` of
-the departures whatever happens. Within a class prompts that are late already wait behind the others.
+Order is by class, by the deficit of prompts in prefill, (X - n x*) / x* (Gate-and-Route, arXiv 2602.02987).
+By the printed gate alone a class that the plan serves whole gets no more than its mean rate while others queue, so that
+its own queue never empties. So classes that are shed in part wait behind those that are not, and get one in `SHED_TURN`
+of the departures whatever happens. Within a class prompts that are late already wait behind the others.
 
 Invariant: nobody starves: of the classes that wait each gets its turn. Only a class that the plan sheds is ever turned
 away, and only when what waits of it already takes longer than its TTFT objective.
@@ -11,9 +11,10 @@ away, and only when what waits of it already takes longer than its TTFT objectiv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from duet_engine.policy.gate import NEGLIGIBLE, PlanGate
 from duet_engine.policy.pools_plan import PoolsPlan
@@ -55,6 +56,13 @@ def class_plans(plan: PoolsPlan) -> tuple[ClassPlan, ...]:
         )
         for share in plan.shares
     )
+
+
+def enough_for(*, on: bool, always: bool = False) -> float:
+    """How often the fleet must be able to serve the demand for nobody to be told anything."""
+    if always:
+        return math.inf
+    return OFF_ABOVE if on else ON_BELOW
 
 
 def _rounded(value: float) -> float:
@@ -129,29 +137,46 @@ class ClassGate:
         return self._gate.admit(prefilling, shed if turn_of_shed else whole, heads_arrived=())
 
 
+class OfClass(Protocol):
+    """Whoever waits."""
+
+    @property
+    def class_name(self) -> str: ...
+
+
+AnyOfClass = TypeVar("AnyOfClass", bound=OfClass)
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """One pass through a gate."""
+
+    turns: Callable[[str], Turns]
+    gate: ClassGate
+    prefilling: Mapping[str, int]
+    whole_in_a_row: int
+
+    def first(
+        self, waiting: Iterable[AnyOfClass], late: Callable[[AnyOfClass], bool], *, most: int
+    ) -> list[AnyOfClass]:
+        """The first `most` in the order in which they should be looked at; `waiting` is in order of arrival."""
+        by_class: dict[str, list[AnyOfClass]] = {}
+        for each in waiting:
+            by_class.setdefault(each.class_name, []).append(each)
+        queues = {name: self.turns(name).first(queue, late, most=most) for name, queue in by_class.items()}
+        return self.gate.order(queues, self.prefilling, most=most, whole_in_a_row=self.whole_in_a_row)
+
+
 class ClassTurns:
-    """Whose turn it is while the gate is on, and what has left since: the part that outlives a plan."""
+    """Whose turn it is while the gate is on: the part that outlives a plan."""
 
     def __init__(self) -> None:
         self._turns: dict[str, Turns] = {}
         self._whole_in_a_row = 0
 
-    def first(
-        self,
-        gate: ClassGate,
-        waiting: Sequence[Waiting],
-        *,
-        class_of: Callable[[Waiting], str],
-        late: Callable[[Waiting], bool],
-        prefilling: Mapping[str, int],
-        most: int,
-    ) -> list[Waiting]:
-        """The first `most` in the order in which they should be looked at; `waiting` is in order of arrival."""
-        by_class: dict[str, list[Waiting]] = {}
-        for each in waiting:
-            by_class.setdefault(class_of(each), []).append(each)
-        queues = {name: self._of(name).first(queue, late, most=most) for name, queue in by_class.items()}
-        return gate.order(queues, prefilling, most=most, whole_in_a_row=self._whole_in_a_row)
+    def through(self, gate: ClassGate, prefilling: Mapping[str, int]) -> Through:
+        """One pass, with so many prompts of each class in prefill."""
+        return Through(self._of, gate, prefilling, self._whole_in_a_row)
 
     def left(self, gate: ClassGate, name: str, *, late: bool) -> None:
         """A prompt of this class has left for its workers."""

@@ -40,11 +40,21 @@ class Dispatch:
         self._members: object = None
 
     def __call__(
-        self, waiting: Sequence[Prompt], fleet: Fleet, rule: DeflectionRule, *, window_seconds: float
+        self,
+        waiting: Sequence[Prompt],
+        fleet: Fleet,
+        rule: DeflectionRule,
+        *,
+        window_seconds: float,
+        solo_first: bool = False,
     ) -> list[Route]:
-        """A route for each prompt from the head of the queue on; the list ends where the pass ended."""
+        """A route for each prompt from the head of the queue on; the list ends where the pass ended.
+
+        `solo_first`: decode workers that compute no prompt are taken before those that do, as Gate-and-Route's router
+        does.
+        """
         self._forget(fleet)
-        board = self._board(fleet, rule, window_seconds)
+        board = self._board(fleet, rule, window_seconds, solo_first=solo_first)
         routes: list[Route] = []
         seen = waiting[:LOOK_AHEAD_PROMPTS]
         for index, prompt in enumerate(seen, start=1):
@@ -63,7 +73,7 @@ class Dispatch:
         route, _ = self._board(fleet, rule, 0.0).place(prompt)
         return route.reason if isinstance(route, Hold) else HoldReason.PREFILL_BUSY
 
-    def _board(self, fleet: Fleet, rule: DeflectionRule, window_seconds: float) -> Board:
+    def _board(self, fleet: Fleet, rule: DeflectionRule, window_seconds: float, *, solo_first: bool = False) -> Board:
         return Board(
             fleet,
             rule,
@@ -71,6 +81,7 @@ class Dispatch:
             memory=self._memory,
             preferences=self._preferences,
             threshold_factor=self._preferences.threshold * (HYSTERESIS if self._deflecting else 1.0),
+            solo_first=solo_first,
         )
 
     def _forget(self, fleet: Fleet) -> None:

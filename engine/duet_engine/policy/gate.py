@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from duet_engine.policy.fluid_model import TrafficClass
+
 NEGLIGIBLE = 1e-9
 """Shares and queues below it are the solver's rounding: a class with such a share would otherwise always go first."""
 

@@ -28,6 +28,8 @@ from duet_engine.perf.interface import StepBatch, StepTimes
 from duet_engine.policy.chunks import SafeSizes, allowed_sizes
 from duet_engine.policy.fluid_plan import Vector
 
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
 LEAST_SHARE = 0.1
 """Of what a class would get if all were served alike, which it keeps whatever its weight: nobody starves."""
 MOST_CAPACITY = 8.0
@@ -109,14 +111,19 @@ def pools_plan(
     *,
     step_budget_seconds: float,
     enough: float = 1.0,
+    share: float = 1.0,
 ) -> PoolsPlan:
-    """The plan for these arrivals. Where the fleet could serve `enough` times all of them it has no shares."""
+    """The plan for these arrivals. Where the fleet could serve `enough` times all of them it has no shares.
+
+    `share`: the part of these workers that is there for these arrivals, where others use them, too.
+    """
     loads = [load for load in loads if load.arrivals_per_second > 0]
     if not loads:
         return PoolsPlan(capacity_ratio=MOST_CAPACITY)
     if decode is None or decode.count <= 0:
         return PoolsPlan(capacity_ratio=0.0)
-    return _Programme(loads, prefill, _modes(loads, decode, step_budget_seconds), decode.count).plan(enough)
+    modes = _modes(loads, decode, step_budget_seconds)
+    return _Programme(loads, prefill, modes, decode_workers=decode.count, share=share).plan(enough)
 
 
 def _modes(loads: Sequence[ClassLoad], decode: PoolWorkers, budget_seconds: float) -> list[_Mode]:
@@ -149,13 +156,19 @@ class _Programme:
     """Columns: z, then x and y by mode, each by class; then X by mode, a by class, and f."""
 
     def __init__(
-        self, loads: Sequence[ClassLoad], prefill: PoolWorkers | None, modes: Sequence[_Mode], decode_workers: int
+        self,
+        loads: Sequence[ClassLoad],
+        prefill: PoolWorkers | None,
+        modes: Sequence[_Mode],
+        *,
+        decode_workers: int,
+        share: float,
     ) -> None:
         self._loads, self._modes = loads, modes
         self._count, self._mode_count = len(loads), len(modes)
         count, mode_count = self._count, self._mode_count
-        self._prefill_workers = prefill.count if prefill is not None else 0
-        self._decode_workers = decode_workers
+        self._prefill_workers = share * (prefill.count if prefill is not None else 0)
+        self._decode_workers = share * decode_workers
         self._prompt_seconds = [
             prefill.steps.prompt_seconds(max(int(load.prompt_tokens), 1), chunk_tokens=prefill.chunk_tokens)
             if prefill is not None
@@ -210,7 +223,7 @@ class _Programme:
     def _y_of(self, mode: int, index: int) -> int:
         return self._y + mode * self._count + index
 
-    def _capacity(self) -> tuple[Vector, Vector]:
+    def _capacity(self) -> tuple[Matrix, Vector]:
         """What workers there are, and what they do at each operating point."""
         rows, bounds = [], []
         prefill = np.zeros(self._columns)
@@ -218,7 +231,7 @@ class _Programme:
         workers = np.zeros(self._columns)
         workers[self._pace : self._pace + self._mode_count] = 1.0
         rows += [prefill, workers]
-        bounds += [float(self._prefill_workers), float(self._decode_workers)]
+        bounds += [self._prefill_workers, self._decode_workers]
         for mode, point in enumerate(self._modes):
             chunks, slots = np.zeros(self._columns), np.zeros(self._columns)
             for index in range(self._count):
@@ -229,7 +242,7 @@ class _Programme:
             bounds += [0.0, 0.0]
         return np.array(rows), np.array(bounds)
 
-    def _flow(self) -> Vector:
+    def _flow(self) -> Matrix:
         """a - prefilled = 0 by class, then a - decoded = 0 by class."""
         flow = np.zeros((2 * self._count, self._columns))
         for index, load in enumerate(self._loads):
@@ -253,13 +266,12 @@ class _Programme:
         objective[self._share] = -1.0
         return self._solve(objective, np.vstack([self._flow(), alike]), [*bounds, (0.0, most)])
 
-    def _solve(self, objective: Vector, flow: Vector, bounds: Sequence[tuple[float, float | None]]) -> Vector:
+    def _solve(self, objective: Vector, flow: Matrix, bounds: Sequence[tuple[float, float | None]]) -> Vector:
         rows, limits = self._capacity()
         solution = scipy.optimize.linprog(
             objective, A_ub=rows, b_ub=limits, A_eq=flow, b_eq=np.zeros(len(flow)), bounds=bounds, method="highs"
         )
         if solution.status != 0 or solution.x is None:
             raise ArithmeticError(f"a plan that is always feasible wasn't found: {solution.message}")
-        found: Vector = np.zeros(self._columns)
-        np.maximum(solution.x, 0.0, out=found)
-        return found
+        found: list[float] = solution.x.tolist()
+        return np.array([max(value, 0.0) for value in found])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
+from duet_engine.policy.class_gate import ClassGate, ClassTurns
 from duet_engine.policy.deflect import DeflectionRule
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Dispatch
 from duet_engine.policy.estimates import unloaded_ttft_seconds
@@ -19,7 +20,8 @@ from duet_engine.policy.routes import HoldReason, Route
 from duet_engine.policy.turns import Turns, late_from
 from duet_engine.slo import Objective
 
-COLD: Mapping[str, int] = MappingProxyType({})
+NOTHING: Mapping[str, int] = MappingProxyType({})
+COLD = NOTHING
 """Nobody holds anything of a prompt."""
 MOST_KNOWN = 100_000
 _NOBODY: frozenset[str] = frozenset()
@@ -28,7 +30,7 @@ _NOBODY: frozenset[str] = frozenset()
 class Waiting:
     """A prompt in a queue, as it was last looked at."""
 
-    __slots__ = ("arrived_at", "excluded_until", "late_from", "prompt", "unloaded_ttft_seconds")
+    __slots__ = ("arrived_at", "class_name", "excluded_until", "late_from", "prompt", "unloaded_ttft_seconds")
 
     def __init__(
         self,
@@ -38,8 +40,10 @@ class Waiting:
         output_reserve_tokens: int,
         warm: Mapping[str, int] = COLD,
         excluded_until: dict[str, float] | None = None,
+        class_name: str = "default",
     ) -> None:
         self.arrived_at = arrived_at
+        self.class_name = class_name
         self.excluded_until = {} if excluded_until is None else excluded_until
         """Workers that refused or failed it, by key, and until when they are left alone."""
         self.unloaded_ttft_seconds = 0.0
@@ -114,6 +118,9 @@ class QueuePolicy:
         self._dispatch = Dispatch(name)
         self._turns = Turns()
         self._unloaded = Unloaded()
+        self._class_turns = ClassTurns()
+        self._gate: ClassGate | None = None
+        """The one of the last pass."""
 
     def __call__(
         self,
@@ -124,16 +131,40 @@ class QueuePolicy:
         window_seconds: float,
         now: float,
         objective_of: Callable[[AnyWaiting], Objective],
+        gate: ClassGate | None = None,
+        prefilling: Mapping[str, int] = NOTHING,
     ) -> list[tuple[AnyWaiting, Route]]:
-        """One pass over those who wait, in order of arrival: who was looked at, and what becomes of each."""
-        seen = self._turns.first(waiting, lambda each: each.late_from < now, most=LOOK_AHEAD_PROMPTS)
+        """One pass over those who wait, in order of arrival: who was looked at, and what becomes of each.
+
+        A gate puts classes in order, by how many of their prompts are in prefill; off (None) it costs nothing.
+        """
+        self._gate = gate
+        turns = self._turns if gate is None else self._class_turns.through(gate, prefilling)
+        seen = turns.first(waiting, lambda each: each.late_from < now, most=LOOK_AHEAD_PROMPTS)
+        prompts = self.prompts(seen, fleet, window_seconds=window_seconds, now=now, objective_of=objective_of)
+        routes = self._dispatch(prompts, fleet, rule, window_seconds=window_seconds, solo_first=gate is not None)
+        return list(zip(seen, routes, strict=False))
+
+    def prompts(
+        self,
+        seen: Iterable[AnyWaiting],
+        fleet: Fleet,
+        *,
+        window_seconds: float,
+        now: float,
+        objective_of: Callable[[AnyWaiting], Objective],
+    ) -> list[Prompt]:
+        """Those who wait, as they are now."""
         unloaded = self._unloaded.of(fleet)
-        prompts = [each.look(objective_of(each), unloaded, now, window_seconds=window_seconds) for each in seen]
-        return list(zip(seen, self._dispatch(prompts, fleet, rule, window_seconds=window_seconds), strict=False))
+        return [each.look(objective_of(each), unloaded, now, window_seconds=window_seconds) for each in seen]
 
     def left(self, waiting: Waiting, now: float) -> None:
         """It went where its route says."""
-        self._turns.left(late=waiting.late_from < now)
+        late = waiting.late_from < now
+        if self._gate is None:
+            self._turns.left(late=late)
+        else:
+            self._class_turns.left(self._gate, waiting.class_name, late=late)
 
     def hold_reason(self, waiting: Waiting, fleet: Fleet, rule: DeflectionRule) -> HoldReason:
         """Why a prompt that a pass didn't send away waits, for logs and error messages."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from duet_operator.api.base import ApiModel, DnsLabel, NotSupportedYet, ObjectName, PatchObject, Rule
+from duet_operator.api.base import ApiModel, DnsLabel, ObjectName, PatchObject, Rule
 
 
 class ServiceSpec(ApiModel):
@@ -26,15 +26,15 @@ class SecretName(ApiModel):
 
 
 class HoldSpec(ApiModel):
-    """How requests wait at the gateway while no worker may take them."""
+    """How requests wait at the gateway."""
 
-    max_requests: int = Field(default=1000, ge=0, le=1_000_000)
+    max_requests: int = Field(default=1000, ge=1, le=1_000_000)
     """Most requests that wait at one gateway pod. Default 1000. Beyond it requests get 429 with Retry-After. Live."""
-    max_bytes: int = Field(default=268_435_456, ge=0, le=1_099_511_627_776)
+    max_bytes: int = Field(default=268_435_456, ge=1, le=1_099_511_627_776)
     """Most bytes of waiting requests at one gateway pod. Default 268435456 (256 MiB). Live."""
     timeout_seconds: int = Field(default=300, ge=1, le=3600)
-    """Longest wait of a request, in seconds. Default 300; it should exceed a cold start. After it the request gets
-    503 with Retry-After. Live."""
+    """Longest wait of a request while there is no worker at all, in seconds. Default 300; it should exceed a cold
+    start. After it the request gets 503 with Retry-After. Live."""
 
 
 class GatewaySpec(ApiModel):
@@ -66,9 +66,8 @@ class GatewaySpec(ApiModel):
     api_keys: SecretName | None = None
     """Secret with hashed API keys: each entry holds lines `sha256:HEX [CLASS]`. Default: no keys are asked for. A
     change rolls gateway pods; a change inside the Secret is live."""
-    hold: NotSupportedYet[HoldSpec] = HoldSpec()
-    """How requests wait at the gateway while no worker may take them. Default: 1000 requests, 256 MiB, 300 seconds.
-    Live."""
+    hold: HoldSpec = HoldSpec()
+    """How requests wait at the gateway. Default: 1000 requests, 256 MiB, 300 seconds. Live."""
     template: PatchObject | None = None
     """Strategic merge patch for the gateway's pod template (a PodTemplateSpec; the container is named gateway).
     Default: none. A change rolls gateway pods."""

@@ -39,5 +39,6 @@ class RoutingSpec(ApiModel):
     """How the gateway chooses workers."""
 
     policy: Literal["Auto", "GateAndRoute", "LeastTTFT", "RoundRobin"] = "Auto"
-    """How the gateway chooses among workers. Default Auto: the least predicted TTFT, with a gate when demand exceeds
-    capacity. The others are for comparison. Live."""
+    """How the gateway chooses among workers. Default Auto: the least predicted TTFT, and a gate that serves the highest
+    weights first when demand exceeds capacity. LeastTTFT: the same without a gate. GateAndRoute: always with the gate
+    as its paper prints it. RoundRobin: each worker in turn. The others than Auto are for comparison. Live."""

@@ -157,7 +157,7 @@ class DuetSpec(ApiModel):
     """Prefill on decode workers. Default: where it keeps the objectives at less cost. Live."""
     multiplexing: NotSupportedYet[MultiplexingSpec] = MultiplexingSpec()
     """Prefill and decode at once on disjoint SMs of a worker. Default: where a GPU passed its self-test. Live."""
-    routing: NotSupportedYet[RoutingSpec] = RoutingSpec()
+    routing: RoutingSpec = RoutingSpec()
     """Choice of a worker for each request. Default: by least predicted TTFT, with a gate at saturation. Live."""
     scaling: ScalingSpec = ScalingSpec()
     """Control loop that sets the numbers of workers. Default: automatic, each 5 seconds. Live."""

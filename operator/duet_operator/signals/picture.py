@@ -6,10 +6,11 @@ reasons of those that didn't are named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from duet_operator.signals import workers
+from duet_operator.signals.class_demands import ClassDemands
 from duet_operator.signals.classes import ClassesInUse
 from duet_operator.signals.demand import LONG_WINDOW_SECONDS, SHORT_WINDOW_SECONDS, DemandHistory
 from duet_operator.signals.freshness import Freshness
@@ -38,6 +39,7 @@ class Signals:
     """Pod uid -> state, of the pods that there are."""
     profiles: Mapping[Role, WorkerProfile]
     classes_in_use: frozenset[str] = frozenset()
+    class_demands: Mapping[str, Demand] = field(default_factory=dict)
     burn_rate_5m: float | None = None
     burn_rate_1h: float | None = None
     gateways: int = 0
@@ -69,6 +71,7 @@ class Gateways:
         self._history = DemandHistory(fine_seconds=2 * attainment_window_seconds)
         self._freshness = Freshness()
         self._classes = ClassesInUse()
+        self._class_demands = ClassDemands(fine_seconds=2 * attainment_window_seconds)
 
     def see(
         self,
@@ -89,15 +92,17 @@ class Gateways:
         silent = {**scrape.failures, **{pod: f"unchanged for {age:.0f} s" for pod, age in stale.items()}}
         history, longer = self._history, max(self._attainment_window_seconds, window_seconds)
         told = history.attainment(window_seconds=longer, now_seconds=now_seconds) if fresh else None
+        demand = history.demand(window_seconds=window_seconds, lengths_seconds=longer, now_seconds=now_seconds)
         return Signals(
-            demand=history.demand(window_seconds=window_seconds, lengths_seconds=longer, now_seconds=now_seconds)
-            if fresh
-            else None,
+            demand=demand if fresh else None,
             attainment=history.attainment(window_seconds=window_seconds, now_seconds=now_seconds) if fresh else None,
             attainment_told=told,
             attainment_unsettled=told is not None and told.met_both_share is None and told.window_seconds < longer,
             states=workers.states(workers.freshest(fresh), worker_pods, stale_after_seconds=stale_after_seconds),
             profiles=workers.profiles(fresh, revision=revision),
+            class_demands=self._class_demands.see(
+                fresh, demand, window_seconds=window_seconds, lengths_seconds=longer, now_seconds=now_seconds
+            ),
             classes_in_use=self._classes.see(fresh, now_seconds=now_seconds),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             burn_rate_1h=history.burn_rate(window_seconds=LONG_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),

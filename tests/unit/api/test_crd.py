@@ -24,10 +24,8 @@ UNSUPPORTED = {
         for field in ("type", "migProfile", "mpsPercent", "mpsMemory", "claimTemplate", "pricePerHourMilli")
     ),
     "spec.multiplexing",
-    "spec.routing",
     "spec.scaling.idleSeconds",
     "spec.scaling.schedule",
-    "spec.gateway.hold",
     "spec.signals",
 }
 """Fields that the API has and that nothing serves yet. This list only shrinks."""

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from tests.support import documents
 
+from duet_engine.gateway.assignment import Assignment
 from duet_engine.gateway.discovery import Member
 from duet_engine.gateway.live_settings import LiveSettings
 from duet_engine.gateway.requests import CHAT_COMPLETIONS, COMPLETIONS, GENERATE, ClientRequest, parse
-from duet_engine.gateway.routing import Assignment, Dispatcher
+from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.workers import Workers
 from duet_engine.protocol import Role, WorkerInfo, WorkerState

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from duet_engine.gateway import attempt as attempt_module
+from duet_engine.gateway.assignment import Assignment
 from duet_engine.gateway.attempt import Attempt
 from duet_engine.gateway.discovery import Member
 from duet_engine.gateway.errors import GatewayError
@@ -21,7 +22,7 @@ from duet_engine.gateway.failures import Rejected, WorkerFailed
 from duet_engine.gateway.record import RequestRecord
 from duet_engine.gateway.relay import Relay
 from duet_engine.gateway.requests import COMPLETIONS, ClientRequest, parse
-from duet_engine.gateway.routing import Assignment, Dispatcher
+from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.upstream import ABORT_PATH, Upstream
 from duet_engine.gateway.workers import Worker
