@@ -1,7 +1,7 @@
 """Who gets what of an object's workers while they aren't enough: the part of the routing plan that the gate goes by.
 
-Invariant: worked out from the workers that are ready now and what is asked for now, whatever is on its way. While
-nobody waits or is turned away there is nothing to plan, and it costs nothing.
+Invariant: worked out from the workers that are ready now and what is asked for now, whatever is on its way. Without
+classes, and while nobody waits or is turned away, there is nothing to plan, and it costs nothing.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class GatePlanner:
         self, spec: DuetSpec, observation: Observation, performance: Performance, demands: Mapping[str, Demand]
     ) -> tuple[ClassPlan, ...]:
         """Shares by class; none while there is enough for all."""
-        policy = spec.routing.policy
-        always = policy == "GateAndRoute"
-        if policy not in ("Auto", "GateAndRoute") or not (always or self._on or _anybody_waits(observation)):
+        always = spec.routing.policy == "GateAndRoute"
+        wanted = spec.routing.policy == "Auto" and bool(spec.slo.classes) and (self._on or _anybody_waits(observation))
+        if not always and not wanted:
             self._on = False
             return ()
         found = pools_plan(

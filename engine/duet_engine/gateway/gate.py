@@ -26,7 +26,6 @@ from duet_engine.policy.pools_plan import PoolWorkers, pools_plan
 from duet_engine.protocol import ClassPlan, Role
 
 REPLAN_SECONDS = 1.0
-GATED = (RoutingPolicy.AUTO, RoutingPolicy.GATE_AND_ROUTE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,8 +48,7 @@ class Gate:
 
     def current(self, now: float) -> ClassGate | None:
         """The gate in force; None while there is enough for all, or nobody wants it."""
-        routing = self.live().routing
-        if routing not in GATED:
+        if not self._wanted():
             return None
         told = self.plan.current(now)
         source: object = told or self._own
@@ -60,8 +58,16 @@ class Gate:
             if told is not None:
                 self._last_share = told.dispatch_share
                 classes = told.classes if told.saturated else ()
-            self._gate = self._made(classes, own=told is None, printed=routing is RoutingPolicy.GATE_AND_ROUTE)
+            printed = self.live().routing is RoutingPolicy.GATE_AND_ROUTE
+            self._gate = self._made(classes, own=told is None, printed=printed)
         return self._gate
+
+    def _wanted(self) -> bool:
+        """Without classes there is nobody to put in order."""
+        live = self.live()
+        return live.routing is RoutingPolicy.GATE_AND_ROUTE or (
+            live.routing is RoutingPolicy.AUTO and bool(live.classes)
+        )
 
     def _made(self, classes: tuple[ClassPlan, ...], *, own: bool, printed: bool) -> ClassGate | None:
         """Its own plan is for its own part of the fleet already."""
@@ -75,7 +81,7 @@ class Gate:
             now = monotonic()
             self._window.add(now, self._counted())
             waiting = self.waiting()
-            if self.plan.current(now) is None and self.live().routing in GATED and (waiting or self._own):
+            if self.plan.current(now) is None and self._wanted() and (waiting or self._own):
                 self._own = await self._planned(waiting)
             else:
                 self._own = ()
