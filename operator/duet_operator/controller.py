@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from duet_engine.protocol import ClassPlan
     from duet_operator.acting import Children
     from duet_operator.api.v1alpha1 import DuetDeployment
     from duet_operator.drain_executor import Scaled
@@ -136,8 +135,7 @@ class Controller:
         problems = await self._upkeep.keep(deployment, rendering.plain, pools, draining=sight.draining, first=targets)
         await self._tell_of_others(duet, sight, moves, mode=deployment.spec.scaling.mode)
         scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
-        classes = self._gate.plan(deployment.spec, sight.observation, performance, sight.signals.class_demands)
-        await self._advise(deployment, sight, decision, classes)
+        await self._advise(deployment, sight, decision)
         if not deployment.spec.gateway.enabled:
             decoding = [pod for pod in sight.pools[Role.DECODE].alive if pod.ready]
             await self._services.knobs.push(decoding, knobs_of(duet), now_seconds=sight.observation.now_seconds)
@@ -279,10 +277,10 @@ class Controller:
             )
             await self._services.reporter.warn(duet, reason=FOREIGN_SCALE, subject=role.value, note=note)
 
-    async def _advise(
-        self, deployment: DuetDeployment, sight: Sight, decision: Decision, classes: tuple[ClassPlan, ...]
-    ) -> None:
+    async def _advise(self, deployment: DuetDeployment, sight: Sight, decision: Decision) -> None:
         """Tell the gateways that answer what only the operator knows."""
+        performance = self._performance(self._memory.profiles)
+        classes = self._gate.plan(deployment.spec, sight.observation, performance, sight.signals.class_demands)
         plan = routing_plan(
             decision,
             gateways=sight.signals.gateways,

@@ -188,7 +188,9 @@ class Dispatcher:
         live = self._live()
         if live.routing is RoutingPolicy.ROUND_ROBIN:
             seen = self._waiting[:LOOK_AHEAD_PROMPTS]
-            prompts = [each.look(self._objective_of(each), fleet, now) for each in seen]
+            prompts = self._policy.prompts(
+                seen, fleet, window_seconds=window_seconds, now=now, objective_of=self._objective_of
+            )
             return [(each, self._round_robin.route(prompt, fleet)) for each, prompt in zip(seen, prompts, strict=True)]
         return self._policy(
             self._waiting,
