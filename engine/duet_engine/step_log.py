@@ -11,14 +11,17 @@ a line that it can't understand is named by file and line.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from duet_engine.perf.interface import StepBatch
 from duet_engine.protocol import Role, StepKind
 
 FORMAT = 1
+LOOP_SECONDS = 0.005
+"""What an engine does between two steps takes at most so long; a longer pause means that it had nothing to do."""
 Line = TypeVar("Line")
 
 
@@ -96,6 +99,27 @@ class StepLogEntry:
 def pairs(chunk_tokens: int, context_tokens: int) -> int:
     """Pairs of tokens that attend to each other in one chunk; a step's are the sum over its chunks."""
     return chunk_tokens * context_tokens + chunk_tokens * (chunk_tokens + 1) // 2
+
+
+def durations(log: Sequence[StepLogEntry], *, loop_seconds: float = LOOP_SECONDS) -> list[float]:
+    """From each step's start to the next one's where the engine stayed busy, so that its own work counts too."""
+    tells_joins = any(entry.joined for entry in log)
+    found = []
+    for entry, following in pairwise(log):
+        until_next = following.started_at_seconds - entry.started_at_seconds
+        busy = not idle_between(entry, following) if tells_joins else until_next < entry.seconds + loop_seconds
+        found.append(until_next if busy else entry.seconds)
+    return [*found, *(entry.seconds for entry in log[-1:])]
+
+
+def idle_between(entry: StepLogEntry, following: StepLogEntry) -> bool:
+    """Whether nobody was there to run between two steps in a row: the second one's are all new, and came later."""
+    if following.decode_rows + following.prefill_rows > len(following.joined):
+        return False
+    if entry.queues.get("queued") or entry.queues.get("deflected"):
+        return False
+    ended_at = entry.started_at_seconds + entry.seconds
+    return all(each.ready_at_seconds > ended_at for each in following.joined)
 
 
 def head_line(head: StepLogHead) -> str:

@@ -20,10 +20,10 @@ from duet_engine.perf.efficiencies import STEP_NAMES, Calibrated, efficiencies_f
 from duet_engine.perf.hardware import find_gpu
 from duet_engine.perf.models import find_shape
 from duet_engine.protocol import StepKind
-from duet_engine.step_log import StepLogEntry, read_step_log
+from duet_engine.step_log import StepLogEntry, durations, read_step_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 MOST_NAMED = 20
 MOST_STEPS_OF_A_KIND = 500
@@ -65,19 +65,22 @@ def calibrate_logs(
         if not (gpu or head.gpu):
             raise ValueError(f"{log.name}:1: gpu: the log doesn't say which; give --gpu")
         shape, name = find_shape(model or head.model), find_gpu(gpu or head.gpu).name
-        rows_by_gpu[name] += [CalibrationRow(shape, head.ranks, entry.batch, entry.seconds) for entry in _some(entries)]
+        rows_by_gpu[name] += [
+            CalibrationRow(shape, head.ranks, entry.batch, seconds) for entry, seconds in _some(list(entries))
+        ]
     source = ", ".join(log.name for log in logs)
     if not any(rows_by_gpu.values()):
         raise ValueError(f"{source}: no prefill, decode or mixed step to fit to")
     _fit_and_write(rows_by_gpu, out, parameters, source=source)
 
 
-def _some(entries: Iterable[StepLogEntry]) -> list[StepLogEntry]:
-    """At most so many steps of each kind, evenly over the log. A split step's time isn't one batch's."""
-    by_kind: dict[StepKind, list[StepLogEntry]] = {kind: [] for kind in FITTED_KINDS}
-    for entry in entries:
+def _some(entries: Sequence[StepLogEntry]) -> list[tuple[StepLogEntry, float]]:
+    """At most so many steps of each kind, evenly over the log, each with how long the next one had to wait for it: the
+    engine's own work between two is part of that. A split step's time isn't one batch's."""
+    by_kind: dict[StepKind, list[tuple[StepLogEntry, float]]] = {kind: [] for kind in FITTED_KINDS}
+    for entry, seconds in zip(entries, durations(entries), strict=True):
         if entry.kind in by_kind:
-            by_kind[entry.kind].append(entry)
+            by_kind[entry.kind].append((entry, max(seconds, entry.seconds)))
     return [entry for kind in by_kind.values() for entry in kind[:: max(1, -(-len(kind) // MOST_STEPS_OF_A_KIND))]]
 
 

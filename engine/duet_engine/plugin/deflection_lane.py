@@ -43,6 +43,8 @@ class Lane:
     requests_total: int = 0
     tokens_total: int = 0
     last_pass: PrefillPass | None = None
+    passed_over: int = 0
+    """Residents that were there when the last pass was chosen and couldn't take part in it."""
 
     @classmethod
     def of_server(cls, scheduler: Scheduler, settings: DeflectionSettings) -> Lane:
@@ -110,6 +112,7 @@ class Lane:
         if chosen is not None and not self._has_kv_for(chosen, situation.residents.requests):
             self.found_no_kv([prompts[share.index][0] for share in chosen.shares])
             chosen = None
+        self.passed_over = 0 if chosen is None or situation.mixes else situation.residents.requests
         self._note(chosen, situation, begun=prompts[0][1].begun)
         return chosen, [] if chosen is None else [prompts[share.index][0] for share in chosen.shares]
 
@@ -117,11 +120,12 @@ class Lane:
         scheduler, last = self.scheduler, self.scheduler.last_batch
         rows = len(running_batch.reqs)
         pure_prefill = last is not None and last.forward_mode.is_extend() and not last.forward_mode.is_mixed()
+        older = rows - view.joined(last, scheduler.chunked_req) if pure_prefill else 0
         return Situation(
             residents=view.decode_batch(running_batch.reqs),
             mixes=bool(scheduler.is_mixed_chunk and not first.return_logprob and not running_batch.return_logprob),
-            # Those that the last pass has just made residents sat nothing out: they got their first token.
-            residents_sat_out=pure_prefill and rows > view.joined(last, scheduler.chunked_req),
+            # Whom the last pass or a transfer has just made a resident sat nothing out: it got its first token.
+            residents_sat_out=min(self.passed_over, older) > 0,
             overdue=self.stalled_seconds > self.settings.wait_seconds,
         )
 

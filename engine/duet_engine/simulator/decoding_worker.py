@@ -32,6 +32,8 @@ from duet_engine.simulator.running_batch import RunningBatch
 from duet_engine.simulator.worker import Place, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from duet_engine.simulator.prefill_worker import PrefillWorker
 
 LONGEST_LEAP_STEPS = 64
@@ -85,6 +87,8 @@ class DecodingWorker(Worker[DecodeReport]):
             self._arriving_tokens += flight.input_tokens
             self._preallocated_tokens += flight.input_tokens + self._reserve(flight)
             self.prealloc.append(flight)
+            if self._passage is not None:
+                self._agenda.at(self._passage.claim_at(flight), self._claim, flight)
             self.wake()
 
     def wake(self) -> None:
@@ -186,11 +190,9 @@ class DecodingWorker(Worker[DecodeReport]):
             flight = self.prealloc.popleft()
             self._preallocated_tokens -= flight.input_tokens + self._reserve(flight)
             assert flight.prefill is not None
-            if self._passage is not None:
-                self._agenda.at(self._passage.claim_at(flight), self._claim, flight)
-                continue
-            flight.prefill.claimed(flight)
-            claimed[flight.prefill] = None
+            if self._passage is None:
+                flight.prefill.claimed(flight)
+                claimed[flight.prefill] = None
         for prefill in claimed:
             prefill.wake()
 
@@ -305,13 +307,17 @@ class DecodingWorker(Worker[DecodeReport]):
             self._chunks_done()
 
     def _queues(self) -> dict[str, int]:
+        left = len(self.prompts) - sum(flight.uncomputed_tokens == tokens for flight, tokens in self._chunks)
         return {
-            "running": len(self.batch),
-            "queued": len(self.retracted) + (len(self.prompts) if self.unified else 0),
-            "deflected": 0 if self.unified else len(self.prompts),
+            "running": len(self.batch) + len(self._chunks),
+            "queued": len(self.retracted) + (left if self.unified else 0),
+            "deflected": 0 if self.unified else left,
             "decode_prealloc": len(self.prealloc),
             "decode_transfer": self._arriving - len(self.prealloc),
         }
+
+    def _prompts_with_kv(self) -> Iterator[Flight]:
+        return (flight for flight in self.prompts if flight.kv.tokens)
 
     def _decoded(self, ends: list[float]) -> None:
         """These decode steps are over."""

@@ -20,6 +20,8 @@ from duet_engine.simulator.worker import Chunk, Place, Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from duet_engine.simulator.worker import Passage
+
 
 class PrefillWorker(Worker[PrefillReport]):
     """SGLang's prefill mode."""
@@ -64,15 +66,21 @@ class PrefillWorker(Worker[PrefillReport]):
         factor, stall = next_step(self._clock)
         self._compute(chunks)
         end = self._agenda.now + self._pace.prompt_step_seconds(batch) * factor + stall
+        if self._passage is not None:
+            self._plan_arrivals(self._passage, end)
         self._start(StepKind.PREFILL, batch, end)
 
     def _queues(self) -> dict[str, int]:
         stages = [flight.stage for flight in self.flights]
         return {
-            "queued": stages.count(Stage.WAITING),
+            "running": len(self._chunks),
+            "queued": stages.count(Stage.WAITING) - len(self._chunks),
             "prefill_bootstrap": stages.count(Stage.BOOTSTRAP),
             "prefill_inflight": stages.count(Stage.INFLIGHT),
         }
+
+    def _prompts_with_kv(self) -> Iterator[Flight]:
+        return (flight for flight in self.waiting if flight.prefill_kv.tokens)
 
     def _packed(self) -> Iterator[Chunk]:
         budget = self._limits.chunked_prefill_tokens
@@ -116,17 +124,27 @@ class PrefillWorker(Worker[PrefillReport]):
         flight.queued_seconds = 0.0
         self.waiting.remove(flight)
         self.kv.share(flight.prefill_kv, flight.full_blocks)
-        flight.stage = Stage.INFLIGHT
-        kv_at = arrives_at + self._pace.handover_seconds if self._passage is None else self._passage.kv_at(flight)
+        if flight.stage is Stage.WAITING:
+            flight.stage = Stage.INFLIGHT
+        kv_at = arrives_at + self._pace.handover_seconds
+        if self._passage is not None:
+            kv_at = self._passage.kv_at(flight, computed_at=self._agenda.now)
         self._agenda.at(kv_at, self._handed_over, flight)
 
+    def _plan_arrivals(self, passage: Passage, end: float) -> None:
+        """KV that this step ends is there when it was, which may be before this worker has turned to its next step."""
+        for flight, tokens in self._chunks:
+            if flight.computed_tokens + tokens == flight.input_tokens and flight.decode is not None:
+                self._agenda.at(passage.kv_at(flight, computed_at=end), flight.decode.arrived, flight)
+
     def _handed_over(self, flight: Flight) -> None:
-        if flight.stage is not Stage.INFLIGHT:
+        if flight not in self.flights:
             return
         assert flight.decode is not None
         self.kv.release(flight.prefill_kv)
         self._leave(flight)
-        flight.decode.arrived(flight)
+        if self._passage is None:
+            flight.decode.arrived(flight)
         if self.waiting:
             self.wake()  # for the KV that came free
 
@@ -135,7 +153,7 @@ class PrefillWorker(Worker[PrefillReport]):
             return
         if flight in self.waiting:
             self.waiting.remove(flight)
-        if flight.stage is not Stage.INFLIGHT:
+        if flight.computed_tokens < flight.input_tokens:
             self.queued_seconds -= flight.queued_seconds
             self.queued_tokens -= flight.input_tokens - flight.computed_tokens + flight.cached_tokens
         self.kv.release(flight.prefill_kv)

@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from duet_engine.policy.dispatch import DeflectReason, Hold, HoldReason, Local, Pair
@@ -21,6 +20,7 @@ from duet_engine.protocol import StepKind
 from duet_engine.simulator.noise import NoiseStream
 from duet_engine.simulator.run import Simulation
 from duet_engine.simulator.scenario import NO_NOISE, GatewayLimits, Network
+from duet_engine.step_log import LOOP_SECONDS, durations, idle_between
 
 if TYPE_CHECKING:
     from duet_engine.policy.fleet import Fleet, Prompt
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from duet_engine.simulator.workload import Request
     from duet_engine.step_log import StepLogEntry
 
-LOOP_SECONDS = 0.005
-"""What an engine does between two steps takes at most so long; a longer pause means that it had nothing to do."""
+ORDER_SHARE = 1e-5
+"""What is left of the time between moments of one turn, so that their order stays."""
 Signature = tuple[StepKind, int, int, int, int, int]
 
 
@@ -111,16 +111,7 @@ def replay(
     network aren't wanted, because the durations have them already.
     """
     steps: dict[str, list[StepLogEntry]] = {name: [] for name in recording.logs}
-    scenario = replace(
-        scenario,
-        dispatch=lambda: _AsRecorded(recording.routes),
-        noise=NO_NOISE,
-        network=Network(hop_seconds=0.0),
-        gateway=GatewayLimits(
-            state_interval_seconds=0.0, state_age_seconds=0.0, pass_interval_seconds=1e-6, queue_timeout_seconds=0.0
-        ),
-        planner=None,
-    )
+    scenario = replace(routed(scenario, recording.routes), noise=NO_NOISE)
 
     def clock_of(name: str, number: int) -> StepClock:
         log = recording.logs.get(name)
@@ -143,19 +134,23 @@ def replay(
     }
 
 
-def durations(log: Sequence[StepLogEntry], *, loop_seconds: float = LOOP_SECONDS) -> list[float]:
-    """From each step's start to the next one's where the engine stayed busy, so that its own work counts too."""
-    found = []
-    for entry, following in pairwise(log):
-        until_next = following.started_at_seconds - entry.started_at_seconds
-        found.append(until_next if until_next < entry.seconds + loop_seconds else entry.seconds)
-    return [*found, *(entry.seconds for entry in log[-1:])]
+def routed(scenario: Scenario, routes: Sequence[Route]) -> Scenario:
+    """The scenario with requests that come where they go, each by its given way."""
+    return replace(
+        scenario,
+        dispatch=lambda: _AsRecorded(routes),
+        network=Network(hop_seconds=0.0),
+        gateway=GatewayLimits(
+            state_interval_seconds=0.0, state_age_seconds=0.0, pass_interval_seconds=1e-6, queue_timeout_seconds=0.0
+        ),
+        planner=None,
+    )
 
 
 class AsMeasured:
     """Claims and KV arrive when they did."""
 
-    turn_seconds = 1e-7
+    turn_seconds = 1e-5
     """An engine's idle loop takes in together what came while it turned."""
 
     def __init__(self, handovers: Sequence[Handover | None]) -> None:
@@ -164,7 +159,7 @@ class AsMeasured:
     def claim_at(self, flight: Flight) -> float:
         return self._of(flight).claimed_at_seconds
 
-    def kv_at(self, flight: Flight) -> float:
+    def kv_at(self, flight: Flight, *, computed_at: float) -> float:  # noqa: ARG002 - it was measured
         return self._of(flight).kv_at_seconds
 
     def _of(self, flight: Flight) -> Handover:
@@ -174,17 +169,19 @@ class AsMeasured:
         return handover
 
 
-def noticed(moment_seconds: float, log: Sequence[StepLogEntry], *, loop_seconds: float = LOOP_SECONDS) -> float:
-    """When an engine took in what came at a moment: with the step that its idle loop then began, else at once.
+def noticed(moment_seconds: float, log: Sequence[StepLogEntry]) -> float:
+    """When an engine took in what came at a moment: with the step that it then began if it was idle, else at once.
 
-    A simulated worker takes in, forms a step and begins it in one instant; a real one needs a turn of its loop.
+    A simulated worker takes in, forms a step and begins it in one instant; a real one needs a turn of its loop. The log
+    must tell who joins each step.
     """
     place = bisect_right(log, moment_seconds, key=lambda entry: entry.started_at_seconds)
     if place == len(log):
         return moment_seconds
+    ended_at = log[place - 1].started_at_seconds + log[place - 1].seconds if place else moment_seconds
+    idle = moment_seconds >= ended_at and (place == 0 or idle_between(log[place - 1], log[place]))
     begins = log[place].started_at_seconds
-    busy = place > 0 and moment_seconds < log[place - 1].started_at_seconds + log[place - 1].seconds
-    return moment_seconds if busy or begins - moment_seconds > loop_seconds else begins
+    return begins - ORDER_SHARE * (begins - moment_seconds) if idle else moment_seconds
 
 
 class RecordedClock:

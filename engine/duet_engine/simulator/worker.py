@@ -16,7 +16,7 @@ from duet_engine.simulator.kv import BLOCK_TOKENS, KvPool
 from duet_engine.step_log import StepLogEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from duet_engine.perf.interface import StepBatch
     from duet_engine.protocol import StepKind
@@ -57,7 +57,7 @@ class Passage(Protocol):
     """For how long an idle worker goes on taking in what comes before it forms a step."""
 
     def claim_at(self, flight: Flight) -> float: ...
-    def kv_at(self, flight: Flight) -> float: ...
+    def kv_at(self, flight: Flight, *, computed_at: float) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,11 @@ class Worker(ABC, Generic[Report]):
 
     @abstractmethod
     def _queues(self) -> dict[str, int]:
-        """Requests by place, as `duet_engine.protocol.Work` names them."""
+        """Requests by place as the step begins, as `duet_engine.protocol.Work` names them."""
+
+    @abstractmethod
+    def _prompts_with_kv(self) -> Iterable[Flight]:
+        """Whose KV was set aside as a whole, and is written chunk by chunk."""
 
     @abstractmethod
     def abort(self, flight: Flight) -> None:
@@ -154,6 +158,11 @@ class Worker(ABC, Generic[Report]):
         until = self._agenda.now if self.gone_at is None else self.gone_at
         return self._busy_before + (0.0 if self._idle else until - self._busy_since)
 
+    def _unwritten_tokens(self) -> int:
+        """KV set aside for chunks after this step's: an engine counts it once they are computed."""
+        chunks = sum(tokens for _, tokens in self._chunks)
+        return sum(flight.context_tokens - flight.computed_tokens for flight in self._prompts_with_kv()) - chunks
+
     def _plan_end(self, end: float) -> None:
         self._version += 1
         self._agenda.at(end, self._end, self._version)
@@ -172,7 +181,7 @@ class Worker(ABC, Generic[Report]):
                     prefill_tokens=int(batch.prefill_tokens),
                     prefill_context_tokens=int(batch.prefill_context_tokens),
                     prefill_pairs=int(batch.prefill_pairs),
-                    kv_used_tokens=self.kv.used_tokens,
+                    kv_used_tokens=self.kv.used_tokens - self._unwritten_tokens() + int(batch.decode_requests),
                     queues=self._queues(),
                 )
             )
@@ -196,7 +205,7 @@ class Worker(ABC, Generic[Report]):
     def _finish_chunks(self) -> tuple[Chunk, ...]:
         """Count the chunks of the step that ended; those of flights that were lost meanwhile are left out."""
         self._news = self._news or bool(self._chunks)
-        chunks = tuple(chunk for chunk in self._chunks if not chunk.flight.over)
+        chunks = tuple(chunk for chunk in self._chunks if chunk.flight in self.flights)
         for flight, tokens in chunks:
             flight.computed_tokens += tokens
             flight.chunks_done += 1

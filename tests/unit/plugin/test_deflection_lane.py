@@ -171,10 +171,13 @@ def test_logprobs_are_computed_apart_because_they_cant_mix() -> None:
 
 
 def test_residents_of_a_pure_prefill_go_next_and_those_it_made_need_not() -> None:
-    cut, resident, new = deflected(9000, holds_kv=True, extend_end=500), Request(10), deflected(20, holds_kv=True)
-    last = Batch([new, cut], forward_mode=EXTEND)
-    scheduler = scheduler_of(chunked_req=cut, last_batch=last)
+    cut, resident, new = deflected(9000, extend_end=500), Request(10), deflected(20, holds_kv=True)
+    cut.return_logprob = new.return_logprob = True  # so that they can't mix
+    scheduler = scheduler_of(waiting_queue=[cut])
     lane = lane_of(scheduler)
+    assert lane.plan(Batch([resident]))[0] is not None
+    scheduler.waiting_queue, scheduler.chunked_req = [], cut
+    scheduler.last_batch = Batch([new, cut], forward_mode=EXTEND)
     assert lane.plan(Batch([new]))[0] is not None
     assert lane.plan(Batch([new, resident]))[0] is None
 
@@ -209,3 +212,12 @@ def test_one_that_has_answered_already_is_computed_again_however_long_it_takes()
     lane = lane_of(scheduler_of(waiting_queue=[again], running_batch=crowd), itl=14)
     assert lane.plan(crowd)[0] is None and lane.unsafe_since is not None
     assert list(lane.given_up(lane.unsafe_since + 60.0)) == []
+
+
+def test_who_came_by_transfer_after_a_pass_has_sat_nothing_out() -> None:
+    cut = deflected(6000, holds_kv=True, extend_end=4096, extend_len=4096)
+    scheduler = scheduler_of(waiting_queue=[deflected(6000)])
+    lane = lane_of(scheduler)
+    assert lane.plan(Batch())[0] is not None
+    scheduler.waiting_queue, scheduler.chunked_req, scheduler.last_batch = [], cut, Batch([cut], forward_mode=EXTEND)
+    assert lane.plan(Batch([Request(300)]))[0] is not None

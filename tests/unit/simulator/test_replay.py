@@ -14,7 +14,7 @@ from duet_engine.simulator.replay import Handover, Recording, Route, noticed, re
 from duet_engine.simulator.run import Simulation
 from duet_engine.simulator.scenario import Scenario, StepNoise
 from duet_engine.simulator.workload import Request
-from duet_engine.step_log import StepLogEntry, StepLogHead, entry_line, head_line, read_step_log
+from duet_engine.step_log import Joined, StepLogEntry, StepLogHead, entry_line, head_line, read_step_log
 
 SCENARIO = replace(
     pairs(noise=StepNoise(relative_spread=0.3, stall_probability=0.02)),
@@ -47,7 +47,7 @@ class Noting:
 class SlowLinks:
     """Claims and KV travel for a while, each for its own; what they did is noted."""
 
-    turn_seconds = 1e-7
+    turn_seconds = 1e-5
 
     def __init__(self) -> None:
         self.claims: dict[int, float] = {}
@@ -57,9 +57,8 @@ class SlowLinks:
         self.claims[flight.index] = flight.dispatched_at + 0.003 * (1 + flight.index % 5)
         return self.claims[flight.index]
 
-    def kv_at(self, flight: Flight) -> float:
-        self.kv[flight.index] = flight.prefill_ended_at + 0.002 * (1 + flight.index % 7)
-        return self.kv[flight.index]
+    def kv_at(self, flight: Flight, *, computed_at: float) -> float:
+        return self.kv.setdefault(flight.index, computed_at + 0.002 * (1 + flight.index % 7))
 
     def handover(self, index: int) -> Handover | None:
         return Handover(self.claims[index], self.kv[index]) if index in self.kv else None
@@ -117,14 +116,24 @@ def test_a_route_without_its_handover_is_named(recording: Recording) -> None:
 
 
 def test_an_idle_engine_takes_in_what_came_with_the_step_that_follows_and_a_busy_one_when_it_came() -> None:
-    log = [
-        StepLogEntry(kind=StepKind.DECODE, started_at_seconds=start, seconds=0.010, decode_rows=1)
-        for start in (1.0, 1.2)
-    ]
-    assert noticed(1.005, log) == 1.005, "busy"
-    assert noticed(1.199, log) == 1.2
-    assert noticed(1.1, log) == 1.1, "nothing followed from it"
-    assert noticed(1.5, log) == 1.5
+    def step(start: float, *joined: Joined, rows: int = 1, **queues: int) -> StepLogEntry:
+        return StepLogEntry(
+            kind=StepKind.DECODE,
+            started_at_seconds=start,
+            seconds=0.010,
+            decode_rows=rows,
+            queues=queues,
+            joined=joined,
+        )
+
+    late = Joined(rid="a", ready_at_seconds=1.15)
+    assert noticed(1.005, [step(1.0), step(1.2, late)]) == 1.005, "a step was under way"
+    assert noticed(1.15, [step(1.0), step(1.2, late)]) == pytest.approx(1.2, abs=1e-5)
+    assert noticed(1.15, [step(1.0), step(1.2, late, rows=2)]) == 1.15, "somebody else went on"
+    assert noticed(1.15, [step(1.0, queued=1), step(1.2, late)]) == 1.15, "somebody waited"
+    assert noticed(1.5, [step(1.0), step(1.2, late)]) == 1.5, "nothing followed"
+    first, second = (noticed(moment, [step(1.0), step(1.2, late)]) for moment in (1.15, 1.16))
+    assert first < second < 1.2, "in order"
 
 
 def test_a_step_that_ran_otherwise_is_found_and_costs_only_itself(recording: Recording) -> None:
