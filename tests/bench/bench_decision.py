@@ -5,13 +5,15 @@ docs/results. Workers are Qwen3-8B on an H100, under load; between two decisions
 would at 10 lines a second each and 100 decisions a second, and every prompt is of another length. CPU time of the
 thread, each decision the best of five rounds of the same sequence, so that other load on the machine counts little. "In
 danger": the prompt has waited, so that all decode workers are compared too. Prefixes: a prompt of 12,000 tokens (48 kB)
-that each of the workers holds another part of. Peers: the least predicted TTFT of all pairs, the ordinary way; what the
-paper says of itself.
+that each of the workers holds another part of. "Request in to engines asked" is all of it, parser, body, prefix, queue,
+decision, both messages, in a process without sockets (`without_sockets.py`), at 4 bytes a token. Peers: the least
+predicted TTFT of all pairs, the ordinary way; what the paper says of itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import platform
 import random
@@ -23,9 +25,12 @@ from os import cpu_count
 from pathlib import Path
 
 import numpy as np
+import uvloop
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from tests.bench.without_sockets import Inside, request  # noqa: E402
 
 from duet_engine.gateway.discovery import Member  # noqa: E402
 from duet_engine.gateway.workers import Worker, Workers  # noqa: E402
@@ -43,6 +48,7 @@ LINES_PER_SECOND, DECISIONS_PER_SECOND = 10, 100
 PAPER_MICROSECONDS = 1000.0
 """Kairos at 2 x 2: "sub-millisecond"."""
 LIMITS_MICROSECONDS = {4: 100.0, 64: 500.0}
+PROMPTS_TOKENS = (1_000, 12_000, 40_000)
 RULE, WINDOW_SECONDS = DeflectionRule(itl_seconds=0.05), 0.15
 
 
@@ -146,8 +152,45 @@ def prefix_costs(workers: int) -> Iterator[tuple[str, float]]:
         yield f"prefix of a 12,000-token prompt: {name}, {workers} workers", best * 1e6
 
 
+def end_to_end(prompt_tokens: int, count: int) -> float:
+    """Median microseconds from a request's bytes to what both engines of a 4 x 4 fleet are sent."""
+
+    async def run() -> float:
+        inside, taken = Inside([Role.PREFILL] * 4 + [Role.DECODE] * 4), []
+        chance = random.Random(SEED)
+        words = [f"{chance.getrandbits(24):06x} " for _ in range(4 * prompt_tokens // 7)]
+        for index in range(WARM_UP + count):
+            words[0] = f"{index:06x} "  # no two prompts begin alike
+            sent, client = request("".join(words)), inside.client()
+            started = time.thread_time()
+            client.data_received(sent)
+            while len(inside.asked) < 2:  # noqa: ASYNC110 - turns of the loop are part of it
+                await asyncio.sleep(0)
+            taken.append(time.thread_time() - started)
+            inside.asked.clear()
+            client.connection_lost(None)
+            while not inside.asked:  # noqa: ASYNC110 - until both engines are told that the client has left
+                await asyncio.sleep(0)
+            inside.asked.clear()
+        return float(np.median(taken[WARM_UP:])) * 1e6
+
+    return uvloop.run(run())
+
+
 def rows(count: int) -> Iterator[dict[str, object]]:
     command = f"python tests/bench/bench_decision.py --decisions {count}"
+    for prompt_tokens in PROMPTS_TOKENS:
+        value = end_to_end(prompt_tokens, count)
+        yield {
+            "figure": f"request in to engines asked, 4 x 4 workers, prompt of {prompt_tokens:,} tokens, P50",
+            "value": round(value, 1),
+            "unit": "µs",
+            "peer": "10 ms, the pace of a token",
+            "peer_value": 10_000.0,
+            "ratio": round(value / 10_000.0, 3),
+            "command": command,
+            "seed": SEED,
+        }
     for figure, value in prefix_costs(64):
         yield {
             "figure": figure,

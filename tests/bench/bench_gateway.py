@@ -35,15 +35,20 @@ from tests.bench.gateway_peers import (  # noqa: E402
     load,
     prepare,
     router,
+    uvicorn_backend,
 )
 from tests.support.fleet import Fleet, fleet  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 CHUNKS, PACE = 64, "10ms"
+AT_ONCE, EVENLY = "0s", "640ms"
+"""When a load's first streams start: all in one moment, or spread over the time that one takes."""
+SILENT_STREAMS = 5000
 GPU, REFERENCE_MODEL = "h100-sxm", "meta-llama/Llama-3.1-8B"
 OURS = "duet"
 
 Start = Callable[[Path], AbstractContextManager[Server]]
+Backend = Callable[..., AbstractContextManager[Server]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,11 @@ class Measured:
     requests_per_second: float
 
 
-def measure(server: Server, url: str, *, concurrent: int, total: int) -> Measured:
+def measure(server: Server, url: str, *, concurrent: int, total: int, ramp: str = AT_ONCE) -> Measured:
     """After a short warm-up."""
     load(url, concurrent=min(concurrent, 32), total=min(64, total))
     before = server.cpu_seconds()
-    seen = load(url, concurrent=concurrent, total=total)
+    seen = load(url, concurrent=concurrent, total=total, ramp=ramp)
     cpu_seconds = server.cpu_seconds() - before
     assert seen["whole"] == total, f"{server.name}: {seen['whole']} of {total}: {seen.get('first_error')}"
     ttft = seen["ttft_milliseconds"]
@@ -86,16 +91,18 @@ def gateways(workers: list[dict[str, Any]], peer_arguments: list[str]) -> dict[s
     return started
 
 
-def compare(folder: Path, *, pace: str, concurrent: int, total: int) -> dict[str, Measured]:
+def compare(
+    folder: Path, *, pace: str, concurrent: int, total: int, ramp: str = AT_ONCE, served: Backend = backend
+) -> dict[str, Measured]:
     """Streams of small chunks, straight and through each gateway."""
     found = {}
-    with backend(folder, chunks=CHUNKS, pace=pace) as server:
-        found["direct"] = measure(server, server.url, concurrent=concurrent, total=total)
+    with served(folder, chunks=CHUNKS, pace=pace) as server:
+        found["direct"] = measure(server, server.url, concurrent=concurrent, total=total, ramp=ramp)
         workers = [{"url": server.url, "role": "unified"}]
         for name, start in gateways(workers, ["--worker-urls", server.url]).items():
             with start(folder) as gateway:
-                found[name] = measure(gateway, gateway.url, concurrent=concurrent, total=total)
-            say(f"{pace} {concurrent}", name, found[name])
+                found[name] = measure(gateway, gateway.url, concurrent=concurrent, total=total, ramp=ramp)
+            say(f"{pace} {concurrent} {ramp}", name, found[name])
     return found
 
 
@@ -163,31 +170,41 @@ def without_direct(seen: dict[str, Measured], value: Callable[[Measured], float]
     return {name: value(each) for name, each in seen.items() if name != "direct"}
 
 
+def paced_rows(seen: dict[str, Measured], load_name: str) -> list[dict[str, Any]]:
+    """What a token costs, and how much later the first one comes than without a gateway."""
+    direct = seen["direct"].ttft_p50_milliseconds
+    return [
+        *against(
+            f"CPU per chunk, {load_name}", "us", without_direct(seen, lambda each: each.cpu_microseconds_per_chunk)
+        ),
+        *against(
+            f"TTFT P50 added to direct, {load_name}",
+            "ms",
+            without_direct(seen, lambda each: each.ttft_p50_milliseconds - direct),
+        ),
+    ]
+
+
 def run(folder: Path, scale: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for concurrent, rounds in ((100, 8), (1000, 3)):
-        seen = compare(
-            folder, pace=PACE, concurrent=concurrent, total=max(concurrent, int(concurrent * rounds * scale))
-        )
-        load_name = f"{concurrent} streams, {PACE} between chunks"
-        values = without_direct(seen, lambda each: each.cpu_microseconds_per_chunk)
-        rows += against(f"CPU per chunk, {load_name}", "us", values)
-        direct = seen["direct"].ttft_p50_milliseconds
-        added = without_direct(seen, lambda each, direct=direct: each.ttft_p50_milliseconds - direct)
-        rows += against(f"TTFT P50 added to direct, {load_name}", "ms", added)
+    for concurrent, rounds, ramp in ((100, 8, EVENLY), (100, 8, AT_ONCE), (1000, 3, EVENLY)):
+        total = max(concurrent, int(concurrent * rounds * scale))
+        seen = compare(folder, pace=PACE, concurrent=concurrent, total=total, ramp=ramp)
+        starting = "starting evenly" if ramp == EVENLY else "starting at once"
+        rows += paced_rows(seen, f"{concurrent} streams {starting}, {PACE} between chunks")
+    uvicorn = compare(
+        folder, pace=PACE, concurrent=16, total=int(256 * scale) + 16, ramp=EVENLY, served=uvicorn_backend
+    )
+    rows += paced_rows(uvicorn, f"16 streams of uvicorn's, {PACE} between chunks")
     unpaced = compare(folder, pace="0s", concurrent=32, total=int(6000 * scale) + 64)
+    for figure, unit, value in (
+        ("requests per second, 32 at once", "requests/s", lambda each: each.requests_per_second),
+        ("CPU per request", "ms", lambda each: each.cpu_milliseconds_per_request),
+    ):
+        rows += against(f"{figure}, chunks all at once", unit, without_direct(unpaced, value))
     rows += against(
-        "requests per second, 32 at once, chunks all at once",
-        "requests/s",
-        without_direct(unpaced, lambda each: each.requests_per_second),
+        f"resident memory, {SILENT_STREAMS} silent streams", "MiB", resident(folder, streams=SILENT_STREAMS)
     )
-    rows += against(
-        "CPU per request, chunks all at once",
-        "ms",
-        without_direct(unpaced, lambda each: each.cpu_milliseconds_per_request),
-    )
-    streams = int(5000 * min(1.0, scale))
-    rows += against(f"resident memory, {streams} silent streams", "MiB", dict(resident(folder, streams=streams)))
     pairs = compare_pairs(folder, concurrent=16, total=int(400 * scale) + 32)
     for figure, value in (
         ("CPU per request", lambda each: each.cpu_milliseconds_per_request),

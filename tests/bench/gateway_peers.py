@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DUET_CACHE", Path.home() / ".cache" / "duet"))
 STREAMS = CACHE / "streams"
 PEERS = {"sglang-router": "0.3.2", "smg": "1.13.0"}
+UVICORN = CACHE / "peers" / "uvicorn"
 PATIENCE_SECONDS = 60.0
 MODEL = "m"
 
@@ -68,15 +69,20 @@ def _children(pid: int) -> list[int]:
 
 
 def prepare() -> None:
-    """Build the Go program; install the routers that aren't there yet."""
+    """Build the Go program; install the routers, and uvicorn, where they aren't there yet."""
     subprocess.run(["go", "build", "-o", STREAMS, "."], cwd=ROOT / "tests" / "bench" / "streams", check=True)
     for name, version in PEERS.items():
-        home = CACHE / "peers" / name
-        if not (home / "bin" / name).exists():
-            uv = [sys.executable, "-m", "uv"]
-            subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, home], check=True)
-            install = [*uv, "pip", "install", "--quiet", "--python", home / "bin" / "python", f"{name}=={version}"]
-            subprocess.run(install, check=True)
+        _install(CACHE / "peers" / name, f"{name}=={version}")
+    _install(UVICORN, "uvicorn==0.38.0", "uvloop", "httptools")
+
+
+def _install(home: Path, *packages: str) -> None:
+    """A virtual environment of its own, if there is none yet."""
+    if (home / "bin" / home.name).exists():
+        return
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, home], check=True)
+    subprocess.run([*uv, "pip", "install", "--quiet", "--python", home / "bin" / "python", *packages], check=True)
 
 
 @contextmanager
@@ -115,6 +121,16 @@ def backend(folder: Path, *, chunks: int, pace: str) -> Iterator[Server]:
 
 
 @contextmanager
+def uvicorn_backend(folder: Path, *, chunks: int, pace: str) -> Iterator[Server]:
+    """The same streams from the server that SGLang uses."""
+    (port,) = free_ports(1)
+    command: list[str | Path] = [UVICORN / "bin" / "python", ROOT / "tests" / "bench" / "streams" / "served.py"]
+    command += [str(port), str(chunks), pace]
+    with running("uvicorn", command, port, folder / "uvicorn.log") as server:
+        yield server
+
+
+@contextmanager
 def duet(folder: Path, workers: list[dict[str, Any]], *options: str) -> Iterator[Server]:
     """This project's gateway, one process unless told otherwise; no objective is near.
 
@@ -143,9 +159,9 @@ def router(folder: Path, name: str, arguments: list[str]) -> Iterator[Server]:
         yield server
 
 
-def load(url: str, *, concurrent: int, total: int) -> dict[str, Any]:
+def load(url: str, *, concurrent: int, total: int, ramp: str = "0s") -> dict[str, Any]:
     """What the Go client saw of so many requests."""
-    command = [STREAMS, "load", f"{url}/v1/completions", str(concurrent), str(total)]
+    command = [STREAMS, "load", f"{url}/v1/completions", str(concurrent), str(total), ramp]
     said: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return said
 

@@ -20,6 +20,7 @@ from duet_engine.policy.deflect import (
     has_room,
     in_danger,
     local_pace,
+    longest_local_seconds,
     missing_tokens,
     takes_prompts,
 )
@@ -113,7 +114,13 @@ class Board:
             prompt, self._rule, prefill_ttft_seconds=pair_ttft_seconds, threshold_factor=factor
         ):
             self.endangered = pair is not None
-            local = best_local_path(prompt, self._open_paces(), self._rule, preferences=self._preferences)
+            local = best_local_path(
+                prompt,
+                self._open_paces(),
+                self._rule,
+                preferences=self._preferences,
+                within_seconds=longest_local_seconds(self._rule, pair_ttft_seconds),
+            )
             if local is not None and deflects(
                 prompt,
                 self._rule,

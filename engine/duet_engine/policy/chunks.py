@@ -129,10 +129,26 @@ def largest_safe_chunk(
     """The largest safe chunk of a fresh prompt, by the rule of `bearable_sizes`; None when none is safe."""
     sizes, decoding = descending(candidates_tokens), batch.moments()
     budget = step_budget_seconds if batch.requests > 0 else math.inf
-    safe = SafeSizes(sizes, budget).largest(decoding.with_chunks, steps.step_seconds)
+    safe = _largest_chunk(steps, decoding, sizes, budget)
     if safe or protects_anyone(steps, batch, smallest_tokens=sizes[-1], step_budget_seconds=step_budget_seconds):
         return safe
-    return SafeSizes(sizes[-1:], math.inf).largest(decoding.with_chunks, steps.step_seconds)
+    return _largest_chunk(steps, decoding, sizes[-1:], math.inf)
+
+
+def _largest_chunk(
+    steps: StepTimes, decoding: StepBatch, sizes: tuple[int, ...], budget_seconds: float
+) -> SafeWork[StepBatch] | None:
+    """By halves: a larger chunk never takes less."""
+    found, first, behind = None, 0, len(sizes)
+    while first < behind:
+        middle = (first + behind) // 2
+        work = decoding.with_chunks(sizes[middle])
+        seconds = steps.step_seconds(work)
+        if seconds <= budget_seconds:
+            found, behind = SafeWork(sizes[middle], work, seconds), middle
+        else:
+            first = middle + 1
+    return found
 
 
 def largest_safe_schedule(

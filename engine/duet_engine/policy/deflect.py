@@ -9,12 +9,12 @@ Invariant: a prompt goes only where its whole chunk schedule is safe for the dec
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from duet_engine.perf.interface import StepBatch
 from duet_engine.policy.chunks import (
     ChunkSchedule,
     allowed_sizes,
@@ -113,7 +113,7 @@ def local_pace(worker: DecodeWorker, rule: DeflectionRule) -> LocalPace | None:
         return None
     return LocalPace(
         chunk_tokens=safe.size_tokens,
-        step_overhead_seconds=safe.seconds - steps.step_seconds(StepBatch.prefill(safe.size_tokens)),
+        step_overhead_seconds=safe.seconds - steps.prompt_seconds(safe.size_tokens, chunk_tokens=safe.size_tokens),
         ahead_seconds=worker.local_prefill_tokens * safe.seconds / safe.size_tokens,
     )
 
@@ -124,15 +124,17 @@ def best_local_path(
     rule: DeflectionRule,
     *,
     preferences: Preferences | None = None,
+    within_seconds: float = math.inf,
 ) -> LocalPath | None:
-    """The soonest of all; equal ones take turns.
+    """The soonest of all; equal ones take turns. None where none is within `within_seconds`, so far as pace tells.
 
     A schedule is only worked out where it may still be the soonest by its pace: the prompt alone in chunks as large as
     the first, and what the decode batch adds to each. Where steps are linear in tokens that is a lower bound; with the
-    roofline it ranks as well (one choice in 500 was not the soonest, and 0.1 % later). Three schedules are enough.
+    roofline it ranks as well (one choice in 500 was not the soonest, and 0.1 % later). Three schedules are enough, and
+    one where the next could only be as good.
     """
     preferences = preferences or Preferences()
-    ranked = sorted(_by_pace(prompt, open_workers), key=_soonest)
+    ranked = sorted([each for each in _by_pace(prompt, open_workers) if each[0] <= within_seconds], key=_soonest)
     if not ranked:
         return None
     as_good = ranked[0][0] * preferences.margin
@@ -140,7 +142,7 @@ def best_local_path(
     ranked[:last] = sorted(ranked[:last], key=lambda each: preferences.turn(each[1].key, each[1].dispatches))
     best: LocalPath | None = None
     for soonest, worker, pace in ranked[:MOST_SCHEDULES]:
-        if best is not None and soonest >= best.ttft_seconds:
+        if best is not None and soonest * preferences.margin >= best.ttft_seconds:
             break
         path = _local_path(prompt.at(worker.key), worker, pace, rule)
         if path is not None and path.ttft_seconds <= as_good:
@@ -200,6 +202,13 @@ def in_danger(
         return True
     threshold_seconds = threshold_factor * rule.lazy_share * prompt.ttft_objective_seconds
     return prompt.waited_seconds + prefill_ttft_seconds > threshold_seconds
+
+
+def longest_local_seconds(rule: DeflectionRule, prefill_ttft_seconds: float | None) -> float:
+    """A local path that takes longer is never taken, whatever else holds: see `deflects`."""
+    if prefill_ttft_seconds is None:
+        return math.inf
+    return prefill_ttft_seconds * (rule.alpha if rule.mode is DeflectionMode.PAPER else 1.0)
 
 
 def deflects(

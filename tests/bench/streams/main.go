@@ -1,7 +1,8 @@
 // Streams of small chunks and a client that counts them: what a gateway is measured between.
 //
 //	streams serve PORT CHUNKS PACE      answers each completion with so many events, PACE apart (0s: all at once)
-//	streams load URL CONCURRENT TOTAL   sends requests, prints one JSON document of what came back
+//	streams load URL CONCURRENT TOTAL RAMP  sends requests, so many at a time of which the first start evenly over the
+//	                                    ramp, prints one JSON document of what came back
 //	streams hold URL COUNT SECONDS      opens streams, says so, and holds them
 //
 // The server says to be a plain SGLang server with nothing to do, so that every router takes it.
@@ -31,7 +32,7 @@ func main() {
 	case "serve":
 		serve(os.Args[2], number(os.Args[3]), duration(os.Args[4]))
 	case "load":
-		load(os.Args[2], number(os.Args[3]), number(os.Args[4]))
+		load(os.Args[2], number(os.Args[3]), number(os.Args[4]), duration(os.Args[5]))
 	case "hold":
 		hold(os.Args[2], number(os.Args[3]), number(os.Args[4]))
 	}
@@ -114,7 +115,7 @@ type outcome struct {
 	FirstError string    `json:"first_error,omitempty"`
 }
 
-func load(url string, concurrent int, total int) {
+func load(url string, concurrent int, total int, ramp time.Duration) {
 	var left atomic.Int64
 	left.Store(int64(total))
 	sent, http := body(), client(concurrent)
@@ -126,6 +127,7 @@ func load(url string, concurrent int, total int) {
 		all.Add(1)
 		go func() {
 			defer all.Done()
+			time.Sleep(ramp * time.Duration(worker) / time.Duration(concurrent))
 			reader := bufio.NewReaderSize(nil, 32*1024)
 			for left.Add(-1) >= 0 {
 				ttft, chunks, err := one(http, url, sent, reader)
