@@ -5,10 +5,10 @@ Invariant: whoever holds an assignment must release it; what it counts is counte
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from duet_engine.gateway.workers import SentWork, Worker
+from duet_engine.policy.class_gate import Underway
 from duet_engine.policy.routes import Local, Pair
 from duet_engine.protocol import Role
 
@@ -24,13 +24,14 @@ class Assignment:
     prefill_work: SentWork | None
     unloaded_ttft_seconds: float
     class_name: str = ""
-    prefilling: Counter[str] = field(default_factory=Counter)
-    """The count of those like it whose first token hasn't come, with it among them until then."""
-
+    underway: Underway = field(default_factory=Underway)
+    """Counts it, as computing until its first token has come, and as there until it is released."""
     _computing: bool = True
+    _released: bool = False
 
     def __post_init__(self) -> None:
-        self.prefilling[self.class_name] += 1
+        self.underway.prefilling[self.class_name] += 1
+        self.underway.requests += 1
 
     @property
     def deflected(self) -> bool:
@@ -61,10 +62,13 @@ class Assignment:
     def _computed(self) -> None:
         if self._computing:
             self._computing = False
-            self.prefilling[self.class_name] -= 1
+            self.underway.prefilling[self.class_name] -= 1
 
     def release(self) -> None:
         """The request has left its workers."""
         self.prefill_ended()
         self._computed()
+        if not self._released:
+            self._released = True
+            self.underway.requests -= 1
         self.decode.ended(self.decode_work)

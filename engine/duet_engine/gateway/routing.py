@@ -21,7 +21,7 @@ from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.waiting_room import Held, WaitingRoom
 from duet_engine.gateway.workers import Worker, Workers
 from duet_engine.policy.baselines import RoundRobin
-from duet_engine.policy.class_gate import ClassGate
+from duet_engine.policy.class_gate import ClassGate, Underway
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS
 from duet_engine.policy.fleet import Fleet
 from duet_engine.policy.prefix_index import PrefixIndex, warm_tokens
@@ -92,8 +92,7 @@ class Dispatcher:
         self._window_seconds = window_seconds
         self._gate = gate
         self._room = WaitingRoom(limits, live=live, gate=gate, processes=processes)
-        self._prefilling: Counter[str] = Counter()
-        """Prompts on their way to their first token, by class."""
+        self._underway = Underway()
         self._policy = QueuePolicy(workers.gateway_id)
         self._round_robin = RoundRobin()
         self._prefixes = PrefixIndex()
@@ -200,7 +199,7 @@ class Dispatcher:
             now=now,
             objective_of=self._objective_of,
             gate=self._gate(now),
-            prefilling=self._prefilling,
+            underway=self._underway,
         )
 
     def _objective_of(self, waiter: _Waiter) -> Objective:
@@ -231,7 +230,7 @@ class Dispatcher:
             else None,
             unloaded_ttft_seconds=waiter.unloaded_ttft_seconds,
             class_name=waiter.class_name,
-            prefilling=self._prefilling,
+            underway=self._underway,
         )
         waiter.future.set_result(assignment)
 

@@ -6,14 +6,15 @@ its own queue never empties. So classes that are shed in part wait behind those 
 of the departures whatever happens. Within a class prompts that are late already wait behind the others.
 
 Invariant: nobody starves: of the classes that wait each gets its turn. Only a class that the plan sheds is ever turned
-away, and only when what waits of it already takes longer than its TTFT objective.
+away, and only when what waits of it already takes most of its TTFT objective.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from duet_engine.policy.gate import NEGLIGIBLE, PlanGate
@@ -27,11 +28,25 @@ ON_BELOW = 1.05
 OFF_ABOVE = 1.2
 """and for it to go off again."""
 LONGEST_RETRY_SECONDS = 60.0
+SWING = 1.65
+"""Standard deviations of the number of requests that aren't shed, for which slots are kept free."""
+PATIENCE_SHARE = 0.7
+"""Of a class's TTFT objective, which what waits of it may take as planned: the rest is for swings, and for prefill."""
 SHED_SHARE = 0.01
 """Of a class's arrivals: less is the solver's rounding."""
 DIGITS = 4
 
 Waiting = TypeVar("Waiting")
+
+
+@dataclass(slots=True)
+class Underway:
+    """What a gateway has sent and what hasn't ended yet."""
+
+    prefilling: Counter[str] = field(default_factory=Counter)
+    """Prompts on their way to their first token, by class."""
+    requests: int = 0
+    """All of them, those that decode included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +102,17 @@ class ClassGate:
             workers=1,
             back_pressure=False,
         )
+        self._slots_for_shed = self._slots()
         self._shed = tuple(plan.shed_per_second > NEGLIGIBLE and not printed for plan in self._plans)
+
+    def _slots(self) -> float:
+        """Requests under way with which steps still are within the objective when those come who aren't shed.
+
+        How many of them are there swings as a Poisson number does.
+        """
+        taken = [plan.prefill_occupancy + plan.mixed_occupancy + plan.solo_occupancy for plan in self._plans]
+        whole = sum(slots for slots, plan in zip(taken, self._plans, strict=True) if not plan.shed_per_second)
+        return self._share * sum(taken) - SWING * math.sqrt(self._share * whole)
 
     def retry_after_seconds(self, name: str, *, waiting: int, ttft_objective_seconds: float) -> float | None:
         """When to come back, for a request of this class behind so many others; None lets it in."""
@@ -96,30 +121,34 @@ class ClassGate:
             return None
         rate = self._share * self._plans[index].admitted_per_second
         wait_seconds = (waiting + 1) / max(rate, NEGLIGIBLE)
-        if wait_seconds <= ttft_objective_seconds:
+        if wait_seconds <= PATIENCE_SHARE * ttft_objective_seconds:
             return None
         return min(max(wait_seconds, 1.0), LONGEST_RETRY_SECONDS)
 
     def order(
-        self, queues: Mapping[str, Sequence[Waiting]], prefilling: Mapping[str, int], *, most: int, whole_in_a_row: int
+        self, queues: Mapping[str, Sequence[Waiting]], underway: Underway, *, most: int, whole_in_a_row: int
     ) -> list[Waiting]:
         """The first `most` in the order in which they should be looked at; each queue is in its own order.
 
         A class that the plan doesn't know has just begun to ask: it is served before all others until the next plan.
+        Classes that are shed wait while the planned slots are taken: engines would let them in, and decode slower than
+        anybody was promised.
         """
         unknown = [each for name, queue in queues.items() if name not in self._index for each in queue]
         ordered = unknown[:most]
         waiting = [len(queues.get(plan.name, ())) for plan in self._plans]
-        in_prefill = [prefilling.get(plan.name, 0) for plan in self._plans]
+        in_prefill = [underway.prefilling[plan.name] for plan in self._plans]
+        free = self._slots_for_shed - underway.requests - len(ordered)
         taken = [0] * len(self._plans)
         while len(ordered) < most:
-            index = self._next(in_prefill, waiting, whole_in_a_row)
+            index = self._next(in_prefill, waiting, whole_in_a_row, free=free > 0)
             if index is None:
                 break
             ordered.append(queues[self._plans[index].name][taken[index]])
             taken[index] += 1
             waiting[index] -= 1
             in_prefill[index] += 1
+            free -= 1
             whole_in_a_row = 0 if self._shed[index] else whole_in_a_row + 1
         return ordered
 
@@ -128,12 +157,14 @@ class ClassGate:
         index = self._index.get(name)
         return index is not None and self._shed[index]
 
-    def _next(self, prefilling: Sequence[int], waiting: Sequence[int], whole_in_a_row: int) -> int | None:
+    def _next(
+        self, prefilling: Sequence[int], waiting: Sequence[int], whole_in_a_row: int, *, free: bool
+    ) -> int | None:
         if self._printed:
             return self._gate.admit(prefilling, waiting, heads_arrived=())
         whole = [0 if shed else count for shed, count in zip(self._shed, waiting, strict=True)]
         shed = [count if shed else 0 for shed, count in zip(self._shed, waiting, strict=True)]
-        turn_of_shed = any(shed) and (not any(whole) or whole_in_a_row >= SHED_TURN - 1)
+        turn_of_shed = any(shed) and ((free and not any(whole)) or whole_in_a_row >= SHED_TURN - 1)
         return self._gate.admit(prefilling, shed if turn_of_shed else whole, heads_arrived=())
 
 
@@ -153,7 +184,7 @@ class Through:
 
     turns: Callable[[str], Turns]
     gate: ClassGate
-    prefilling: Mapping[str, int]
+    underway: Underway
     whole_in_a_row: int
 
     def first(
@@ -164,7 +195,7 @@ class Through:
         for each in waiting:
             by_class.setdefault(each.class_name, []).append(each)
         queues = {name: self.turns(name).first(queue, late, most=most) for name, queue in by_class.items()}
-        return self.gate.order(queues, self.prefilling, most=most, whole_in_a_row=self.whole_in_a_row)
+        return self.gate.order(queues, self.underway, most=most, whole_in_a_row=self.whole_in_a_row)
 
 
 class ClassTurns:
@@ -174,9 +205,9 @@ class ClassTurns:
         self._turns: dict[str, Turns] = {}
         self._whole_in_a_row = 0
 
-    def through(self, gate: ClassGate, prefilling: Mapping[str, int]) -> Through:
-        """One pass, with so many prompts of each class in prefill."""
-        return Through(self._of, gate, prefilling, self._whole_in_a_row)
+    def through(self, gate: ClassGate, underway: Underway) -> Through:
+        """One pass."""
+        return Through(self._of, gate, underway, self._whole_in_a_row)
 
     def left(self, gate: ClassGate, name: str, *, late: bool) -> None:
         """A prompt of this class has left for its workers."""

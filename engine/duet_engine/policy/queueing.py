@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
-from duet_engine.policy.class_gate import ClassGate, ClassTurns
+from duet_engine.policy.class_gate import ClassGate, ClassTurns, Underway
 from duet_engine.policy.deflect import DeflectionRule
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Dispatch
 from duet_engine.policy.estimates import unloaded_ttft_seconds
@@ -20,8 +20,7 @@ from duet_engine.policy.routes import HoldReason, Route
 from duet_engine.policy.turns import Turns, late_from
 from duet_engine.slo import Objective
 
-NOTHING: Mapping[str, int] = MappingProxyType({})
-COLD = NOTHING
+COLD: Mapping[str, int] = MappingProxyType({})
 """Nobody holds anything of a prompt."""
 MOST_KNOWN = 100_000
 _NOBODY: frozenset[str] = frozenset()
@@ -132,14 +131,14 @@ class QueuePolicy:
         now: float,
         objective_of: Callable[[AnyWaiting], Objective],
         gate: ClassGate | None = None,
-        prefilling: Mapping[str, int] = NOTHING,
+        underway: Underway | None = None,
     ) -> list[tuple[AnyWaiting, Route]]:
         """One pass over those who wait, in order of arrival: who was looked at, and what becomes of each.
 
-        A gate puts classes in order, by how many of their prompts are in prefill; off (None) it costs nothing.
+        A gate puts classes in order, by what of them is under way; off (None) it costs nothing.
         """
         self._gate = gate
-        turns = self._turns if gate is None else self._class_turns.through(gate, prefilling)
+        turns = self._turns if gate is None else self._class_turns.through(gate, underway or Underway())
         seen = turns.first(waiting, lambda each: each.late_from < now, most=LOOK_AHEAD_PROMPTS)
         prompts = self.prompts(seen, fleet, window_seconds=window_seconds, now=now, objective_of=objective_of)
         routes = self._dispatch(prompts, fleet, rule, window_seconds=window_seconds, solo_first=gate is not None)

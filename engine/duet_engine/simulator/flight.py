@@ -87,6 +87,7 @@ class Flight(Waiting):
         block_hashes: tuple[int, ...] = (),
         warm: Mapping[str, int] = COLD,
         excluded_until: dict[str, float] | None = None,
+        class_name: str = "default",
     ) -> None:
         super().__init__(
             arrived_at=arrived_at,
@@ -94,6 +95,7 @@ class Flight(Waiting):
             output_reserve_tokens=output_reserve_tokens,
             warm=warm,
             excluded_until=excluded_until,
+            class_name=class_name,
         )
         self.index = index
         self.class_index = class_index
@@ -154,6 +156,7 @@ class Flight(Waiting):
             block_hashes=self.block_hashes,
             warm=self.prompt.warm,
             excluded_until=self.excluded_until,
+            class_name=self.class_name,
         )
         flight.unloaded_ttft_seconds, flight.retries = self.unloaded_ttft_seconds, self.retries + 1
         return flight

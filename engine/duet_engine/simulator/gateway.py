@@ -21,6 +21,7 @@ from duet_engine.policy.fleet import Fleet
 from duet_engine.policy.prefix_index import PrefixIndex
 from duet_engine.policy.queueing import COLD, QueuePolicy, Unloaded
 from duet_engine.simulator.flight import Flight, Stage
+from duet_engine.simulator.gate import SimulatedGate, Sizes
 from duet_engine.simulator.kv import BLOCK_TOKENS
 from duet_engine.simulator.result import NO_WORKER
 from duet_engine.simulator.running_batch import GapListener
@@ -68,6 +69,8 @@ class Gateway:
         self._unloaded = Unloaded()
         self._other_policy = scenario.dispatch() if scenario.dispatch else None
         self._prefixes = PrefixIndex()
+        weights = scenario.gate_weights
+        self._gate = None if weights is None else SimulatedGate(scenario, weights, Sizes(self.prefill, self.decode))
         self._limits, self._hop_seconds = scenario.gateway, scenario.network.hop_seconds
         self._look_planned = False
         self._objectives: list[Objective] = []
@@ -90,11 +93,18 @@ class Gateway:
             input_tokens=request.input_tokens,
             output_tokens=request.output_tokens,
             block_hashes=blocks,
+            class_name=request.class_name,
             warm=self._warm(blocks) if blocks else COLD,
         )
         self.open_requests += 1
         if self.tally is not None:
             self.tally.arrived_input_tokens.append(request.input_tokens)
+        objective = self._objectives[number]
+        if self._gate is not None and self._gate.turns_away(flight, self.agenda.now, self.waiting, objective):
+            flight.stage = Stage.OVER
+            self.counters["turned_away"] += 1
+            self._close(flight, succeeded=False)
+            return
         self.waiting.append(flight)
         if len(self.waiting) == 1:
             self._look(None)
@@ -158,6 +168,8 @@ class Gateway:
                 window_seconds=self._limits.window_seconds,
                 now=now,
                 objective_of=self._objective_of,
+                gate=None if self._gate is None else self._gate.current(now, self.waiting),
+                underway=None if self._gate is None else self._gate.underway(),
             )
         seen = list(islice(self.waiting, LOOK_AHEAD_PROMPTS))
         unloaded = self._unloaded.of(fleet)
@@ -187,6 +199,8 @@ class Gateway:
         now = self.agenda.now
         arrives_at = now + self._hop_seconds
         flight.dispatched_at = now
+        if self._gate is not None:
+            self._gate.sent(flight)
         flight.local = isinstance(route, Local)
         decode = self.decode[route.decode]
         flight.decode = decode.worker
@@ -274,6 +288,8 @@ class Gateway:
 
     def _close(self, flight: Flight, *, succeeded: bool) -> None:
         self.open_requests -= 1
+        if self._gate is not None:
+            self._gate.ended(flight, succeeded=succeeded)
         prefill, decode = flight.prefill, flight.decode
         self._ledger.close(
             flight,

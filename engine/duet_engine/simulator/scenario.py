@@ -261,6 +261,10 @@ class Scenario:
     """`LocalPrefill.SPLIT`; by default the rule's budget, with the scenario's SM curve believed."""
     dispatch: Callable[[], DispatchPolicy] | None = None
     """By default the live gateway's `policy.queueing`, with the rule."""
+    gate_weights: Mapping[str, int] | None = None
+    """Weights of classes for the gate; None: there is none, or only another dispatch's."""
+    printed_gate: bool = False
+    """Gate-and-Route's as its paper prints it, always on."""
     planner: Callable[[], Planner] | None = None
     planner_interval_seconds: float = 5.0
     planner_data_age_seconds: float = 0.0

@@ -29,7 +29,7 @@ from duet_engine.slo import Objective
 
 CLASSES = [{"name": "voice", "weight": 10}, {"name": "batch", "weight": 1}]
 PLANS = (
-    ClassPlan(name="voice", prefill_occupancy=1.0, admitted_per_second=8.0),
+    ClassPlan(name="voice", prefill_occupancy=1.0, solo_occupancy=50.0, admitted_per_second=8.0),
     ClassPlan(name="batch", prefill_occupancy=0.5, admitted_per_second=4.0, shed_per_second=9.0),
 )
 

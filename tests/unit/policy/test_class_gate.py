@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duet_engine.policy.class_gate import SHED_TURN, ClassGate, ClassTurns, class_plans, enough_for
+from duet_engine.policy.class_gate import SHED_TURN, ClassGate, ClassTurns, Underway, class_plans, enough_for
 from duet_engine.policy.demand_window import CLEARING_SECONDS, USUAL_OUTPUT_TOKENS, Counted, DemandWindow
 from duet_engine.policy.pools_plan import ClassShare, PoolsPlan
 from duet_engine.protocol import ClassPlan
 
-WHOLE = ClassPlan(name="whole", prefill_occupancy=1.0, admitted_per_second=10.0)
-SHED = ClassPlan(name="shed", prefill_occupancy=0.5, admitted_per_second=5.0, shed_per_second=20.0)
+WHOLE = ClassPlan(name="whole", prefill_occupancy=1.0, solo_occupancy=90.0, admitted_per_second=10.0)
+SHED = ClassPlan(name="shed", prefill_occupancy=0.5, solo_occupancy=10.0, admitted_per_second=5.0, shed_per_second=20.0)
 GATE = ClassGate([WHOLE, SHED])
 
 
@@ -32,8 +32,11 @@ def queue(*names: str) -> list[One]:
     return [One(name, number) for number, name in enumerate(names)]
 
 
-def first(waiting: list[One], *, most: int = 32, gate: ClassGate = GATE, **prefilling: int) -> list[One]:
-    return ClassTurns().through(gate, prefilling).first(waiting, lambda each: each.late, most=most)
+def first(
+    waiting: list[One], *, most: int = 32, gate: ClassGate = GATE, running: int = 0, **prefilling: int
+) -> list[One]:
+    underway = Underway(Counter(prefilling), running)
+    return ClassTurns().through(gate, underway).first(waiting, lambda each: each.late, most=most)
 
 
 def test_classes_that_are_served_whole_go_first_in_their_own_order() -> None:
@@ -57,6 +60,13 @@ def test_the_printed_gate_goes_by_the_deficit_alone_and_turns_nobody_away() -> N
     assert gate.retry_after_seconds("shed", waiting=100, ttft_objective_seconds=1.0) is None
 
 
+@pytest.mark.parametrize(("running", "offered"), [(0, 4), (82, 4), (83, 3), (84, 2), (500, 2)])
+def test_while_the_slots_are_taken_only_classes_that_are_served_whole_are_looked_at(running: int, offered: int) -> None:
+    """101.5 slots, of which 15.7 are kept free for swings, and two prompts of the other class take theirs first."""
+    ordered = first(queue("shed", "shed", "whole", "whole"), running=running)
+    assert len(ordered) == offered and {each.class_name for each in ordered[:2]} == {"whole"}
+
+
 def test_a_class_that_the_plan_does_not_know_yet_waits_for_nobody() -> None:
     assert [each.class_name for each in first(queue("shed", "whole", "new"))] == ["new", "whole", "shed"]
 
@@ -70,7 +80,7 @@ def test_one_of_so_many_departures_is_of_a_class_that_is_shed() -> None:
     turns, departures = ClassTurns(), Counter[str]()
     waiting = queue(*["whole"] * 40, *["shed"] * 40)
     for _ in range(2 * SHED_TURN):
-        head = turns.through(GATE, {}).first(waiting, lambda each: each.late, most=1)[0]
+        head = turns.through(GATE, Underway()).first(waiting, lambda each: each.late, most=1)[0]
         turns.left(GATE, head.class_name, late=False)
         departures[head.class_name] += 1
     assert departures == {"whole": 2 * SHED_TURN - 2, "shed": 2}
@@ -90,7 +100,7 @@ def test_everybody_is_there_once_in_any_order(names: list[str], most: int) -> No
     [
         ("whole", 1000, 1.0, 1.0, None),
         ("new", 1000, 1.0, 1.0, None),
-        ("shed", 4, 1.0, 1.0, None),
+        ("shed", 2, 1.0, 1.0, None),
         ("shed", 5, 1.0, 1.0, 1.2),
         ("shed", 5, 0.5, 1.0, 2.4),
         ("shed", 5, 0.5, 10.0, None),
@@ -134,9 +144,11 @@ def test_loads_are_what_came_in_the_window_and_what_waits() -> None:
     window.add(5.0, {"a": Counted(arrivals=20, prompt_tokens=6000, cached_tokens=3000), "b": Counted()})
     (load,) = window.loads(weight_of=lambda _: 7, waiting={"a": 20})
     assert load.arrivals_per_second == pytest.approx(10 / 5 + 20 / CLEARING_SECONDS)
-    assert (load.prompt_tokens, load.output_tokens, load.weight) == (pytest.approx(250.0), USUAL_OUTPUT_TOKENS, 7)
+    assert load.prompt_tokens == pytest.approx(250.0)
+    assert (load.output_tokens, load.weight) == (USUAL_OUTPUT_TOKENS, 7)
     for second in range(6, 40):
         window.add(second, {"a": Counted(arrivals=20, prompt_tokens=6000, completed=2, output_tokens=80.0)})
     assert window.loads(weight_of=lambda _: 7, waiting={}) == []
     (waits,) = window.loads(weight_of=lambda _: 7, waiting={"a": 1})
-    assert (waits.prompt_tokens, waits.output_tokens) == (pytest.approx(300.0), 40.0)
+    assert waits.prompt_tokens == pytest.approx(300.0)
+    assert waits.output_tokens == 40.0
