@@ -77,7 +77,7 @@ def test_the_lowest_is_told_early_and_what_is_let_in_is_mostly_in_time() -> None
     assert result.ttft_met[served].mean() > 0.7 and result.itl_met[served].mean() > 0.95
     waits = (result.requests.dispatched_seconds - result.requests.arrival_seconds)[served]
     assert waits.max() < 10.0
-    assert result.counters["turned_away"] > 100 and not result.counters["timeouts"]
+    assert result.counters["turned_away"] > 100 and not result.counters.get("timeouts")
 
 
 def test_the_printed_gate_keeps_the_high_class_less_well() -> None:
