@@ -12,7 +12,7 @@ SPEED ?=
 MINUTES ?=
 demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-planners bench-gateway fuzz-gateway clean
+.PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-planners bench-gateway bench-step-replay fuzz-gateway clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -64,6 +64,9 @@ fuzz-gateway: setup  ## 100,000 hostile requests against a gateway -> docs/resul
 
 bench-planners: setup  ## planners on real traces -> docs/results/planners.md (needs ../shared/traces; ten minutes, resumable)
 	@$(python) tests/bench/bench_planners.py
+
+bench-step-replay: engine-env  ## the simulator against the real SGLang -> docs/results/step_replay.md (five minutes)
+	@$(python) tests/bench/bench_step_replay.py
 
 clean:  ## remove .venv and reports; the cache of binaries stays
 	@rm -rf .venv demo-report

@@ -1,6 +1,6 @@
 """The simulator against the real SGLang on the CPU: its steps played again, and its latencies predicted.
 
-Run: `python tests/bench/bench_step_replay.py` where nothing else runs (`make engine-env` first; five minutes). A
+Run: `make bench-step-replay` where nothing else runs (five minutes). A
 prefill and a decode worker answer 505 requests, two of five of them deflected. From the recording:
 
 - each step as long as it was: how many steps come out the same by themselves (kind, rows, chunks, context; KV; queues);
@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from tests.support import bench_rows, step_comparison, step_prediction, step_recording
 from tests.support.bench_rows import Row, row
 from tests.support.step_comparison import Recorded
@@ -34,7 +38,21 @@ SEED, REQUESTS, DECODES = 7, 505, ("decode-0",)
 SEEDS_OF_NOISE = 5
 FITTED_SHARE = 1 / 3
 GOAL_SHARE_PERCENT = 95.0
-COMMAND = "python tests/bench/bench_step_replay.py"
+COMMAND = "make bench-step-replay"
+NOTES = """
+A prefill and a decode worker of SGLang 0.5.23 with a tiny Llama on the CPU, in bursts of up to ten requests.
+
+- *Replay.* Given to the simulator: when each request came, its route, how long each step took (with what the engine did
+  until the next one), and when its KV had a place and was there. Everything else comes out by itself: what is computed
+  together, in which order, in which chunks, with how much KV. Decode steps that leave a prompt half computed, chunks
+  beside residents and transfers that join between chunks are among them.
+- Of the prefill worker's steps, those with other KV or queues differ in prompts that are on their way: the simulated
+  worker lets go of one when the decode worker has it, the real one when it has heard of that.
+- *Prediction.* From arrivals and routes alone, by the model that the first third calibrates. Steps are off it as they
+  were there, in runs of 64, and each request's way between processes takes as long as one that was measured there: more
+  than these workers runs on two cores, and it comes and goes. What the later two thirds took isn't looked at.
+- Overlap scheduling was off: with it a request that has ended takes part in one more step, which isn't simulated.
+"""
 WAYS: dict[str, Callable[[Answered], bool]] = {
     "all": lambda _: True,
     "by transfer": lambda answer: answer.prefill is not None,
@@ -63,6 +81,8 @@ def main() -> None:
     bench_rows.write_results(
         rows, name="step_replay", title="The simulator against the real SGLang", command=COMMAND, seed=SEED
     )
+    page = bench_rows.RESULTS / "step_replay.md"
+    page.write_text(page.read_text() + NOTES)
 
 
 def _replayed(recorded: Recorded) -> Iterator[Row]:

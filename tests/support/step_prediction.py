@@ -1,58 +1,51 @@
 """Latencies of a recorded run as the calibrated model and the simulator predict them, from nothing but the arrivals.
 
-Invariant: pure. What is fitted (efficiencies, the noise of steps, what a request's way takes beside steps) comes from
-one part of a recording and is tried on another.
+Invariant: pure. What is fitted (efficiencies, how far steps are off them, what a request's way takes beside steps)
+comes from one part of a recording and is tried on another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tests.support.step_comparison import PREFILL, Recorded, WorkerLog, scenario, simulated_names
+from tests.support.step_recording import Answered
 
 from duet_engine.perf.calibrate import CalibrationRow, calibrate
 from duet_engine.perf.efficiencies import Calibrated, efficiencies_for
 from duet_engine.perf.hardware import find_gpu
 from duet_engine.perf.models import find_shape
 from duet_engine.perf.roofline import Roofline
+from duet_engine.protocol import Role
 from duet_engine.simulator.replay import Route, routed
 from duet_engine.simulator.run import Simulation
-from duet_engine.simulator.scenario import StepNoise
 from duet_engine.simulator.workload import Request
-from duet_engine.step_log import StepLogEntry, durations
+from duet_engine.step_log import durations
 
 if TYPE_CHECKING:
     from duet_engine.simulator.flight import Flight
 
 PARAMETERS = ("linear_compute", "attention_compute", "attention_bandwidth", "linear_launch_seconds")
 """What steps of a tiny model tell: most of each is the interpreter between its products."""
-STALL = 4.0
-"""A step that takes so many times what it should was held up by something else."""
+BLOCK_STEPS = 64
+"""A machine is slow for a while, not for a step: how far steps are off the model is drawn in runs of so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Links:
-    """What a request's way takes beside steps."""
+class Way:
+    """What one request's way took beside steps."""
 
     in_seconds: float
     """From the client to the decode worker's scheduler."""
     claim_seconds: float
-    """From there until the prefill worker knows that its KV has a place."""
+    """From there until the prefill worker knew that its KV had a place."""
     kv_seconds: float
-    """From the end of its prefill until the decode worker has its KV."""
-    out_seconds: float = 0.0
-    """From a token to the client."""
-    turn_seconds: float = 0.0
-
-    def claim_at(self, flight: Flight) -> float:
-        return flight.dispatched_at + self.claim_seconds
-
-    def kv_at(self, flight: Flight, *, computed_at: float) -> float:
-        return computed_at + self.kv_seconds
+    """From the end of its prefill until the decode worker had its KV."""
+    out_seconds: float
+    """From its first token to the client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,85 +53,117 @@ class Model:
     """Everything that one part of a recording tells about this machine."""
 
     calibrated: Calibrated
-    noise: StepNoise
-    links: Links
+    ratios: Mapping[Role, Sequence[float]]
+    """Measured over predicted, of each step in turn."""
+    ways: Sequence[Way]
 
     def steps(self, log: WorkerLog) -> Roofline:
         return Roofline(find_shape(log.head.model), find_gpu("cpu"), ranks=log.head.ranks, calibrated=self.calibrated)
 
 
-def timed_steps(logs: Sequence[WorkerLog], *, until: float) -> list[tuple[WorkerLog, StepLogEntry, float]]:
-    """Steps that began before a moment, each with how long the next one had to wait for it."""
-    return [
-        (log, step, max(seconds, step.seconds))
-        for log in logs
-        for step, seconds in zip(log.steps, durations(log.steps), strict=True)
-        if step.started_at_seconds < until
-    ]
+class DrawnWays:
+    """Each request's way is one that was measured."""
+
+    turn_seconds = 0.0
+
+    def __init__(self, ways: Sequence[Way]) -> None:
+        self._ways = ways
+
+    def claim_at(self, flight: Flight) -> float:
+        return flight.dispatched_at + self._ways[flight.index].claim_seconds
+
+    def kv_at(self, flight: Flight, *, computed_at: float) -> float:
+        return computed_at + self._ways[flight.index].kv_seconds
+
+
+class DrawnSteps:
+    """Steps are off the model as measured ones were, run after run."""
+
+    def __init__(self, ratios: Sequence[float], chance: random.Random) -> None:
+        self._ratios, self._chance = ratios, chance
+        self._factors: list[float] = []
+        self._taken = 0
+
+    def take(self, steps: int) -> tuple[list[float], list[float]]:
+        while len(self._factors) < self._taken + steps:
+            start = self._chance.randrange(max(1, len(self._ratios) - BLOCK_STEPS))
+            self._factors += self._ratios[start : start + BLOCK_STEPS]
+        self._taken += steps
+        return self._factors[self._taken - steps : self._taken], [0.0] * steps
+
+    def give_back(self, steps: int) -> None:
+        self._taken -= steps
 
 
 def fit(recorded: Recorded, *, until: float) -> Model:
     """From what had been sent, and the steps that had begun, before a moment."""
-    timed = timed_steps(list(recorded.logs.values()), until=until)
-    rows = [
-        CalibrationRow(find_shape(log.head.model), log.head.ranks, step.batch, seconds) for log, step, seconds in timed
-    ]
-    gpu = find_gpu("cpu")
+    timed = {
+        log.head.role: [
+            CalibrationRow(find_shape(log.head.model), log.head.ranks, step.batch, max(seconds, step.seconds))
+            for step, seconds in zip(log.steps, durations(log.steps), strict=True)
+            if step.started_at_seconds < until
+        ]
+        for log in recorded.logs.values()
+    }
+    gpu, rows = find_gpu("cpu"), [row for some in timed.values() for row in some]
     fitted = calibrate(rows, gpu, efficiencies_for(gpu), names=PARAMETERS, source="steps of a tiny model on two cores")
-    model = Model(calibrated=fitted.calibrated, noise=StepNoise(), links=_links(recorded, until=until))
-    model = replace(model, noise=_noise(model, timed))
-    early = replace(recorded, answers=tuple(each for each in recorded.answers if each.sent_at < until))
-    found = predicted(early, model, seed=0)
-    left = [each.ttft_seconds - ours for each, (ours, _) in zip(early.answers, found, strict=True)]
-    return replace(model, links=replace(model.links, out_seconds=max(0.0, median(left))))
+    model = Model(calibrated=fitted.calibrated, ratios={}, ways=_ways(recorded, until=until))
+    steps = model.steps(recorded.logs[PREFILL])
+    ratios = {role: [row.seconds / steps.step_seconds(row.batch) for row in some] for role, some in timed.items()}
+    return replace(model, ratios=ratios)
 
 
-def _noise(model: Model, timed: Sequence[tuple[WorkerLog, StepLogEntry, float]]) -> StepNoise:
-    """What is left of the steps' times, with those that something else held up apart."""
-    expected = np.array([model.steps(log).step_seconds(step.batch) for log, step, _ in timed])
-    ratios = np.array([seconds for _, _, seconds in timed]) / expected
-    stalled = ratios >= STALL
-    return StepNoise(
-        relative_spread=float(np.std(np.log(ratios[~stalled]))),
-        stall_probability=float(np.mean(stalled)),
-        stall_seconds=float(np.mean(((ratios - 1) * expected)[stalled])) if stalled.any() else 0.0,
-    )
-
-
-def _links(recorded: Recorded, *, until: float) -> Links:
-    answers = [each for each in recorded.answers if each.sent_at < until]
-    there = {each.rid: recorded.logs[each.decode].joined[each.rid] for each in answers}
-    pairs = [each for each in answers if each.prefill is not None]
+def _ways(recorded: Recorded, *, until: float) -> list[Way]:
+    """Of requests whose whole prompt was one step of the prefill worker, alone: its log tells when that ended."""
     before = recorded.logs[PREFILL]
-    alone = {
+    ended_at = {
         step.joined[0].rid: step.started_at_seconds + step.seconds
         for step in before.steps
         if step.prefill_rows == len(step.joined) == 1 and step.prefill_tokens == step.joined[0].input_tokens
     }
-    return Links(
-        in_seconds=median(there[each.rid].received_at_seconds - each.sent_at for each in answers),
-        claim_seconds=median(
-            before.joined[each.rid].ready_at_seconds - there[each.rid].received_at_seconds for each in pairs
-        ),
-        kv_seconds=median(there[each.rid].ready_at_seconds - alone[each.rid] for each in pairs if each.rid in alone),
+    first_at = {
+        joined.rid: step.started_at_seconds
+        for name in recorded.decodes
+        for step in recorded.logs[name].steps
+        for joined in step.joined
+    }
+    return [
+        _way(recorded, answer, ended_at=ended_at[answer.rid], first_at=first_at[answer.rid])
+        for answer in recorded.answers
+        if answer.rid in ended_at and answer.sent_at < until
+    ]
+
+
+def _way(recorded: Recorded, answer: Answered, *, ended_at: float, first_at: float) -> Way:
+    """A transferred request's first token leaves just before its first decode step begins."""
+    there = recorded.logs[answer.decode].joined[answer.rid]
+    claimed_at = recorded.logs[PREFILL].joined[answer.rid].ready_at_seconds
+    return Way(
+        in_seconds=there.received_at_seconds - answer.sent_at,
+        claim_seconds=max(0.0, claimed_at - there.received_at_seconds),
+        kv_seconds=max(0.0, there.ready_at_seconds - ended_at),
+        out_seconds=max(0.0, answer.token_times[0] - first_at),
     )
 
 
 def predicted(recorded: Recorded, model: Model, *, seed: int) -> list[tuple[float, float]]:
-    """TTFT and TPOT of each answer, in order."""
-    names, links = simulated_names(recorded), model.links
-    order = sorted(range(len(recorded.answers)), key=lambda index: recorded.answers[index].sent_at)
-    answers = [recorded.answers[index] for index in order]
-    start = answers[0].sent_at
+    """TTFT and TPOT of each answer; answers are in the order in which they were sent."""
+    chance, names = random.Random(seed), simulated_names(recorded)
+    start = recorded.answers[0].sent_at
+    drawn = [(each, chance.choice(model.ways)) for each in recorded.answers]
+    arrivals = sorted(drawn, key=lambda pair: pair[0].sent_at + pair[1].in_seconds)
     requests = [
-        Request(each.sent_at - start + links.in_seconds, each.input_tokens, each.output_tokens) for each in answers
+        Request(each.sent_at - start + way.in_seconds, each.input_tokens, each.output_tokens) for each, way in arrivals
     ]
-    routes = [Route(names[each.decode], each.prefill and names[each.prefill]) for each in answers]
-    fleet = scenario(recorded, steps=model.steps(recorded.logs[PREFILL]))
-    simulation = Simulation(replace(routed(fleet, routes), noise=model.noise, seed=seed), passage=links)
+    routes = [Route(names[each.decode], each.prefill and names[each.prefill]) for each, _ in arrivals]
+    simulation = Simulation(
+        routed(scenario(recorded, steps=model.steps(recorded.logs[PREFILL])), routes),
+        clock_of=lambda name, _: DrawnSteps(model.ratios[Role(name.split("-")[0])], chance),
+        passage=DrawnWays([way for _, way in arrivals]),
+    )
     rows = simulation.run(requests).requests
-    found = [
-        (float(ttft) + links.in_seconds + links.out_seconds, float(tpot))
-        for ttft, tpot in zip(rows.ttft_seconds, rows.tpot_seconds, strict=True)
-    ]
-    return [found[place] for place in np.argsort(order)]
+    found = {
+        each.rid: (float(ttft) + way.in_seconds + way.out_seconds, float(tpot))
+        for (each, way), ttft, tpot in zip(arrivals, rows.ttft_seconds, rows.tpot_seconds, strict=True)
+    }
+    return [found[each.rid] for each in recorded.answers]

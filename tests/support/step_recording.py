@@ -68,14 +68,14 @@ class Answered:
 
 
 def bursts(count: int, *, seed: int, decodes: Sequence[str], burst_seconds: float = 1.6) -> list[Asked]:
-    """Requests in bursts of one to eight, two of five of them deflected."""
+    """Requests in bursts of one to ten, two of five of them deflected."""
     assert count <= DIFFERENT_PROMPTS
     chance = random.Random(seed)
     firsts = chance.sample(range(FIRST_TOKEN, VOCABULARY), count)
     asked: list[Asked] = []
     began = 0.0
     while len(asked) < count:
-        for _ in range(min(chance.randint(1, 8), count - len(asked))):
+        for _ in range(min(chance.randint(1, 10), count - len(asked))):
             length = round(chance.choice(INPUT_TOKENS) * chance.uniform(0.7, 1.3))
             rest = [chance.randrange(FIRST_TOKEN, VOCABULARY) for _ in range(length - 1)]
             asked.append(
