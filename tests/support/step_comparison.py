@@ -15,7 +15,7 @@ from tests.support.step_recording import Answered, read_answers
 from duet_engine.perf.replica import replica_from_document
 from duet_engine.perf.roofline import Roofline
 from duet_engine.policy.deflect import DeflectionRule
-from duet_engine.protocol import Role, WorkerInfo
+from duet_engine.protocol import Role, WorkerProfile
 from duet_engine.simulator.replay import Handover, Recording, Route, noticed
 from duet_engine.simulator.scenario import NO_NOISE, EngineLimits, LocalPrefill, Pool, Scenario
 from duet_engine.simulator.workload import Request
@@ -42,7 +42,7 @@ class Recorded:
 
     answers: tuple[Answered, ...]
     logs: Mapping[str, WorkerLog]
-    infos: Mapping[str, WorkerInfo]
+    profiles: Mapping[str, WorkerProfile]
 
     @property
     def decodes(self) -> tuple[str, ...]:
@@ -56,7 +56,9 @@ def read(folder: Path) -> Recorded:
     return Recorded(
         answers=answers,
         logs={name: _log(folder / f"{name}.steps", ours) for name in names},
-        infos={name: WorkerInfo.model_validate_json((folder / f"{name}.info.json").read_bytes()) for name in names},
+        profiles={
+            name: WorkerProfile.model_validate_json((folder / f"{name}.profile.json").read_bytes()) for name in names
+        },
     )
 
 
@@ -118,8 +120,7 @@ def scenario(recorded: Recorded, *, steps: Roofline | None = None) -> Scenario:
     """The same fleet in the simulator; `steps` is the truth of its step times, what workers believe is their own."""
 
     def pool(role: Role, name: str, replicas: int) -> Pool:
-        profile = recorded.infos[name].profile
-        assert profile is not None
+        profile = recorded.profiles[name]
         believed = replica_from_document(profile.replica)
         return Pool(
             role=role,

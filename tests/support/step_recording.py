@@ -106,7 +106,8 @@ def record(folder: Path, asked: Sequence[Asked], *, decodes: Sequence[str]) -> N
     with running_servers(folder, wanted) as servers:
         answers = asyncio.run(_send_all(servers, asked))
         for name in names:
-            (folder / f"{name}.info.json").write_bytes(get(servers[name], "/duet/info")[1])
+            info = json.loads(get(servers[name], "/duet/info")[1])
+            (folder / f"{name}.profile.json").write_text(json.dumps(info["profile"]))
         time.sleep(1.5)  # the logs reach the disk when their workers fall idle
     (folder / "answers.json").write_text(json.dumps([asdict(each) for each in answers]))
 
