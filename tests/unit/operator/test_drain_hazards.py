@@ -1,11 +1,12 @@
 """Drains where the operator's picture is behind, or its work was cut short: the victim goes, or nobody."""
 
 import pytest
-from tests.support.virtual_pool import KEY, NAME, SETTLE_SECONDS, VirtualPool
+from tests.support.virtual_pool import KEY, NAME, SETTLE_SECONDS, VirtualEngines, VirtualPool
 
+from duet_engine.protocol import DrainStatus
 from duet_operator.cluster import DEPLOYMENT, POD, ClusterError, Kind
 from duet_operator.drain_actions import VICTIM_COST
-from duet_operator.pods import DELETION_COST_ANNOTATION, DRAIN_ANNOTATION
+from duet_operator.pods import DELETION_COST_ANNOTATION, DRAIN_ANNOTATION, Pod
 
 
 async def with_drained_victim(replicas: int = 3) -> VirtualPool:
@@ -31,6 +32,34 @@ async def test_a_drained_victim_leaves() -> None:
     assert (pool.replicas, marked(pool)) == (2, [victim.name])
     pool.control()
     assert [name for name, _, _ in pool.killed] == [victim.name]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_victim_that_has_work_or_is_silent_at_the_last_moment_stays(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that it was empty when the pass looked, and the count falls a moment later."""
+    pool = await with_drained_victim()
+    (victim,) = pool.draining()
+    look = pool.engines.drain_status
+
+    async def then_changes(pod: Pod) -> DrainStatus:
+        told = await look(pod)
+        pool.engines.by_uid[pod.uid].requests = 1
+        if not answers:
+            pool.engines.unreachable.add(pod.uid)
+        return told
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VirtualEngines, "drain_status", lambda _engines, pod: then_changes(pod))
+        await pool.operate(2)
+    assert (pool.replicas, marked(pool)) == (3, [])
+    pool.engines.unreachable.clear()
+    pool.finish_all()
+    await pool.operate(2)
+    pool.pass_time(SETTLE_SECONDS)
+    await pool.operate(2)
+    assert (pool.replicas, marked(pool)) == (2, [victim.name])
 
 
 async def test_a_worker_that_the_cache_has_not_seen_yet_is_not_counted_out() -> None:
