@@ -17,6 +17,7 @@ import re
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,13 +141,15 @@ async def restart(api: Api, kubeconfig: Path, folder: Path, *, objects: int, cou
     began = time.monotonic()
     with running_operator(kubeconfig, folder / "second.log") as operator:
         try:
-            await asyncio.to_thread(operator.wait_until_acting)
+            await asyncio.to_thread(operator.wait_until_acting, seconds=WAIT_SECONDS)
             listed = time.monotonic() - began
 
             async def acted() -> bool:
                 changed = await api.get(path)
                 seen = changed.get("status", {}).get("observedGeneration") == changed["metadata"]["generation"]
-                return seen and (await asyncio.to_thread(operator.metrics))[PASSES] >= objects
+                with suppress(TimeoutError):
+                    return seen and (await asyncio.to_thread(operator.metrics))[PASSES] >= objects
+                return False
 
             await until("it acts", acted, seconds=WAIT_SECONDS)
         except AssertionError as error:

@@ -191,6 +191,13 @@ def test_a_drain_by_hand_is_the_first_victim_of_a_lower_target() -> None:
     assert of(actions, Start) == of(actions, Replace) == []
 
 
+@pytest.mark.parametrize("ended", [True, False], ids=["its engine ended", "it never served"])
+def test_a_drain_by_hand_of_who_can_hold_nothing_waits_for_no_engine(*, ended: bool) -> None:
+    asked = ready("b", by_hand=True, serving=False)
+    asked = replace(asked, pod=replace(asked.pod, engine_stopped=ended, has_been_ready=ended))
+    assert decide(pool(ready("a"), asked, target=2), rules()) == (Replace(asked.pod),)
+
+
 def test_a_request_by_hand_that_is_withdrawn_serves_again() -> None:
     actions = decide(pool(ready("a"), draining("b", left=1), target=2), rules())
     assert of(actions, Cancel) == ["b"]
