@@ -203,6 +203,16 @@ def test_a_request_by_hand_that_is_withdrawn_serves_again() -> None:
     assert of(actions, Cancel) == ["b"]
 
 
+@pytest.mark.parametrize("replaced", [frozenset({"b"}), frozenset[str]()], ids=["off its node", "by the planner"])
+def test_a_drained_worker_that_is_still_shown_as_ready_is_not_counted_out(replaced: frozenset[str]) -> None:
+    """Kubernetes takes unready pods first: until the kubelet has told, another one would go."""
+    shown = drained("b")
+    shown = replace(shown, pod=replace(shown.pod, ready=True))
+    actions = decide(replace(pool(ready("a"), shown, target=1), replaced=replaced), rules())
+    assert removal(actions) is None
+    assert of(actions, Renew) == ["b"]
+
+
 # --- choice ---
 
 
