@@ -29,14 +29,16 @@ engine-env: setup  ## the real SGLang on the CPU with tiny models, made once (10
 demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=file SPEED=n MINUTES=n)
 	@$(python) -m duet_dev.demo $(demo_options)
 
-test: binaries  ## all tests, in lanes side by side
-	@DUET_REQUIRE_CLUSTER=1 $(python) -m duet_dev.lanes --durations 15 -m "not engine_full"
+# Without the real SGLang (10 GB): make test WITHOUT_ENGINE=1
+test: binaries $(if $(WITHOUT_ENGINE),,engine-env)  ## all tests, in lanes side by side
+	@DUET_REQUIRE_CLUSTER=1 $(if $(WITHOUT_ENGINE),,DUET_REQUIRE_ENGINE=1) \
+		$(python) -m duet_dev.lanes --durations 15 -m "not engine_full"
 
 test-fast: setup  ## the tests of the daily round, without a control plane: at most three minutes
 	@$(python) -m duet_dev.lanes --lane processes --lane rest -m "not slow"
 
-engine-full: engine-env  ## every test on the real SGLang, also those that `make test` leaves out
-	@DUET_REQUIRE_ENGINE=1 $(python) -m pytest tests/engine --durations 15
+engine-full: engine-env  ## every test on the real SGLang, with a soak -> docs/results/engine.md (an hour; DUET_SOAK_MINUTES=n)
+	@DUET_REQUIRE_ENGINE=1 DUET_WRITE_RESULTS=1 $(python) -m pytest tests/engine --durations 15
 
 lint: setup  ## style, types and import contracts
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -10,37 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.bench_rows import Row, write_results
+from tests.support.sglang_changes import with_changes
 from tests.support.sglang_servers import SglangServer, Wanted, running_servers
 
 from duet_dev import engine_environment
 
-ANOTHER_PLUGIN = """
-import sys
-
-
-class Changed:
-    '''Does to SGLang what another release or another plugin might do: one function is another.'''
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "sglang.srt.managers.scheduler":
-            return None
-        sys.meta_path.remove(self)
-        import importlib.util
-
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            before = module.Scheduler.ingest_requests
-            module.Scheduler.ingest_requests = lambda *given, **named: before(*given, **named)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Changed())
-"""
+TITLE = "The real SGLang with Duet's plugin, on the CPU"
+SEED = 20_511
 
 
 @pytest.fixture(scope="session")
@@ -55,19 +32,24 @@ def engine_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def figures() -> Iterator[list[Row]]:
+    """Takes rows; with DUET_WRITE_RESULTS=1 they are in docs/results/engine.* after the run."""
+    rows: list[Row] = []
+    yield rows
+    if rows and os.environ.get("DUET_WRITE_RESULTS") == "1":
+        write_results(rows, name="engine", title=TITLE, command="make engine-full", seed=SEED)
+
+
+@pytest.fixture(scope="session")
 def servers(engine_logs: Path) -> Iterator[dict[str, SglangServer]]:
     """`plain` without any other worker, `prefill` and `decode` as a pair, `broken` with a changed SGLang."""
-    changed = engine_logs / "changed"
-    changed.mkdir()
-    (changed / "sitecustomize.py").write_text(ANOTHER_PLUGIN)
-    path = f"{changed}:{engine_environment.environment()['PYTHONPATH']}"
     with running_servers(
         engine_logs,
         {
             "plain": Wanted("unified", environment={"DUET_STEP_LOG": str(engine_logs / "plain.steps")}),
             "prefill": Wanted("prefill"),
             "decode": Wanted("decode"),
-            "broken": Wanted("unified", environment={"PYTHONPATH": path}),
+            "broken": Wanted("unified", environment=with_changes(engine_logs / "changed", "another_source()")),
         },
     ) as started:
         yield started

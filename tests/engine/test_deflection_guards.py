@@ -1,4 +1,7 @@
-"""What SGLang would do to deflected requests without the plugin's guards (`make engine-full`)."""
+"""What SGLang would do to deflected requests without the plugin's guards (`make engine-full`).
+
+Each test plays a scenario twice: with all hooks, and without the one that it is about.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.sglang_scheduler import SchedulerDied, running_scheduler
+from tests.support.sglang_scheduler import SchedulerDied, play_all, running_scheduler
 
 pytestmark = [pytest.mark.engine, pytest.mark.engine_full, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -58,3 +61,79 @@ def test_an_abort_of_a_waiting_request_ends_the_scheduler_without_its_guard(engi
         assert scheduler.play(events)["idle"]
     with pytest.raises(SchedulerDied), running_scheduler(without_hooks=["abort_request"]) as scheduler:
         scheduler.play(events)
+
+
+def test_what_is_retracted_for_want_of_memory_is_lost_without_its_guard(engine_logs: Path) -> None:
+    """SGLang backs up KV that it takes away, or ends the request; a deflected one is computed again."""
+    scenarios = {"crowd": [{"submit": asked("crowd", prompts(10, 300, seed=10), tokens=40)}]}
+    retracting = {"SGLANG_TEST_RETRACT": "1"}
+    expected = play_all(scenarios, mode="plain")["crowd"]["tokens"]
+    result = play_all(scenarios, environment=retracting)["crowd"]
+    assert result["tokens"] == expected
+    assert result["free_tokens"] == 16384
+    lost = play_all(scenarios, environment=retracting, without_hooks=["back_up"])["crowd"]
+    assert any(reason["type"] == "abort" for reason in lost["ended"].values())
+
+
+SMALL_CHUNKS = {"chunk_candidates_tokens": [64, 32]}
+
+
+def test_a_transfer_is_promised_the_kv_that_a_cut_prompt_still_needs_without_its_guard(engine_logs: Path) -> None:
+    """Transfers whose prompts' KV nobody sends stand for real ones: they reserve all the same."""
+    resident, long, *transfers = asked("promised", [[5], [7] * 2600, [9] * 500, [11] * 500], tokens=30)
+    long["sampling"] = {}
+    for transfer in transfers:
+        transfer |= {"without_kv": True, "sampling": {}}
+    events = [
+        {"submit": [resident]},
+        {"after": {"promised-000": 2}, "submit": [long]},
+        {"turns": 3, "submit": transfers},
+    ]
+    pool = ("--max-total-tokens", "3400")
+    with running_scheduler(*pool, knobs=SMALL_CHUNKS) as scheduler:
+        guarded = scheduler.play(events)
+    assert len(guarded["tokens"]["promised-001"]) == 30 and guarded["free_tokens"] == 3400
+    assert guarded["times"]["promised-001"][0] < guarded["times"]["promised-002"][0]
+    with running_scheduler(*pool, knobs=SMALL_CHUNKS, without_hooks=["allocatable_tokens"]) as scheduler:
+        try:
+            unguarded = scheduler.play(events)
+        except SchedulerDied:
+            return
+    assert unguarded["times"]["promised-001"][0] > unguarded["times"]["promised-002"][0]
+
+
+def test_residents_beside_chunks_are_out_of_admissions_sight_without_its_guard(engine_logs: Path) -> None:
+    """While they decode in a chunk's step SGLang's running batch is empty, and so is what it keeps for their output."""
+    residents = asked("resident", [[5 + place] * 5 for place in range(20)], tokens=60)
+    long, transfer = asked("late", [[7] * 1500, [9] * 1500], tokens=4)
+    transfer |= {"without_kv": True, "sampling": {}}
+    events = [
+        {"submit": residents},
+        {"after": {"resident-019": 2}, "submit": [long]},
+        {"turns": 4, "submit": [transfer]},
+    ]
+    pool = ("--max-total-tokens", "6000")
+    with running_scheduler(*pool, knobs=SMALL_CHUNKS) as scheduler:
+        guarded = scheduler.play(events)["times"]
+    assert guarded["late-001"][0] > guarded["resident-000"][-1]
+    with running_scheduler(*pool, knobs=SMALL_CHUNKS, without_hooks=["process_decode_queue"]) as scheduler:
+        unguarded = scheduler.play(events)["times"]
+    assert unguarded["late-001"][0] < unguarded["resident-000"][-1]
+
+
+@pytest.mark.parametrize("page", ["1", "16"])
+def test_follow_up_turns_reuse_what_was_computed_and_count_only_the_rest(engine_logs: Path, page: str) -> None:
+    first = prompts(12, 900, seed=8)
+    chance = random.Random(9)
+    second = [ids + [chance.randrange(3, 512) for _ in range(70)] for ids in first]
+    scenarios = {"first": [{"submit": asked("first", first)}], "again": [{"submit": asked("second", second)}]}
+    options = ("--page-size", page)
+    expected = play_all(scenarios, *options, mode="plain")
+    results = play_all(scenarios, *options, "--disaggregation-decode-enable-radix-cache")
+    assert [results[name]["tokens"] for name in scenarios] == [expected[name]["tokens"] for name in scenarios]
+    again = results["again"]
+    for place, ids in enumerate(first):
+        assert again["cached"][f"second-{place:03d}"] >= (len(ids) // int(page) - 1) * int(page)
+    computed = sum(tokens - (rows - 1 if kind == "MIXED" else 0) for kind, rows, tokens in again["steps"] if tokens)
+    assert computed < sum(map(len, second)) / 2
+    assert again["free_tokens"] == 16384

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.support.sglang_servers import SglangServer, generate, get
+from tests.support.sglang_servers import SglangServer, generate, get, through_pair
 
 from duet_engine.protocol import Refusal, RefusalReason
 
@@ -22,15 +22,6 @@ def prompts(count: int, *, seed: int) -> list[list[int]]:
     chance = random.Random(seed)
     lengths = [chance.choice((1, 3, 17, 60, 200, 500, 1200)) for _ in range(count)]
     return [[chance.randrange(3, 512) for _ in range(length)] for length in lengths]
-
-
-def through_pair(servers: dict[str, SglangServer], prompt: list[int], room: int) -> list[int]:
-    pair = servers["prefill"].pair_fields(room)
-    with ThreadPoolExecutor(1) as pool:
-        first_half = pool.submit(generate, servers["prefill"], prompt, **pair)
-        answer: list[int] = generate(servers["decode"], prompt, **pair)["output_ids"]
-        first_half.result()
-    return answer
 
 
 def refused(server: SglangServer, body: dict[str, Any]) -> tuple[int, str | None, bytes]:
@@ -62,7 +53,7 @@ def test_half_deflected_and_half_by_transfer_at_once_answer_as_one_plain_server(
 
     def answer(place: int) -> list[int]:
         if place % 2:
-            return through_pair(servers, asked[place], 500 + place)
+            return through_pair(servers["prefill"], servers["decode"], asked[place])
         ids: list[int] = generate(servers["decode"], asked[place], **DEFLECTED)["output_ids"]
         return ids
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.support.sglang_servers import SglangServer, ask, generate
+from tests.support.sglang_servers import SglangServer, ask, generate, through_pair
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -16,21 +15,11 @@ def prompts(lengths: tuple[int, ...], *, seed: int) -> list[list[int]]:
     return [[chance.randrange(3, 512) for _ in range(length)] for length in lengths]
 
 
-def through_pair(prefill: SglangServer, decode: SglangServer, prompt: list[int], *, room: int) -> list[int]:
-    """What the decode server answers with the prefill server's KV."""
-    pair = prefill.pair_fields(room)
-    with ThreadPoolExecutor(1) as pool:
-        first_half = pool.submit(generate, prefill, prompt, **pair)
-        answer: list[int] = generate(decode, prompt, **pair)["output_ids"]
-        first_half.result()
-    return answer
-
-
 def test_a_pair_answers_as_one_server(plain: SglangServer, prefill: SglangServer, decode: SglangServer) -> None:
     asked = prompts((5, 40, 300), seed=3)
     expected = [generate(plain, prompt)["output_ids"] for prompt in asked]
     assert len({tuple(answer) for answer in expected}) == len(asked), "the tiny model answers everything alike"
-    got = [through_pair(prefill, decode, prompt, room=100 + place) for place, prompt in enumerate(asked)]
+    got = [through_pair(prefill, decode, prompt) for prompt in asked]
     assert got == expected
 
 
@@ -39,11 +28,7 @@ def test_with_another_prompts_kv_the_answer_is_another(
 ) -> None:
     """The control: equality above says something only if wrong KV shows."""
     asked, another = prompts((40, 40), seed=4)
-    pair = prefill.pair_fields(room=200)
-    with ThreadPoolExecutor(1) as pool:
-        first_half = pool.submit(generate, prefill, another, **pair)
-        answer = generate(decode, asked, **pair)["output_ids"]
-        first_half.result()
+    answer = through_pair(prefill, decode, asked, prefilled=another)
     assert answer != generate(plain, asked)["output_ids"]
 
 

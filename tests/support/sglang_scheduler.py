@@ -306,8 +306,8 @@ def _free_tokens(scheduler: Any) -> int:
 
 def _scheduler(order: Mapping[str, Any]) -> Any:
     from sglang.srt.managers import scheduler as module
-    from sglang.srt.runtime_context import get_context
     from sglang.srt.server_args import PortArgs, prepare_server_args
+    from sglang_changes import honour_seeds
 
     options = [*SMALL, *order["options"]]
     if order["mode"] == "decode":
@@ -318,9 +318,7 @@ def _scheduler(order: Mapping[str, Any]) -> Any:
     rank = module.spawn_world_rank(arguments, tp_rank=0, pp_rank=0)
     module.publish(arguments, role="scheduler", ranks=module.SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=0))
     scheduler = module.Scheduler(arguments, ports)
-    # SGLang honours seeds with this alone, and would refuse it beside the only attention that a CPU has.
-    _define_seeded_hash()
-    get_context().override("seeds", enable_deterministic_inference=True)
+    honour_seeds()
     if order["mode"] == "decode":
         _open_lane(scheduler, order["knobs"], order["steps"])
     return scheduler
@@ -337,32 +335,6 @@ def _open_lane(scheduler: Any, knobs: Mapping[str, Any], steps: Mapping[str, flo
         knobs=Knobs(generation=0, **knobs), steps=LinearSteps(**steps), most_deflected_requests=512
     )
     open_lane(scheduler, settings)
-
-
-def _define_seeded_hash() -> None:
-    """MurmurHash3 of (seed, position, column), which SGLang's kernels for GPUs lack on the CPU."""
-    import torch
-
-    low = 0xFFFFFFFF
-
-    def rotated(number: torch.Tensor, bits: int) -> torch.Tensor:
-        return ((number << bits) | (number >> (32 - bits))) & low
-
-    def mixed(state: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-        block = rotated((block * 0xCC9E2D51) & low, 15)
-        return (rotated(state ^ ((block * 0x1B873593) & low), 13) * 5 + 0xE6546B64) & low
-
-    def murmur(seed: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        seeds, places = seed.to(torch.int64)[:, None], positions.to(torch.int64)[:, None] & low
-        state = mixed(mixed(torch.zeros_like(seeds), seeds & low), (seeds >> 32) & low)
-        state = mixed(mixed(state, places), columns.to(torch.int64)[None, :] & low) ^ 16
-        state = ((state ^ (state >> 16)) * 0x85EBCA6B) & low
-        state = ((state ^ (state >> 13)) * 0xC2B2AE35) & low
-        return (state ^ (state >> 16)).to(torch.uint32)
-
-    _define_seeded_hash.library = torch.library.Library("sgl_kernel", "FRAGMENT")  # type: ignore[attr-defined]
-    _define_seeded_hash.library.define("murmur_hash32_cpu(Tensor seed, Tensor positions, Tensor columns) -> Tensor")
-    _define_seeded_hash.library.impl("murmur_hash32_cpu", murmur, "CPU")
 
 
 def _apply_hooks(without: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +159,32 @@ def generate(server: SglangServer, input_ids: Sequence[int], *, tokens: int = 16
     status, content = _call(urllib.request.Request(f"{server.url}/generate", body, headers), seconds=120)
     assert status == 200, f"{server.role}: {status} {content[:500]!r}\n{server.log_tail()}"
     answer: dict[str, Any] = json.loads(content)
+    return answer
+
+
+def post(server: SglangServer, path: str, document: Any = None) -> bytes:
+    """What a call that must succeed is answered with, in whatever form."""
+    body = json.dumps(document or {}).encode()
+    request = urllib.request.Request(server.url + path, body, {"content-type": "application/json"})
+    status, content = _call(request, seconds=60)
+    assert status == 200, f"{server.role}: {path}: {status} {content[:500]!r}"
+    return content
+
+
+def through_pair(
+    prefill: SglangServer,
+    decode: SglangServer,
+    prompt: Sequence[int],
+    *,
+    prefilled: Sequence[int] | None = None,
+    **fields: Any,
+) -> list[int]:
+    """What the decode server answers with the prefill server's KV: of this prompt, or of another as long."""
+    pair = prefill.pair_fields(random.getrandbits(60))
+    with ThreadPoolExecutor(1) as pool:
+        first_half = pool.submit(generate, prefill, prompt if prefilled is None else prefilled, **fields, **pair)
+        answer: list[int] = generate(decode, prompt, **fields, **pair)["output_ids"]
+        first_half.result()
     return answer
 
 

@@ -8,20 +8,29 @@ sees the counter move reads again, so what is read was written together. A card 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import mmap
 import os
 import shutil
 import struct
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from duet_engine.protocol import ProcessInfo
 
 BOARD_VARIABLE = "DUET_PLUGIN_BOARD"
 CARD_SUFFIX = ".card"
+SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "duet-"
+OWNER = "owner"
 COUNTER = struct.Struct("@Q")
 """In native form, which is stored at once."""
+
+_claims: list[IO[str]] = []
+"""Open files whose locks say that this process lives."""
 
 
 class Numbers:
@@ -70,11 +79,30 @@ def own_board() -> Path:
     known = os.environ.get(BOARD_VARIABLE)
     if known and Path(known).is_dir():
         return Path(known)
-    memory = Path("/dev/shm")
-    folder = tempfile.mkdtemp(prefix="duet-", dir=memory if os.access(memory, os.W_OK) else None)
-    os.environ[BOARD_VARIABLE] = folder
+    place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    remove_abandoned(place)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    _claim(folder)
+    os.environ[BOARD_VARIABLE] = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    return folder
+
+
+def remove_abandoned(place: Path) -> None:
+    """Take away the boards of engines that were killed: nobody holds their lock any more."""
+    for owner in place.glob(f"{PREFIX}*/{OWNER}"):
+        with suppress(OSError), owner.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
+
+
+def _claim(folder: Path) -> None:
+    """Hold the board's lock as long as this process lives. It is there only once it is held."""
+    draft = folder / f"{OWNER}.draft"
+    held = draft.open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    draft.rename(folder / OWNER)
+    _claims.append(held)
 
 
 def pin_card(board: Path, card: ProcessInfo) -> None:

@@ -54,6 +54,10 @@ WITHOUT_GPU = (
     *("--disable-cuda-graph", "--sleep-on-idle"),
 )
 
+PREFILL_ON_GPU = (*("--chunked-prefill-size", "2048", "--cuda-graph-backend-prefill", "breakable"),)
+"""A decode-mode SGLang reserves activations for 2,048 tokens whatever the chunk, and captures no graphs for prompts:
+`breakable` ones are what it takes in its other modes."""
+
 
 class ArgumentError(ValueError):
     """An argument or variable that can't be used; the message says what to change."""
@@ -126,7 +130,7 @@ def _for_role(role: Role, *, cpu: bool) -> list[str]:
     if role is Role.DECODE:
         # What a decode-mode server lacks against an ordinary one: prompts beside decode, and reuse of their KV.
         options += ["--enable-mixed-chunk", "--disaggregation-decode-enable-radix-cache"]
-        options += ["--disaggregation-decode-retraction-backup", "none"] if cpu else []
+        options += ["--disaggregation-decode-retraction-backup", "none"] if cpu else list(PREFILL_ON_GPU)
     elif role is Role.PREFILL and cpu:
         # With overlap KV is sent early, by events that only a GPU has.
         options += ["--disable-overlap-schedule"]

@@ -5,6 +5,7 @@ Invariant: the hooks belong together; where one isn't in force the frame says th
 
 from __future__ import annotations
 
+import logging
 import time
 
 from duet_engine.plugin import deflection_scheduler, deflection_tokenizer
@@ -13,13 +14,14 @@ from duet_engine.plugin.asgi import Module as ServerModule
 from duet_engine.plugin.deflection_intake import watcher
 from duet_engine.plugin.deflection_scheduler import open_lane
 from duet_engine.plugin.deflection_settings import DeflectionSettings, requests_limit
-from duet_engine.plugin.deflection_support import feature_verdicts
+from duet_engine.plugin.deflection_support import feature_verdicts, lacks
 from duet_engine.plugin.facts import SchedulerFacts
 from duet_engine.plugin.features import declare_deflected
 from duet_engine.plugin.modules import PluginModule
 from duet_engine.plugin.scheduler_side import SchedulerSide
 from duet_engine.plugin.server_side import ServerSide
 
+log = logging.getLogger(__name__)
 HEADROOM_SECONDS = 0.1
 """How old the headroom may get: it asks the performance model several times, and a step has no time for that."""
 
@@ -29,6 +31,9 @@ def scheduler_started(side: SchedulerSide) -> None:
     settings = DeflectionSettings(knobs=side.knobs, steps=side.model, most_deflected_requests=requests_limit())
     lane = open_lane(side.scheduler, settings)
     side.on_knobs.append(lane.apply)
+    decode = side.scheduler.disaggregation_mode.value == "decode"
+    if decode and (missing := lacks(side.scheduler.server_args)):
+        log.warning("deflected prompts cost more here than on an ordinary server: no %s", "; no ".join(missing))
 
     headroom_at = 0.0
 
@@ -54,7 +59,7 @@ def scheduler_started(side: SchedulerSide) -> None:
 def server_module(side: ServerSide) -> ServerModule:
     """Watch requests as they come in."""
     declare_deflected(feature_verdicts())
-    return watcher(side.settings.role, count=lambda reason: side.refusals.update((reason,)))
+    return watcher(lambda: side.role, count=lambda reason: side.refusals.update((reason,)))
 
 
 MODULE = PluginModule(

@@ -109,6 +109,7 @@ def next_pass(
         situation.residents,
         candidates_tokens=limits.candidates_tokens,
         step_budget_seconds=limits.step_budget_seconds,
+        most_step_tokens=limits.full_chunk_tokens,
     )
     for size in sizes.tokens:
         fitting = _priced(steps, _pack(prompts, size, limits.page_tokens), limits, situation)

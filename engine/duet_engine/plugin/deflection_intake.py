@@ -32,17 +32,19 @@ ARRIVAL: ContextVar[Arrival | None] = ContextVar("duet_arrival", default=None)
 """The deflected dispatch whose request this task serves."""
 
 
-def watcher(role: Role, *, count: Callable[[RefusalReason], None]) -> Callable[[Request], Awaitable[None]]:
+def watcher(
+    role: Callable[[], Role], *, count: Callable[[RefusalReason], None]
+) -> Callable[[Request], Awaitable[None]]:
     """Looks at each request before SGLang does, on a worker of this role; `count` hears of the scheduler's refusals."""
 
     async def watch(request: Request) -> None:
         if request.dispatch is None or not request.dispatch.deflected:
             ARRIVAL.set(None)
             return
-        if role is not Role.DECODE:
+        if (present := role()) is not Role.DECODE:
             from duet_engine.plugin.asgi import RefusedError
 
-            message = f"only a decode worker prefills deflected requests, not a {role} one"
+            message = f"only a decode worker prefills deflected requests, not a {present} one"
             raise RefusedError(Refusal(reason=RefusalReason.WRONG_ROLE, message=message))
         arrival = Arrival(request.dispatch)
         ARRIVAL.set(arrival)

@@ -14,6 +14,9 @@ from duet_engine.protocol import RefusalReason
 
 Test = Callable[[Any], bool]
 
+ACTIVATION_TOKENS = 2048
+"""SGLang reserves a decode-mode server memory for steps of so many tokens, or of as many as requests may run."""
+
 
 def _set(name: str) -> Test:
     return lambda subject: bool(getattr(subject, name, None))
@@ -66,6 +69,21 @@ WORKING = (
 )
 """What is proven to give a plain server's output."""
 SEVERAL_ANSWERS = "n > 1 or several prompts in one request"
+
+
+SERVER_LACKS: dict[str, Test] = {
+    "steps that hold prompts and residents (--enable-mixed-chunk)": lambda given: not given.enable_mixed_chunk,
+    "reuse of computed KV (--disaggregation-decode-enable-radix-cache)": _set("disable_radix_cache"),
+    f"memory for its chunks (--chunked-prefill-size {ACTIVATION_TOKENS} or less)": lambda given: (
+        given.device != "cpu" and given.chunked_prefill_size > max(ACTIVATION_TOKENS, given.max_running_requests or 0)
+    ),
+}
+"""What SGLang leaves out of a decode-mode server against an ordinary one, and how to get it; by its arguments."""
+
+
+def lacks(server_arguments: Any) -> list[str]:  # noqa: ANN401
+    """What makes prompts slower or dearer on this decode worker than on an ordinary server."""
+    return [name for name, applies in SERVER_LACKS.items() if applies(server_arguments)]
 
 
 def not_supported_server(scheduler: Scheduler) -> str | None:

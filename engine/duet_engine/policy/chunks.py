@@ -102,9 +102,15 @@ def descending(candidates_tokens: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def bearable_sizes(
-    steps: StepTimes, batch: DecodeBatch, *, candidates_tokens: Iterable[int], step_budget_seconds: float
+    steps: StepTimes,
+    batch: DecodeBatch,
+    *,
+    candidates_tokens: Iterable[int],
+    step_budget_seconds: float,
+    most_step_tokens: int,
 ) -> SafeSizes:
-    """The sizes to try beside this batch.
+    """The sizes to try beside this batch. With the batch's own tokens a step holds no more than `most_step_tokens`, as
+    in an ordinary engine with mixed chunks: its buffers are made for so many.
 
     A batch without requests has no gap to protect. Neither has one on a worker where the smallest chunk beside a
     single request already passes the budget: holding prompts back there would win nothing, so it gets the smallest.
@@ -112,9 +118,18 @@ def bearable_sizes(
     sizes = descending(tuple(candidates_tokens))
     if batch.requests <= 0:
         return SafeSizes(sizes, math.inf)
+    sizes = _beside(batch, sizes, most_step_tokens)
     if protects_anyone(steps, batch, smallest_tokens=sizes[-1], step_budget_seconds=step_budget_seconds):
         return SafeSizes(sizes, step_budget_seconds)
     return SafeSizes(sizes[-1:], math.inf)
+
+
+def _beside(batch: DecodeBatch, sizes: tuple[int, ...], most_step_tokens: int) -> tuple[int, ...]:
+    """The smallest size stays whatever the batch: a prompt that has begun must end some day."""
+    room = most_step_tokens - batch.requests
+    if sizes[0] <= room:
+        return sizes
+    return tuple(dict.fromkeys(max(min(size, room), sizes[-1]) for size in sizes))
 
 
 def protects_anyone(steps: StepTimes, batch: DecodeBatch, *, smallest_tokens: int, step_budget_seconds: float) -> bool:

@@ -147,6 +147,7 @@ class DecodeScheduler(Scheduler):
             self._batch,
             candidates_tokens=self._sizes,
             budget_seconds=self.budget_seconds,
+            most_step_tokens=self.limits.chunked_prefill_tokens,
         )
         head = self.deflected[0]
         starved = head.chunks_done > 0 and now - head.progressed_at > self.limits.deflected_wait_seconds

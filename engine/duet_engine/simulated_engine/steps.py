@@ -76,10 +76,17 @@ def safe_chunks(
     *,
     candidates_tokens: Sequence[int],
     budget_seconds: float,
+    most_step_tokens: int,
 ) -> tuple[Chunk, ...]:
     """The chunks of the largest candidate size whose mixed step stays inside the budget; none if no size does."""
     decoding = batch.moments()
-    sizes = bearable_sizes(model, batch, candidates_tokens=candidates_tokens, step_budget_seconds=budget_seconds)
+    sizes = bearable_sizes(
+        model,
+        batch,
+        candidates_tokens=candidates_tokens,
+        step_budget_seconds=budget_seconds,
+        most_step_tokens=most_step_tokens,
+    )
     safe = sizes.largest(
         lambda size: pack(queue, size, bounded=True),
         lambda chunks: model.step_seconds(with_chunks(decoding, chunks)),

@@ -140,6 +140,7 @@ def _safe(worker: DecodingWorker, queue: Sequence[Flight]) -> OnePass | None:
         batch,
         candidates_tokens=_candidates(worker),
         step_budget_seconds=worker.rules.deflection.step_budget_seconds,
+        most_step_tokens=worker.pool.limits.chunked_prefill_tokens,
     )
     safe = sizes.largest(
         lambda size: pack(queue, size, bounded=True), lambda chunks: steps.step_seconds(with_chunks(decoding, chunks))

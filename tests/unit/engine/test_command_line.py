@@ -47,6 +47,9 @@ def test_a_decode_worker_gets_what_its_pod_says() -> None:
         "--disaggregation-bootstrap-port": "8998",
         "--enable-mixed-chunk": "",
         "--disaggregation-decode-enable-radix-cache": "",
+        # As an ordinary server on a GPU has it, within the memory that SGLang reserves for a decode-mode one.
+        "--chunked-prefill-size": "2048",
+        "--cuda-graph-backend-prefill": "breakable",
     }
 
 

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from duet_engine.plugin.board import BOARD_VARIABLE, Numbers, cards, own_board, pin_card
+from duet_engine.plugin.board import (
+    BOARD_VARIABLE,
+    OWNER,
+    PREFIX,
+    Numbers,
+    cards,
+    own_board,
+    pin_card,
+    remove_abandoned,
+)
 from duet_engine.plugin.facts import FACT_NAMES, SchedulerFacts, facts_from
 from duet_engine.protocol import HookStatus, ProcessInfo
 
@@ -60,8 +73,32 @@ def test_one_engine_has_one_board() -> None:
     try:
         first = own_board()
         assert first == own_board() == Path(os.environ[BOARD_VARIABLE])
-        first.rmdir()
+        shutil.rmtree(first)
     finally:
         os.environ.pop(BOARD_VARIABLE, None)
         if before is not None:
             os.environ[BOARD_VARIABLE] = before
+
+
+def test_a_killed_engines_board_goes_with_the_next_engine_and_a_living_ones_stays(tmp_path: Path) -> None:
+    make = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from duet_engine.plugin import board\n"
+        "board.SHARED_MEMORY = Path(sys.argv[1])\n"
+        "print(board.own_board(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != BOARD_VARIABLE}
+    command = [sys.executable, "-c", make, str(tmp_path)]
+    stranger = tmp_path / f"{PREFIX}strangers"
+    stranger.mkdir()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        remove_abandoned(tmp_path)
+        assert (folder / OWNER).exists()
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == [stranger]

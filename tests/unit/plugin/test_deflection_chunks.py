@@ -1,6 +1,7 @@
 """Chunks of deflected prompts: whole pages, in the ITL budget, starving no resident, cut by SGLang just so."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -115,6 +116,14 @@ def test_beside_residents_the_largest_safe_size_is_taken_and_a_tighter_bound_of_
     assert bound is not None and bound.tokens == 200
     loose = next_pass(MODEL, [Prompt(remaining_tokens=5000, bound_tokens=4000)], situation, budget)
     assert loose is not None and loose.tokens == 512
+
+
+def test_with_its_residents_a_step_holds_no_more_tokens_than_an_ordinary_servers() -> None:
+    """Buffers are made for `--chunked-prefill-size`; what has no room at all still gets the smallest chunk."""
+    small = replace(limits(budget_seconds=10.0), full_chunk_tokens=2048)
+    for residents, page, expected in ((0, 1, 2048), (8, 1, 2040), (8, 16, 2032), (1900, 1, 148), (2047, 1, 128)):
+        chosen = next_pass(MODEL, [Prompt(remaining_tokens=9000)], beside(residents), replace(small, page_tokens=page))
+        assert chosen is not None and chosen.tokens == expected
 
 
 def test_without_residents_chunks_are_an_ordinary_servers() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from duet_engine.plugin.deflection_intake import ARRIVAL, Arrival, watcher
 from duet_engine.plugin.deflection_request import MARK
-from duet_engine.plugin.deflection_support import REQUEST_TESTS
+from duet_engine.plugin.deflection_support import REQUEST_TESTS, lacks
 from duet_engine.plugin.deflection_tokenizer import NotDeflectable, aborted, several, tokenized
 from duet_engine.protocol import Dispatch, Refusal, RefusalReason, Role
 
@@ -76,6 +76,21 @@ def test_what_cant_be_deflected_is_refused_by_name(arrival: Arrival, name: str) 
     assert arrival.refusal is not None and arrival.refusal.reason is RefusalReason.UNSUPPORTED
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"enable_mixed_chunk": False}, "--enable-mixed-chunk"),
+        ({"disable_radix_cache": True}, "--disaggregation-decode-enable-radix-cache"),
+        ({"chunked_prefill_size": 8192}, "--chunked-prefill-size 2048"),
+    ],
+)
+def test_what_a_decode_mode_server_lacks_is_named_with_the_way_to_get_it(change: dict[str, Any], named: str) -> None:
+    whole = {"enable_mixed_chunk": True, "disable_radix_cache": False, "chunked_prefill_size": 2048, "device": "cuda"}
+    assert lacks(SimpleNamespace(**whole, max_running_requests=None)) == []
+    assert [named in each for each in lacks(SimpleNamespace(**(whole | change), max_running_requests=256))] == [True]
+    assert lacks(SimpleNamespace(**(whole | {"chunked_prefill_size": 4096}), max_running_requests=4096)) == []
+
+
 def test_several_answers_are_refused_and_only_where_they_were_deflected(arrival: Arrival) -> None:
     with pytest.raises(NotDeflectable, match="several prompts"):
         several()
@@ -107,10 +122,10 @@ async def test_only_a_decode_worker_takes_deflected_requests() -> None:
     counted: list[RefusalReason] = []
     deflected = Request("/generate", {}, DISPATCH)
     with pytest.raises(RefusedError) as caught:
-        await watcher(Role.PREFILL, count=counted.append)(deflected)
+        await watcher(lambda: Role.PREFILL, count=counted.append)(deflected)
     assert caught.value.refusal.reason is RefusalReason.WRONG_ROLE
-    await watcher(Role.DECODE, count=counted.append)(deflected)
+    await watcher(lambda: Role.DECODE, count=counted.append)(deflected)
     known = ARRIVAL.get()
     assert known is not None and known.dispatch is DISPATCH and deflected.respond_through is not None
-    await watcher(Role.DECODE, count=counted.append)(Request("/generate", {}, None))
+    await watcher(lambda: Role.DECODE, count=counted.append)(Request("/generate", {}, None))
     assert ARRIVAL.get() is None

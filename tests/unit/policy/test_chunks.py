@@ -170,7 +170,9 @@ def test_the_same_holds_with_the_roofline_and_a_cached_prefix(
         step_budget_seconds=budget,
         cached_tokens=cached,
     )
-    sizes = bearable_sizes(H100_8B, batch, candidates_tokens=candidates, step_budget_seconds=budget)
+    sizes = bearable_sizes(
+        H100_8B, batch, candidates_tokens=candidates, step_budget_seconds=budget, most_step_tokens=20_000
+    )
     decoding = StepBatch.decode(batch.requests, batch.context_tokens)
     left, done, expected = set(sizes.tokens), 0, []
     while done < prompt and left:
