@@ -121,6 +121,22 @@ def test_residents_beside_chunks_are_out_of_admissions_sight_without_its_guard(e
     assert unguarded["late-001"][0] < unguarded["resident-000"][-1]
 
 
+def test_deflected_prompts_are_computed_in_the_order_of_their_priority(engine_logs: Path) -> None:
+    """The hook shows SGLang a part of its queue, so it has to ask SGLang for the order of the whole."""
+    (resident,) = asked("stays", [[5] * 9], tokens=80)
+    wanted = asked("prompt", [[7 + place] * 700 for place in range(5)], tokens=2)
+    for place, request in enumerate(wanted):
+        request |= {"sampling": {}, "priority": (0, 3, 1, 9, 2)[place]}
+    events = [{"submit": [resident]}, {"after": {"stays-000": 2}, "submit": wanted}]
+    by_priority = ("--enable-priority-scheduling", "--disable-priority-preemption")
+    orders = []
+    for mode in ("plain", "decode"):
+        with running_scheduler(*by_priority, mode=mode) as scheduler:
+            times = scheduler.play(events)["times"]
+        orders.append(sorted((request["rid"] for request in wanted), key=lambda rid: times[rid][0]))
+    assert orders[1] == orders[0] == [f"prompt-{place:03d}" for place in (3, 1, 4, 2, 0)]
+
+
 @pytest.mark.parametrize("page", ["1", "16"])
 def test_follow_up_turns_reuse_what_was_computed_and_count_only_the_rest(engine_logs: Path, page: str) -> None:
     first = prompts(12, 900, seed=8)

@@ -67,11 +67,7 @@ def test_ranks_that_ask_their_own_clocks_hang(engine_logs: Path) -> None:
     changes = with_changes(engine_logs / "clocks", "skewed_clocks()", "own_clock_decides()") | TWO_RANKS
     with running_server(Wanted("decode", environment=changes), logs=engine_logs, name="clocks") as two:
         long = random.Random(4).choices(range(3, 512), k=2000)
-
-        def answers() -> int:
-            body = {"input_ids": long, "sampling_params": {"max_new_tokens": 200}, "duet": DEFLECTED}
-            return ask(two, "POST", "/generate", body)[0]
-
-        with ThreadPoolExecutor(4) as pool, pytest.raises((AssertionError, ValueError)):
-            for status in [pool.submit(answers) for _ in range(4)]:
-                assert status.result() == 200
+        body = {"input_ids": long, "sampling_params": {"max_new_tokens": 200}, "duet": DEFLECTED}
+        with ThreadPoolExecutor(4) as pool:
+            statuses = list(pool.map(lambda _: ask(two, "POST", "/generate", body)[0], range(4)))
+    assert 0 in statuses

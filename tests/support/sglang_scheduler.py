@@ -268,6 +268,7 @@ class Bench:
         dispatch: Mapping[str, Any] | None = None,
         logprobs: bool = False,
         without_kv: bool = False,
+        priority: int | None = None,
     ) -> Any:
         from sglang.srt.disaggregation.utils import DisaggregationMode
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
@@ -294,6 +295,7 @@ class Bench:
             top_logprobs_num=0,
             token_ids_logprob=None,
             stream=True,
+            priority=priority,
             bootstrap_host="2.2.2.2" if without_kv else None,
             bootstrap_room=1 if self.deflected else None,
             time_stats=APIServerReqTimeStats(disagg_mode=DisaggregationMode.NULL),

@@ -144,11 +144,11 @@ def get(server: SglangServer, path: str) -> tuple[int, bytes]:
 
 
 def ask(server: SglangServer, method: str, path: str, document: Any = None) -> tuple[int, Any]:
-    """Status and JSON of a call with a JSON body."""
+    """Status and JSON of a call with a JSON body; (0, None) where no answer comes."""
     body = None if document is None else json.dumps(document).encode()
     headers = {"content-type": "application/json"}
     status, content = _call(urllib.request.Request(server.url + path, body, headers, method=method), seconds=30)
-    return status, json.loads(content)
+    return status, json.loads(content) if content else None
 
 
 def generate(server: SglangServer, input_ids: Sequence[int], *, tokens: int = 16, **fields: Any) -> dict[str, Any]:

@@ -116,6 +116,7 @@ def prefill_pass(original: Original, scheduler: Scheduler, running_batch: Batch)
     if scheduler.disaggregation_mode.value != "decode":
         return original(scheduler, running_batch)
     running_batch = _join_transferred(scheduler, running_batch)
+    _put_in_order(scheduler, running_batch)
     lane = lane_of(scheduler)
     chosen, requests = lane.plan(running_batch)
     if chosen is None:
@@ -155,6 +156,14 @@ def _join_transferred(scheduler: Scheduler, running_batch: Batch) -> Anything:
         return batch
     running_batch.merge_batch(batch)
     return running_batch
+
+
+def _put_in_order(scheduler: Scheduler, running_batch: Batch) -> None:
+    """By SGLang's own policy, which otherwise sees the chosen ones alone: priority, longest cached prefix and so on."""
+    waiting = view.waiting(scheduler)
+    if len(waiting) > 1:
+        scheduler.policy.calc_priority(waiting, running_batch, processed_tokens=scheduler.processed_tokens_counter)
+        scheduler.waiting_queue = [*view.transferred(scheduler), *waiting]
 
 
 def prebuilt_batch(original: Original, scheduler: Scheduler, running_batch: Batch) -> Anything:

@@ -23,7 +23,6 @@ def _set(name: str) -> Test:
 
 
 SERVER_TESTS: dict[str, Test] = {
-    "tensor parallelism": lambda scheduler: scheduler.server_args.tp_size > 1,
     "pipeline parallelism": lambda scheduler: scheduler.server_args.pp_size > 1,
     "DP attention": _set("require_mlp_sync"),
     "speculative decoding": lambda scheduler: not scheduler.spec_algorithm.is_none(),
@@ -66,6 +65,7 @@ WORKING = (
     "radix cache",
     "abort and disconnect",
     "pause, retraction and flush",
+    "tensor parallelism",
 )
 """What is proven to give a plain server's output."""
 SEVERAL_ANSWERS = "n > 1 or several prompts in one request"
