@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,6 @@ from tests.support.sglang_servers import (
     generate,
     get,
     post,
-    running_server,
     running_servers,
     start_server,
     stop_server,
@@ -63,18 +62,24 @@ def bank(server: SglangServer, *, seed: int) -> list[Prompt]:
     return prompts
 
 
-@pytest.fixture(scope="module")
-def prompts(engine_logs: Path) -> list[Prompt]:
-    with running_server(Wanted("unified"), logs=engine_logs, name="soak-plain") as plain:
-        return bank(plain, seed=20_511)
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two workers, and what they are to answer."""
+
+    prefill: SglangServer
+    decode: SglangServer
+    prompts: list[Prompt]
 
 
 @pytest.fixture(scope="module")
-def pair(engine_logs: Path, prompts: list[Prompt]) -> Iterator[dict[str, SglangServer]]:
+def pair(engine_logs: Path) -> Iterator[Pair]:
     logs = engine_logs / "soak"
     logs.mkdir()
-    with running_servers(logs, {role: Wanted(role, environment=PATIENT) for role in ("prefill", "decode")}) as servers:
-        yield servers
+    wanted = {role: Wanted(role, environment=PATIENT) for role in ("unified", "prefill", "decode")}
+    with running_servers(logs, wanted) as servers:
+        prompts = bank(servers["unified"], seed=20_511)
+        stop_server(servers["unified"])
+        yield Pair(servers["prefill"], servers["decode"], prompts)
 
 
 def state(server: SglangServer) -> WorkerState:
@@ -124,11 +129,9 @@ def another_prefill_worker(traffic: Traffic, logs: Path) -> SglangServer:
     return second
 
 
-def test_nothing_leaks_hangs_or_answers_wrongly(
-    pair: dict[str, SglangServer], prompts: list[Prompt], engine_logs: Path, figures: list[Row]
-) -> None:
-    decode = pair["decode"]
-    traffic = Traffic(pair["prefill"], decode, prompts)
+def test_nothing_leaks_hangs_or_answers_wrongly(pair: Pair, engine_logs: Path, figures: list[Row]) -> None:
+    decode = pair.decode
+    traffic = Traffic(pair.prefill, decode, pair.prompts)
     # What it takes for itself when it is first used is no leak.
     with traffic.running(CALLERS, seed=1):
         time.sleep(min(30.0, MINUTES * 6))
@@ -155,7 +158,7 @@ def test_nothing_leaks_hangs_or_answers_wrongly(
     post(decode, "/flush_cache")
     assert state(decode).kv_used_tokens == kv_at_start
     assert statistics.median(memory[-10:]) - statistics.median(memory[:10]) < GROWTH_BYTES
-    for prompt in prompts[:10]:
+    for prompt in pair.prompts[:10]:
         duet = {"gateway": "soak", "sequence": 2, "deflected": True}
         assert generate(decode, prompt.ids, tokens=prompt.tokens, duet=duet)["text"] == prompt.text
 
