@@ -20,7 +20,7 @@ _OWN_FAULT = (400, 413, 422)
 _CRASH = 500
 """An error that the engine didn't foresee: its own, or provoked by the request."""
 _EVENTS_TO_CHECK = 3
-_FAILURE_MARKS = (b'"error"', b'"abort"')
+_ERROR_MARK, _ABORT_MARK = b'"error"', b'"abort"'
 """Without one of these an answer reports no failure, so that it needn't be parsed."""
 
 
@@ -92,7 +92,7 @@ def _refused(worker: Worker, header: str, content: bytes) -> Refused:
 
 
 def failure_in(content: bytes, *, streamed: bool) -> AnswerFailure | None:
-    if not any(mark in content for mark in _FAILURE_MARKS):
+    if _ERROR_MARK not in content and _ABORT_MARK not in content:
         return None
     if not streamed:
         return failure_of(json_object(content))

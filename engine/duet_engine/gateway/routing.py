@@ -179,6 +179,10 @@ class Dispatcher:
                 self._leave(waiter, route, now)
         first = decided[0][1] if decided else None
         self._expire(fleet, now, head_reason=first.reason if isinstance(first, Hold) else None)
+        if len(decided) >= LOOK_AHEAD_PROMPTS and not any(isinstance(route, Hold) for _, route in decided):
+            self._rest_until = 0.0
+            self.wake()  # as many as are looked at have left: those behind them needn't wait for a change
+            return
         self._rest_until = monotonic() + SHORTEST_PAUSE_SECONDS if self._waiting else 0.0
         self._plan_next_pass(fleet, window_seconds)
 

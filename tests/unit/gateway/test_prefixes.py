@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.support import documents
 
+from duet_engine.gateway import routing
 from duet_engine.gateway.assignment import Assignment
 from duet_engine.gateway.discovery import Member
 from duet_engine.gateway.live_settings import LiveSettings
@@ -15,6 +16,7 @@ from duet_engine.gateway.requests import CHAT_COMPLETIONS, COMPLETIONS, GENERATE
 from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.settings import Limits
 from duet_engine.gateway.workers import Workers
+from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS
 from duet_engine.protocol import Role, WorkerInfo, WorkerState
 
 TOKENS = 3000
@@ -99,3 +101,15 @@ async def test_workers_that_keep_nothing_take_turns() -> None:
     dispatcher = dispatcher_of(worker_set(keeps_prefixes=False))
     taken = [(await assigned(dispatcher, turn("hello "))).prefill for _ in range(3)]
     assert len({worker.name for worker in taken if worker}) == 3
+
+
+async def test_a_burst_leaves_as_fast_as_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause between passes is for prompts that must wait."""
+    monkeypatch.setattr(routing, "SHORTEST_PAUSE_SECONDS", 60.0)
+    dispatcher, asked = dispatcher_of(worker_set(keeps_prefixes=False)), request(prompt="a")
+    burst = [
+        dispatcher.assign(asked, prompt_tokens=1, arrived_at=monotonic(), excluded_until={})
+        for _ in range(LOOK_AHEAD_PROMPTS + 8)
+    ]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*burst)
