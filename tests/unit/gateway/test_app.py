@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -108,6 +109,23 @@ async def test_a_request_whose_whole_time_is_over_is_answered(make: Make, sessio
     async with asyncio.timeout(30), session.post(url + COMPLETIONS, json={"prompt": "a"}) as response:
         assert (response.status, (await response.json())["message"]) == (504, "no complete answer within 0.1 s")
     await gateway.stop()
+
+
+async def test_what_a_request_says_is_never_logged(
+    make: Make, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="duet_engine")
+    gateway, url = make(hold_timeout_seconds=0.05)
+    await gateway.start(NO_WORKERS)
+    said = {"prompt": "between-us", "user": "somebody", "rid": "steered"}
+    headers = {"Authorization": "Bearer a-key"}
+    for body in (json.dumps(said), json.dumps(said)[:-1], json.dumps({**said, "n": "between-us"})):
+        async with asyncio.timeout(30), session.post(url + COMPLETIONS, data=body, headers=headers) as response:
+            assert response.status in (400, 503)
+    await gateway.stop()
+    assert f"{COMPLETIONS} rejected" in caplog.text, "the access log was looked at"
+    for secret in ("between-us", "somebody", "a-key", "steered"):
+        assert secret not in caplog.text
 
 
 async def test_a_storm_of_states_costs_a_bounded_number_of_passes() -> None:
