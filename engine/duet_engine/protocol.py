@@ -359,6 +359,8 @@ class ClassDemand(Message):
     """Their clients left without a first token when it was late already: judged, as missed."""
     refused_total: int = 0
     """Wrong in themselves, as the engine said; in the arrivals, not judged."""
+    refused_input_tokens_total: int = 0
+    """Their prompts, in `input_tokens_total` too."""
     met_both_total: int = 0
     met_ttft_total: int = 0
     met_itl_total: int = 0

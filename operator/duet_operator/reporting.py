@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 REPORTER = "duetserve.io/duet-operator"
 LONGEST_NOTE = 1024
 REPEATED_AFTER = timedelta(minutes=5)
-GOOD_WHEN_FALSE = frozenset({"CapacityPending", "Reconciling", "ScalingLimited", "Stalled"})
+GOOD_WHEN_FALSE = frozenset({"CapacityPending", "GatewaySaturated", "Reconciling", "ScalingLimited", "Stalled"})
 TOLD_BY_OTHERS = frozenset({"Reconciling", "Stalled"})
 """Conditions for programs; Progressing tells people the same."""
 

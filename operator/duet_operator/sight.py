@@ -202,6 +202,7 @@ def facts(
         targets=targets,
         gateways_ready=signals.gateways,
         silent_gateways=signals.silent,
+        late_gateways=signals.late,
         pending={role.value: told for role in sight.pools if (told := _pending(sight, role, mode))},
         successors={role.value: pool.successors for role, pool in sight.pools.items() if pool.successors},
         rollout_stuck=_stuck(deployment, sight),

@@ -52,6 +52,7 @@ class ClassCounters:
         self.met_itl = 0
         self.missed: Counter[MissCause] = Counter()
         self.input_tokens_total = 0
+        self.refused_input_tokens_total = 0
         self.cached_tokens_total = 0
         self.output_tokens_total = 0
         self.deflected_requests = 0
@@ -107,7 +108,10 @@ class ClassCounters:
         self.output_tokens_total += max(0, record.output_tokens - record.relayed_tokens)
         given_up = record.given_up(objective)
         self.given_up += given_up
-        if record.end is End.REFUSED or (record.end is End.CANCELLED and not given_up):
+        if record.end is End.REFUSED:
+            self.refused_input_tokens_total += record.prompt_tokens
+            return
+        if record.end is End.CANCELLED and not given_up:
             return
         outcome = record.outcome()
         if record.end is End.COMPLETED:
@@ -151,6 +155,7 @@ class ClassCounters:
             rejected_total=self.ends[End.REJECTED],
             given_up_total=self.given_up,
             refused_total=self.ends[End.REFUSED],
+            refused_input_tokens_total=self.refused_input_tokens_total,
             met_both_total=self.met_both,
             met_ttft_total=self.met_ttft,
             met_itl_total=self.met_itl,

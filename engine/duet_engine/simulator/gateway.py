@@ -94,7 +94,7 @@ class Gateway:
             output_tokens=request.output_tokens,
             block_hashes=blocks,
             class_name=request.class_name,
-            warm=self._warm(blocks) if blocks else COLD,
+            warm=self._warm(blocks) if blocks and self._limits.prefix_index else COLD,
         )
         self.open_requests += 1
         if self.tally is not None:

@@ -144,6 +144,8 @@ class GatewayLimits:
     queue_timeout_seconds: float = 600.0
     """A request that waits longer fails."""
     output_reserve_tokens: int = 512
+    prefix_index: bool = True
+    """Whether it remembers which worker computed the beginnings of prompts."""
     window_seconds: float = 0.15
     """A worker is open while the predicted work ahead of the next prompt is within it."""
 

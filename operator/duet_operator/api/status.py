@@ -26,6 +26,7 @@ ConditionType = Literal[
     "SLOMet",
     "SignalsFresh",
     "CapacityPending",
+    "GatewaySaturated",
 ]
 Count = Annotated[int, Field(ge=0)]
 
@@ -34,8 +35,8 @@ class Condition(ApiModel):
     """One aspect of the object's state, as kstatus and `kubectl wait` read it."""
 
     type: Annotated[str, Field(max_length=316, pattern=r"^[A-Za-z]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
-    """Aspect: Accepted, Ready, Progressing, Reconciling, Stalled, ScalingActive, ScalingLimited, SLOMet, SignalsFresh
-    or CapacityPending."""
+    """Aspect: Accepted, Ready, Progressing, Reconciling, Stalled, ScalingActive, ScalingLimited, SLOMet,
+    SignalsFresh, CapacityPending or GatewaySaturated."""
     status: ConditionStatus
     """Whether it holds: True, False or Unknown."""
     reason: ReasonWord

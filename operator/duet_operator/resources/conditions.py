@@ -59,6 +59,9 @@ class ConditionReason(StrEnum):
     NO_POD_PENDING = "NoPodPending"
     PODS_PENDING = "PodsPending"
 
+    LOOP_LATE = "LoopLate"
+    KEEPS_UP = "KeepsUp"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

@@ -31,6 +31,8 @@ class Facts:
     gateways_ready: int
     silent_gateways: Mapping[str, str] = field(default_factory=dict)
     """Gateway pod -> why it doesn't count as having answered."""
+    late_gateways: Mapping[str, float] = field(default_factory=dict)
+    """Gateway pod -> how late its event loop runs, in seconds, where that is more than it may be."""
     pending: Mapping[str, str] = field(default_factory=dict)
     """Pool -> why its pods are past the pending deadline."""
     successors: Mapping[str, int] = field(default_factory=dict)
@@ -81,6 +83,7 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
         _slo_met(facts),
         _signals_fresh(facts),
         _capacity_pending(facts),
+        _gateway_saturated(facts),
     )
     kept = _kept(facts)
     return tuple(finding for finding in told if finding.type not in kept)
@@ -90,7 +93,7 @@ def _kept(facts: Facts) -> set[ConditionType]:
     """Conditions that go on saying what they did: an operator that has just begun has no news of them."""
     unknown: set[ConditionType] = set()
     if facts.first_look:
-        unknown |= {"ScalingActive", "ScalingLimited", "SignalsFresh", "SLOMet"}
+        unknown |= {"GatewaySaturated", "ScalingActive", "ScalingLimited", "SignalsFresh", "SLOMet"}
     if facts.attainment_unsettled:
         unknown.add("SLOMet")
     observation = facts.observation
@@ -244,3 +247,16 @@ def _capacity_pending(facts: Facts) -> Finding:
         message = "; ".join(f"{pool}: {why}" for pool, why in sorted(facts.pending.items()))
         return Finding("CapacityPending", "True", ConditionReason.PODS_PENDING, message)
     return Finding("CapacityPending", "False", ConditionReason.NO_POD_PENDING, "no pod is past the pending deadline")
+
+
+def _gateway_saturated(facts: Facts) -> Finding:
+    """What users lose here no GPU wins back, so it is told apart from all misses that capacity would prevent."""
+    late = facts.late_gateways
+    if not late:
+        return Finding("GatewaySaturated", "False", ConditionReason.KEEPS_UP, "every gateway that answers keeps up")
+    told = "; ".join(f"{pod}: {1000 * seconds:.0f} ms" for pod, seconds in sorted(late.items())[:3])
+    message = (
+        f"{len(late)} of {facts.gateways_ready} gateway pods run late, at P99 by more than 20 ms ({told}): raise"
+        " gateway.replicas, or give them more CPU by gateway.template"
+    )
+    return Finding("GatewaySaturated", "True", ConditionReason.LOOP_LATE, message)

@@ -42,6 +42,8 @@ class Signals:
     class_demands: Mapping[str, Demand] = field(default_factory=dict)
     burn_rate_5m: float | None = None
     burn_rate_1h: float | None = None
+    late: Mapping[str, float] = field(default_factory=dict)
+    """Gateway pods that say that they don't keep up -> how late their event loops run, in seconds."""
     gateways: int = 0
     """Ready gateway pods: those that must answer."""
     silent: Mapping[str, str]
@@ -106,6 +108,11 @@ class Gateways:
             classes_in_use=self._classes.see(fresh, now_seconds=now_seconds),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             burn_rate_1h=history.burn_rate(window_seconds=LONG_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
+            late={
+                pod: document.loop_lag_p99_seconds
+                for pod, document in scrape.documents.items()
+                if document.saturated and pod not in stale
+            },
             gateways=len(scrape.documents) + len(scrape.failures),
             silent=silent,
         )

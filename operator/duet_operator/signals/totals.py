@@ -106,13 +106,14 @@ def total(parts: Iterable[Totals]) -> Totals:
 
 def _class_totals(each: ClassDemand) -> Totals:
     return Totals(
-        arrivals=each.arrivals_total,
+        # What is wrong in itself asks for no workers.
+        arrivals=each.arrivals_total - each.refused_total,
         judged=each.completed_total + each.failed_total + each.rejected_total + each.given_up_total,
         completed=each.completed_total,
         rejected=each.rejected_total,
         met_both=each.met_both_total,
         capacity_misses=sum(each.missed_total.get(cause, 0) for cause in CAPACITY_MISSES),
-        input_tokens=each.input_tokens_total,
+        input_tokens=each.input_tokens_total - each.refused_input_tokens_total,
         cached_tokens=each.cached_tokens_total,
         output_tokens=each.output_tokens_total,
         deflected_requests=each.deflected_requests_total,

@@ -309,6 +309,37 @@ def test_the_p90_is_of_the_last_ones() -> None:
     assert starts.p90_seconds == 1.0
 
 
+# --- what buys no workers ---
+
+
+@pytest.mark.parametrize(
+    ("cause", "buys"),
+    [
+        (MissCause.INFEASIBLE, False),
+        (MissCause.GATEWAY, False),
+        (MissCause.CLIENT, False),
+        (MissCause.QUEUE, True),
+        (MissCause.ENGINE, True),
+        (MissCause.GATE, True),
+    ],
+)
+def test_only_misses_that_capacity_would_prevent_reach_the_planner(cause: MissCause, buys: bool) -> None:
+    missed = served(10).model_copy(update={"missed_total": {cause: 4}})
+    assert totals(document(missed)).capacity_misses == (4 if buys else 0)
+
+
+def test_requests_that_are_wrong_in_themselves_are_no_demand() -> None:
+    wrong = {"arrivals_total": 50, "refused_total": 40, "input_tokens_total": 90_000, "refused_input_tokens_total": 85_000}
+    counted = totals(document(served(10).model_copy(update=wrong)))
+    assert (counted.arrivals, counted.input_tokens, counted.judged) == (10, 5_000, 10)
+
+
+def test_a_gateway_that_runs_late_is_told() -> None:
+    late = document(served(1)).model_copy(update={"saturated": True, "loop_lag_p99_seconds": 0.034})
+    fine = document(served(1), instance="two")
+    assert look(Gateways(attainment_window_seconds=60.0), {"a": late, "b": fine}).late == {"a": 0.034}
+
+
 # --- classes ---
 
 

@@ -183,6 +183,8 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
         pytest.param(
             {"pending": {"decode": "2 pods: Unschedulable"}}, "CapacityPending", ("True", "PodsPending"), id="pending"
         ),
+        pytest.param({}, "GatewaySaturated", ("False", "KeepsUp"), id="gateways keep up"),
+        pytest.param({"late_gateways": {"pod-1": 0.034}}, "GatewaySaturated", ("True", "LoopLate"), id="gateway late"),
     ],
 )
 def test_condition(changes: dict[str, Any], kind: Any, expected: tuple[str, str]) -> None:
