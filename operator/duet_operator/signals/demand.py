@@ -97,13 +97,16 @@ class DemandHistory:
         if measured is None or lengths is None:
             return None
         counted, seconds = measured.totals, measured.seconds
+        # What is wrong in itself asks for no workers.
+        arrivals = max(counted.arrivals - counted.refused, 0)
+        input_tokens = max(counted.input_tokens - counted.refused_input_tokens, 0)
         return Demand(
             window_seconds=seconds,
-            requests_per_second=counted.arrivals / seconds,
-            input_tokens_per_second=counted.input_tokens / seconds,
+            requests_per_second=arrivals / seconds,
+            input_tokens_per_second=input_tokens / seconds,
             cached_tokens_per_second=counted.cached_tokens / seconds,
             output_tokens_per_second=counted.output_tokens / seconds,
-            mean_input_tokens=counted.input_tokens / counted.arrivals if counted.arrivals else 0.0,
+            mean_input_tokens=input_tokens / arrivals if arrivals else 0.0,
             mean_output_tokens=_mean_output_tokens(lengths.totals),
             p95_input_tokens=quantile(counted.input_lengths, 0.95) or 0.0,
             deflected_requests_per_second=counted.deflected_requests / seconds,

@@ -33,6 +33,9 @@ class Totals:
     """Requests whose outcome is known: completed, failed or rejected."""
     completed: int = 0
     rejected: int = 0
+    refused: int = 0
+    """Of the arrivals: wrong in themselves, which is known later than that they came."""
+    refused_input_tokens: int = 0
     met_both: int = 0
     capacity_misses: int = 0
     input_tokens: int = 0
@@ -106,14 +109,15 @@ def total(parts: Iterable[Totals]) -> Totals:
 
 def _class_totals(each: ClassDemand) -> Totals:
     return Totals(
-        # What is wrong in itself asks for no workers.
-        arrivals=each.arrivals_total - each.refused_total,
+        arrivals=each.arrivals_total,
+        refused=each.refused_total,
+        refused_input_tokens=each.refused_input_tokens_total,
         judged=each.completed_total + each.failed_total + each.rejected_total + each.given_up_total,
         completed=each.completed_total,
         rejected=each.rejected_total,
         met_both=each.met_both_total,
         capacity_misses=sum(each.missed_total.get(cause, 0) for cause in CAPACITY_MISSES),
-        input_tokens=each.input_tokens_total - each.refused_input_tokens_total,
+        input_tokens=each.input_tokens_total,
         cached_tokens=each.cached_tokens_total,
         output_tokens=each.output_tokens_total,
         deflected_requests=each.deflected_requests_total,

@@ -113,6 +113,7 @@ def test_arrivals_that_were_wrong_in_themselves_can_be_told_apart() -> None:
     counters.ended(made, OBJECTIVE)
     document = counters.document()
     assert (document.arrivals_total, document.refused_total, document.missed_total) == (1, 1, {})
+    assert document.refused_input_tokens_total == document.input_tokens_total == made.prompt_tokens > 0
 
 
 def test_a_whole_answer_is_judged_by_its_mean_gap() -> None:

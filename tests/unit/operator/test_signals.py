@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.documents import BOUNDS, document, histogram, profile, report, served
 
-from duet_engine.protocol import Role
+from duet_engine.protocol import MissCause, Role
 from duet_operator.pods import Pod
 from duet_operator.signals.classes import MEMORY_SECONDS, ClassesInUse
 from duet_operator.signals.cold_start import MOST_SAMPLES, ColdStarts
@@ -329,15 +329,24 @@ def test_only_misses_that_capacity_would_prevent_reach_the_planner(cause: MissCa
 
 
 def test_requests_that_are_wrong_in_themselves_are_no_demand() -> None:
-    wrong = {"arrivals_total": 50, "refused_total": 40, "input_tokens_total": 90_000, "refused_input_tokens_total": 85_000}
-    counted = totals(document(served(10).model_copy(update=wrong)))
-    assert (counted.arrivals, counted.input_tokens, counted.judged) == (10, 5_000, 10)
+    counted = history()
+    counted.add([document(served(0))], now_seconds=0.0)
+    wrong = {
+        "arrivals_total": 50,
+        "refused_total": 40,
+        "input_tokens_total": 90_000,
+        "refused_input_tokens_total": 85_000,
+    }
+    counted.add([document(served(10).model_copy(update=wrong), sequence=2)], now_seconds=10.0)
+    demand = counted.demand(window_seconds=10.0, lengths_seconds=10.0, now_seconds=10.0)
+    assert demand is not None
+    assert (demand.requests_per_second, demand.input_tokens_per_second, demand.mean_input_tokens) == (1.0, 500.0, 500.0)
 
 
 def test_a_gateway_that_runs_late_is_told() -> None:
     late = document(served(1)).model_copy(update={"saturated": True, "loop_lag_p99_seconds": 0.034})
     fine = document(served(1), instance="two")
-    assert look(Gateways(attainment_window_seconds=60.0), {"a": late, "b": fine}).late == {"a": 0.034}
+    assert see(Gateways(attainment_window_seconds=60), ("a", late), ("b", fine), now=0.0).late == {"a": 0.034}
 
 
 # --- classes ---

@@ -38,6 +38,7 @@ def facts(duet: DuetDeployment | None = None, **changes: Any) -> Facts:
             "targets",
             "gateways_ready",
             "silent_gateways",
+            "late_gateways",
             "pending",
             "rollout_stuck",
             "rollout_held",
