@@ -1,8 +1,8 @@
 """What knowing prefixes is worth: Mooncake's conversation trace in the simulator, by who decides where a prompt goes.
 
-Run: `python tests/bench/bench_prefix.py`; some minutes. Writes prefix.json and prefix.md in docs/results. Needs the trace
+Run: `python tests/bench/bench_prefix.py`; some minutes. Writes prefix.json and prefix.md in docs/results. Needs a trace
 beside the repository (../shared/traces/mooncake); 37 % of its prompt tokens occurred before. Every fleet is the same,
-all engines keep prefixes, and nothing is deflected, so that only the choice of the prefill worker differs. Cache-aware is
+all engines keep prefixes, and nothing is deflected, so that the choice of the prefill worker is all. Cache-aware is
 sglang-router's policy: the worker with the longest match where that is over half of the prompt, the least loaded where
 it isn't, or where loads differ by more than 32 requests and a factor of 1.1, by queues as the gateway knows them.
 """
@@ -37,9 +37,9 @@ from duet_engine.slo import Objective  # noqa: E402
 TRACE = ROOT.parent / "shared" / "traces" / "mooncake" / "conversation_trace.jsonl"
 COMMAND = "python tests/bench/bench_prefix.py"
 SEED = 1
-TRACE_SECONDS = 1800.0
-SPEEDS = (1.0, 1.3)
-PREFILL, DECODE = 3, 2
+TRACE_SECONDS = 1500.0
+SPEEDS = (1.3,)
+PREFILL, DECODE = 4, 2
 OBJECTIVE = Objective(ttft_seconds=2.0, itl_seconds=0.05, ttft_unloaded_ratio=2.0)
 CACHE_THRESHOLD, BALANCE_ABSOLUTE, BALANCE_RELATIVE = 0.5, 32, 1.1
 
@@ -85,9 +85,9 @@ KINDS = (
 
 
 def scenario(kind: Kind) -> Scenario:
-    """Llama-3.1-8B on H100s."""
-    steps = Roofline(find_shape("meta-llama/Llama-3.1-8B-Instruct"), find_gpu("h100-sxm"))
-    limits = EngineLimits(chunked_prefill_tokens=8192, prefix_cache=True)
+    """DeepSeek-V2-Lite on A100s: 1.2 million tokens of KV a worker, so that a prefix lasts a minute or two."""
+    steps = Roofline(find_shape("deepseek-ai/DeepSeek-V2-Lite"), find_gpu("a100-sxm"))
+    limits = EngineLimits(chunked_prefill_tokens=4096, prefix_cache=True)
     worker: dict[str, Any] = {"steps": steps, "kv_capacity_tokens": steps.kv_capacity_tokens, "limits": limits}
     routing = kind.routing
     found = Scenario(
