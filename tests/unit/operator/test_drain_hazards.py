@@ -117,6 +117,20 @@ async def test_a_new_worker_that_leaves_does_not_get_ready_while_it_is_on_its_wa
     assert [requests for _, requests, _ in pool.killed] == [0], "the one that drains went in its place"
 
 
+async def test_a_new_worker_that_served_since_the_cache_was_filled_does_not_leave_at_once() -> None:
+    """It's empty just now, but whoever sent it a prompt may be about to hand over more."""
+    pool = VirtualPool(replicas=2)
+    pool.cluster.edit(DEPLOYMENT, KEY.namespace, NAME, {"spec": {"replicas": 3}})
+    pool.control()
+    pool.deaf = True
+    pool.start_all()
+    await pool.operate(2)
+    assert (pool.replicas, marked(pool)) == (3, [])
+    await pool.hear()
+    await pool.operate(2)
+    assert (pool.replicas, len(pool.draining())) == (3, 1), "it drains like any other"
+
+
 async def test_a_mark_of_an_operator_that_ended_before_it_lowered_the_count_goes() -> None:
     pool = await with_drained_victim()
     broken = ClusterError("scale", status=0, reason="Unreachable", message="")
