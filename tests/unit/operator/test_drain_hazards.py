@@ -1,5 +1,8 @@
 """Drains where the operator's picture is behind, or its work was cut short: the victim goes, or nobody."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from tests.support.virtual_pool import KEY, NAME, SETTLE_SECONDS, VirtualEngines, VirtualPool
 
@@ -34,13 +37,9 @@ async def test_a_drained_victim_leaves() -> None:
     assert [name for name, _, _ in pool.killed] == [victim.name]
 
 
-@pytest.mark.parametrize("answers", [True, False])
-async def test_a_victim_that_has_work_or_is_silent_at_the_last_moment_stays(
-    answers: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It said that it was empty when the pass looked, and the count falls a moment later."""
-    pool = await with_drained_victim()
-    (victim,) = pool.draining()
+@contextmanager
+def busy_after_the_look(pool: VirtualPool, monkeypatch: pytest.MonkeyPatch, *, answers: bool) -> Iterator[None]:
+    """Engines that drain say that they are empty when the pass looks, get work then, and may fall silent."""
     look = pool.engines.drain_status
 
     async def then_changes(pod: Pod) -> DrainStatus:
@@ -52,14 +51,48 @@ async def test_a_victim_that_has_work_or_is_silent_at_the_last_moment_stays(
 
     with monkeypatch.context() as patched:
         patched.setattr(VirtualEngines, "drain_status", lambda _engines, pod: then_changes(pod))
-        await pool.operate(2)
-    assert (pool.replicas, marked(pool)) == (3, [])
+        yield
     pool.engines.unreachable.clear()
     pool.finish_all()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_victim_that_has_work_or_is_silent_at_the_last_moment_stays(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await with_drained_victim()
+    (victim,) = pool.draining()
+    with busy_after_the_look(pool, monkeypatch, answers=answers):
+        await pool.operate(2)
+    assert (pool.replicas, marked(pool)) == (3, [])
     await pool.operate(2)
     pool.pass_time(SETTLE_SECONDS)
     await pool.operate(2)
     assert (pool.replicas, marked(pool)) == (2, [victim.name])
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_worker_drained_by_hand_is_not_deleted_with_work_or_unasked(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = VirtualPool(replicas=2)
+    name = pool.cluster.pods("decode")[0]["metadata"]["name"]
+    pool.cluster.edit(POD, KEY.namespace, name, {"metadata": {"annotations": {DRAIN_ANNOTATION: "true"}}})
+
+    def there() -> bool:
+        return name in {pod["metadata"]["name"] for pod in pool.cluster.pods("decode")}
+
+    await pool.operate(2)
+    pool.kubelet()
+    await pool.operate(2)
+    pool.pass_time(SETTLE_SECONDS)
+    with busy_after_the_look(pool, monkeypatch, answers=answers):
+        await pool.operate(2)
+    assert there()
+    await pool.operate(2)
+    pool.pass_time(SETTLE_SECONDS)
+    await pool.operate(2)
+    assert (there(), pool.replicas) == (False, 2)
 
 
 async def test_a_worker_that_the_cache_has_not_seen_yet_is_not_counted_out() -> None:
