@@ -10,7 +10,7 @@ explain. What each step assumes stands in its module.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from duet_operator.planner.capacity import MOST_REPLICAS, Fleet
@@ -38,6 +38,11 @@ SHRINKING_MARGIN = 1.1
 MISSED_INTERVALS = 3
 """Passes that may be missed before the present counts count as needed again, as after a restart without memory."""
 
+REMEMBERED_FLEETS = 64
+
+_fleet = lru_cache(REMEMBERED_FLEETS)(Fleet)
+"""Without traffic it's the same one pass after pass, and what it has worked out of itself needn't be again."""
+
 
 def plan(observation: Observation, memory: PlannerMemory, spec: PlanSpec, performance: Performance) -> Decision:
     """How many workers each pool should have from now on."""
@@ -51,7 +56,7 @@ def plan(observation: Observation, memory: PlannerMemory, spec: PlanSpec, perfor
         minima = lowest_counts(observation, spec, loaded=demand.requests_per_second > 0)
         return _hold(observation, memory, spec, minima=minima, reason=Reason.MODEL_UNKNOWN)
     prefill, decode = workers
-    fleet = Fleet(
+    fleet = _fleet(
         prefill=prefill,
         decode=decode,
         lengths=mean_lengths(demand, memory.samples),
