@@ -20,7 +20,7 @@ from duet_operator.gate_plan import GatePlanner
 from duet_operator.latest import Latest
 from duet_operator.memory import Memory
 from duet_operator.planner.mode import apply_mode
-from duet_operator.planner.spec import for_classes
+from duet_operator.planner.spec import for_classes, while_awake
 from duet_operator.plans import PlanPusher, routing_plan
 from duet_operator.reading import Reading
 from duet_operator.relocation import relocate
@@ -126,7 +126,7 @@ class Controller:
         self._recall(deployment)
         spec = self._reading.plan_spec(deployment.spec)
         sight = await self._observer.look(deployment, spec)
-        spec = for_classes(spec, sight.signals.classes_in_use)
+        spec = while_awake(for_classes(spec, sight.signals.classes_in_use), quiet_seconds=sight.signals.quiet_seconds)
         decision = self._decide(deployment, sight, spec)
         targets = apply_mode(deployment.spec.scaling.mode, decision, sight.observation, spec)
         rolled = rollout(rendering.pools, sight.pools, observation=sight.observation, targets=targets, spec=spec)

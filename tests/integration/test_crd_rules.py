@@ -228,9 +228,7 @@ UNSUPPORTED: dict[str, Patch] = {
     },
     **{f"spec.pools.{pool}.gpu.sharing MIG": {f"spec.pools.{pool}.gpu": MIG} for pool in POOLS},
     **{f"spec.pools.{pool}.gpu.sharing MPS": {f"spec.pools.{pool}.gpu": MPS} for pool in POOLS},
-    "spec.pools.decode.minReplicas 0": {"spec.pools.decode.minReplicas": 0},
     "spec.multiplexing": {"spec.multiplexing.mode": "Off"},
-    "spec.scaling.idleSeconds": {"spec.scaling.idleSeconds": 60},
     "spec.scaling.schedule": {"spec.scaling.schedule": [NIGHT | {"decodeMin": 2}]},
     "spec.signals": {"spec.signals.prometheus": "main"},
 }

@@ -147,7 +147,7 @@ class PrefillPoolSpec(PoolSpec):
 class DecodePoolSpec(PoolSpec):
     """The pool that decodes, and prefills what is deflected to it."""
 
-    min_replicas: Annotated[int, Field(ge=0, le=1000), not_supported_yet({0: "1 or more"})] = 1
+    min_replicas: int = Field(default=1, ge=0, le=1000)
     """Fewest decode workers. Default 1. 0: scale to zero after scaling.idleSeconds without a request; the next one
     waits at the gateway for a cold start. Live."""
     max_replicas: int = Field(default=8, ge=1, le=1000)

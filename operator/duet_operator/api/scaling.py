@@ -79,7 +79,7 @@ class ScalingSpec(ApiModel):
     Default: no budget. Live."""
     scale_down: ScaleDownSpec = ScaleDownSpec()
     """How pools shrink. Default: after 180 seconds."""
-    idle_seconds: NotSupportedYet[int] = Field(default=600, ge=10, le=604_800)
+    idle_seconds: int = Field(default=600, ge=10, le=604_800)
     """How long without a request before decode goes to 0, in seconds; only with pools.decode.minReplicas 0. Default
     600. Live."""
     pending_deadline_seconds: int = Field(default=900, ge=10, le=86_400)

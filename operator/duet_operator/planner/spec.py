@@ -32,6 +32,7 @@ def plan_spec(spec: DuetSpec) -> PlanSpec:
         cold_start_guess_seconds=float(scaling.cold_start_seconds),
         max_gpus=scaling.max_gpus,
         spare_replicas=scaling.spare_replicas,
+        idle_seconds=float(scaling.idle_seconds),
         max_surge=spec.rollout.max_surge,
         max_unavailable=spec.rollout.max_unavailable,
         classes={each.name: _class_objective(each, spec.slo) for each in spec.slo.classes},
@@ -51,6 +52,13 @@ def for_classes(spec: PlanSpec, in_use: Iterable[str]) -> PlanSpec:
         itl_seconds=min(each.itl_seconds for each in promised),
     )
     return spec if strictest == spec.objective else replace(spec, objective=strictest)
+
+
+def while_awake(spec: PlanSpec, *, quiet_seconds: float) -> PlanSpec:
+    """A spec that keeps one decode worker until it has been quiet for long enough; the first request wakes it again."""
+    if spec.decode.min_replicas > 0 or quiet_seconds >= spec.idle_seconds:
+        return spec
+    return replace(spec, decode=replace(spec.decode, min_replicas=1))
 
 
 def objective(slo: SloSpec) -> Objective:

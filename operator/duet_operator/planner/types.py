@@ -184,6 +184,8 @@ class PlanSpec:
     cold_start_guess_seconds: float
     max_gpus: int | None = None
     spare_replicas: int = 0
+    idle_seconds: float = 600.0
+    """How long nobody must have asked for anything before the last decode worker goes, where none need be there."""
     max_surge: int = 0
     """Workers that may exist beyond a pool's count during a rollout."""
     max_unavailable: int = 1

@@ -39,6 +39,8 @@ class Signals:
     """Pod uid -> state, of the pods that there are."""
     profiles: Mapping[Role, WorkerProfile]
     classes_in_use: frozenset[str] = frozenset()
+    quiet_seconds: float = 0.0
+    """How long nobody has asked for anything."""
     class_demands: Mapping[str, Demand] = field(default_factory=dict)
     burn_rate_5m: float | None = None
     burn_rate_1h: float | None = None
@@ -94,6 +96,7 @@ class Gateways:
         silent = {**scrape.failures, **{pod: f"unchanged for {age:.0f} s" for pod, age in stale.items()}}
         history, longer = self._history, max(self._attainment_window_seconds, window_seconds)
         told = history.attainment(window_seconds=longer, now_seconds=now_seconds) if fresh else None
+        classes_in_use = self._classes.see(fresh, now_seconds=now_seconds)
         demand = history.demand(window_seconds=window_seconds, lengths_seconds=longer, now_seconds=now_seconds)
         return Signals(
             demand=demand if fresh else None,
@@ -105,7 +108,8 @@ class Gateways:
             class_demands=self._class_demands.see(
                 fresh, demand, window_seconds=window_seconds, lengths_seconds=longer, now_seconds=now_seconds
             ),
-            classes_in_use=self._classes.see(fresh, now_seconds=now_seconds),
+            classes_in_use=classes_in_use,
+            quiet_seconds=now_seconds - (self._classes.asked_at_seconds or now_seconds),
             burn_rate_5m=history.burn_rate(window_seconds=SHORT_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             burn_rate_1h=history.burn_rate(window_seconds=LONG_WINDOW_SECONDS, goal=goal, now_seconds=now_seconds),
             late={

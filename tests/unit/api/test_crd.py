@@ -24,14 +24,12 @@ UNSUPPORTED = {
         for field in ("type", "migProfile", "mpsPercent", "mpsMemory", "claimTemplate", "pricePerHourMilli")
     ),
     "spec.multiplexing",
-    "spec.scaling.idleSeconds",
     "spec.scaling.schedule",
     "spec.signals",
 }
 """Fields that the API has and that nothing serves yet. This list only shrinks."""
 
 UNSUPPORTED_VALUES = {
-    "spec.pools.decode.minReplicas 0",
     *(f"spec.pools.{pool}.gpu.sharing {value}" for pool in ("prefill", "decode") for value in ("MIG", "MPS")),
 }
 """Values of served fields that nothing serves yet. This list only shrinks."""
@@ -84,6 +82,7 @@ def test_each_default_of_a_served_field_is_written_out() -> None:
         "mode": "Auto",
         "intervalSeconds": 5,
         "scaleDown": {"stabilizationSeconds": 180, "victims": "Pack"},
+        "idleSeconds": 600,
         "pendingDeadlineSeconds": 900,
         "spareReplicas": 0,
         "coldStartSeconds": 120,

@@ -360,3 +360,18 @@ def test_a_class_is_in_use_while_anybody_asks_in_it() -> None:
     assert seen.see([again], now_seconds=MEMORY_SECONDS - 1) == {"voice", "batch"}
     assert seen.see([again], now_seconds=MEMORY_SECONDS) == {"voice"}
     assert seen.see([], now_seconds=2 * MEMORY_SECONDS) == frozenset()
+
+
+def test_it_is_quiet_when_nobody_asks_waits_or_is_served() -> None:
+    gateways = Gateways(attainment_window_seconds=60)
+    first = document(served(5))
+    assert see(gateways, ("a", first), now=100.0).quiet_seconds == 0.0, "nobody knows since when"
+    then = [
+        (document(served(5), sequence=2), 110.0, 10.0),
+        (document(served(6), sequence=3), 120.0, 0.0),
+        (document(served(6), sequence=4, waiting=1), 130.0, 0.0),
+        (document(served(6), sequence=5).model_copy(update={"inflight_requests": 1}), 140.0, 0.0),
+        (document(served(6), sequence=6), 150.0, 10.0),
+    ]
+    for said, now, quiet_seconds in then:
+        assert see(gateways, ("a", said), now=now).quiet_seconds == quiet_seconds

@@ -4,7 +4,7 @@ import pytest
 from tests.support.duet_objects import minimal, patched
 
 from duet_operator.api.v1alpha1 import parse
-from duet_operator.planner.spec import for_classes, plan_spec
+from duet_operator.planner.spec import for_classes, plan_spec, while_awake
 from duet_operator.planner.types import PoolBounds
 
 
@@ -73,3 +73,10 @@ def test_workers_are_sized_for_the_strictest_class_in_use(
     spec = plan_spec(parse(patched(minimal(), {"spec.slo.classes": CLASSES})).spec)
     objective = for_classes(spec, in_use).objective
     assert (objective.ttft_seconds, objective.itl_seconds) == (ttft_seconds, itl_seconds)
+
+
+@pytest.mark.parametrize(("least", "quiet_seconds", "kept"), [(0, 0.0, 1), (0, 89.9, 1), (0, 90.0, 0), (2, 1e6, 2)])
+def test_the_last_decode_worker_stays_until_it_has_been_quiet(least: int, quiet_seconds: float, kept: int) -> None:
+    changes = {"spec.pools.decode.minReplicas": least, "spec.scaling.idleSeconds": 90}
+    spec = while_awake(plan_spec(parse(patched(minimal(), changes)).spec), quiet_seconds=quiet_seconds)
+    assert spec.decode.min_replicas == kept
