@@ -7,10 +7,11 @@ export PYTHONPATH := $(CURDIR)/dev
 export PYTHONDONTWRITEBYTECODE :=
 python := .venv/bin/python
 
+ENGINE ?=
 TRACE ?=
 SPEED ?=
 MINUTES ?=
-demo_options := $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
+demo_options := $(if $(ENGINE),--engine $(ENGINE)) $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-planners bench-gateway bench-step-replay fuzz-gateway clean
 
@@ -26,7 +27,7 @@ binaries: setup  ## the Kubernetes control plane, kubectl and Helm, built once (
 engine-env: setup  ## the real SGLang on the CPU with tiny models, made once (10 GB)
 	@$(python) -m duet_dev engine-env
 
-demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (TRACE=file SPEED=n MINUTES=n)
+demo: binaries  ## a local cluster, a DuetDeployment, a trace, a report (ENGINE=sglang TRACE=file SPEED=n MINUTES=n)
 	@$(python) -m duet_dev.demo $(demo_options)
 
 # Without the real SGLang (10 GB): make test WITHOUT_ENGINE=1

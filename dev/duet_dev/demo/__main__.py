@@ -21,7 +21,7 @@ from rich.console import Console
 
 from duet_dev import build, packages
 from duet_dev.cluster import Cluster
-from duet_dev.config import ClusterConfig
+from duet_dev.demo.engines import BY_NAME, SIMULATED, Engines
 from duet_dev.demo.observer import Observer
 from duet_dev.demo.report import document, print_report, write_json
 from duet_dev.demo.results import Results, UnloadedTtft
@@ -36,7 +36,6 @@ from duet_engine.traces import Arrival, TraceError, cut, read_trace
 from duet_operator.api.v1alpha1 import DuetDeployment, InvalidObjectError
 from duet_operator.planner.spec import objective
 
-EXAMPLE = REPOSITORY / "examples" / "demo.yaml"
 REPORT_FOLDER = REPOSITORY / "demo-report"
 OPERATOR_VALUES = ("settings.demandWindowSeconds=10",)
 """A burst of the sample lasts as long as the operator's usual window."""
@@ -55,10 +54,11 @@ class Options:
     report: Path
     keep: bool
     name: str
+    engines: Engines
 
     def arrivals(self) -> list[Arrival]:
         """The requests to send. `minutes` are minutes of the trace, so they take `minutes / speed` of the clock's."""
-        source = read_trace(self.trace) if self.trace else bundled_sample()
+        source = read_trace(self.trace) if self.trace else bundled_sample(kinds=self.engines.sample)
         found = list(cut(source, speed=self.speed, limit_seconds=self.minutes * SECONDS_PER_MINUTE))
         if not found:
             raise DevError("no request arrives within the minutes chosen; choose more")
@@ -66,9 +66,11 @@ class Options:
 
     def described(self) -> dict[str, Any]:
         """What was run, for the report."""
-        chosen = f" TRACE={self.trace.name} MINUTES={self.minutes:g}" if self.trace else ""
+        chosen = "" if self.engines is SIMULATED else f" ENGINE={self.engines.name}"
+        chosen += f" TRACE={self.trace.name} MINUTES={self.minutes:g}" if self.trace else ""
         return {
-            "trace": self.trace.name if self.trace else "bundled sample",
+            "trace": self.source,
+            "engine": self.engines.name,
             "seed": None if self.trace else SEED,
             "speed": self.speed,
             "minutes": self.minutes,
@@ -76,9 +78,15 @@ class Options:
         }
 
     @property
+    def source(self) -> str:
+        """What the load is, in words."""
+        if self.trace:
+            return self.trace.name
+        return "bundled sample" if self.engines is SIMULATED else f"bundled sample, {self.engines.name}"
+
+    @property
     def title(self) -> str:
-        source = self.trace.name if self.trace else "bundled sample"
-        return f"Duet: {source}" + (f" at {self.speed:g} x its speed" if self.speed != 1 else "")
+        return f"Duet: {self.source}" + (f" at {self.speed:g} x its speed" if self.speed != 1 else "")
 
 
 class Demo:
@@ -91,15 +99,17 @@ class Demo:
 
     def run(self) -> int:
         arrivals, serving = self.options.arrivals(), read_object(self.options.manifest)
-        cluster = Cluster(ClusterConfig(self.options.name))
+        engines = self.options.engines
+        cluster = Cluster(engines.config(self.options.name))
         # Outside of what follows: a cluster of this name that runs already isn't this demo's to end.
         with self.stages.stage("local cluster"):
             cluster.up()
         try:
             with self.stages.stage("operator (helm install)"):
-                install_operator(cluster, values=OPERATOR_VALUES)
+                install_operator(cluster, engine_image=engines.image, values=OPERATOR_VALUES)
+            engines.prepare(cluster)
             with self.stages.stage(f"{serving.metadata.name} ready (kubectl apply)"):
-                apply_and_wait(cluster, self.options.manifest, serving)
+                apply_and_wait(cluster, self.options.manifest, serving, timeout_seconds=engines.ready_timeout_seconds)
             run = asyncio.run(self._load(cluster, serving, arrivals))
             with self.stages.stage("report"):
                 self._write(run, serving)
@@ -126,7 +136,7 @@ class Demo:
             with self.stages.stage("load", shows_itself=True):
                 showing = asyncio.create_task(view.show(self.console))
                 try:
-                    await run_load(url, spec.model.public_name, arrivals, results)
+                    await run_load(url, spec.model.public_name, arrivals, results, word=self.options.engines.word)
                 finally:
                     await _ended(showing, looking)
         if not results.records:
@@ -137,9 +147,10 @@ class Demo:
             actions=sorted(observer.actions.values(), key=lambda action: action.time_seconds),
             leases=observer.leases.all,
             attainment_goal=spec.slo.attainment_basis_points / 10_000,
-            bundled=self.options.trace is None,
+            bundled=self.options.trace is None and self.options.engines.judged_by_sample,
             planned_requests=len(arrivals),
             gateway_lag_seconds=observer.gateway_lag_p99_seconds,
+            highest_loop_lag_seconds=self.options.engines.highest_loop_lag_seconds,
         )
 
     def _write(self, run: Run, serving: DuetDeployment) -> None:
@@ -192,17 +203,27 @@ def _interrupted(*_: object) -> NoReturn:
 @click.option("--trace", type=FILE, help="Azure LLM inference CSV or Mooncake JSONL; default: the bundled sample.")
 @click.option("--speed", type=click.FloatRange(min=0.01, max=100), default=1.0, show_default=True)
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=10.0, help="How much of the trace.")
-@click.option("--manifest", type=FILE, default=EXAMPLE, help="Manifest with the DuetDeployment to apply.")
+@click.option(
+    "--engine",
+    type=click.Choice(tuple(BY_NAME)),
+    default=SIMULATED.name,
+    show_default=True,
+    help="Simulated engines, or the real SGLang on the CPU.",
+)
+@click.option("--manifest", type=FILE, help="Manifest with the DuetDeployment to apply; default: the engine's example.")
 @click.option("--report", type=click.Path(path_type=Path), default=REPORT_FOLDER, help="Folder for the report.")
 @click.option("--keep", is_flag=True, help="Leave the cluster running.")
 @click.option("--name", default="demo", show_default=True, help="The cluster's name.")
-def main(**chosen: Any) -> None:  # noqa: ANN401
+def main(*, engine: str, manifest: Path | None, **chosen: Any) -> None:  # noqa: ANN401
+    engines = BY_NAME[engine]
     signal.signal(signal.SIGTERM, _interrupted)
     console = Console()
     try:
         packages.ensure()
         build.build()
-        status = Demo(Options(**chosen), console).run()
+        engines.ensure()
+        options = Options(engines=engines, manifest=manifest or engines.manifest, **chosen)
+        status = Demo(options, console).run()
     except (DevError, TraceError, InvalidObjectError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:

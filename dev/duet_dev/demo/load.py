@@ -40,6 +40,8 @@ class LoadOptions:
 
     url: str
     model: str
+    word: str = WORD
+    """One token of the model's tokenizer."""
     most_in_flight: int = 2000
     request_timeout_seconds: float = 120.0
 
@@ -53,11 +55,11 @@ def arrivals_from_lines(lines: Iterable[bytes]) -> Iterator[Arrival]:
     return (Arrival(*json.loads(line)) for line in lines)
 
 
-def ask_for(index: int, arrival: Arrival, model: str) -> Ask:
+def ask_for(index: int, arrival: Arrival, model: str, *, word: str = WORD) -> Ask:
     """The request for one arrival: mostly streamed completions, some chat, a few answers in one piece."""
     streamed = index % UNSTREAMED_EVERY != UNSTREAMED_EVERY - 1
     endpoint = CHAT if index % CHAT_EVERY == CHAT_EVERY - 1 else COMPLETIONS
-    text = f" {index % 1000:03d}" + WORD * (arrival.input_tokens - 1)
+    text = f" {index % 1000:03d}" + word * (arrival.input_tokens - 1)
     prompt = {"messages": [{"role": "user", "content": text}]} if endpoint == CHAT else {"prompt": text}
     options = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
     body = {"model": model, "max_tokens": arrival.output_tokens, "ignore_eos": True, **options, **prompt}
@@ -82,20 +84,21 @@ class LoadGenerator:
 
     async def run(self, arrivals: Sequence[Arrival]) -> None:
         """Until every arrival has ended, well or badly."""
+        options = self._options
         self._lag.start()
         pulse = asyncio.create_task(self._pulse())
-        timeout = aiohttp.ClientTimeout(total=self._options.request_timeout_seconds, sock_connect=10)
+        timeout = aiohttp.ClientTimeout(total=options.request_timeout_seconds, sock_connect=10)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
         headers = {"Content-Type": "application/json"}
         async with (
-            aiohttp.ClientSession(self._options.url, connector=connector, timeout=timeout, headers=headers) as session,
+            aiohttp.ClientSession(options.url, connector=connector, timeout=timeout, headers=headers) as session,
             asyncio.TaskGroup() as requests,
         ):
             loop = asyncio.get_running_loop()
             start = loop.time() + START_DELAY_SECONDS
             for index, arrival in enumerate(arrivals):
                 await asyncio.sleep(max(0.0, start + arrival.time_seconds - loop.time()))
-                requests.create_task(self._send(session, ask_for(index, arrival, self._options.model)))
+                requests.create_task(self._send(session, ask_for(index, arrival, options.model, word=options.word)))
         pulse.cancel()
         self._lag.stop()
         self._write_pulse()
@@ -143,9 +146,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Replay arrivals (lines of JSON on standard input) against a server.")
     parser.add_argument("--url", required=True, help="address of the OpenAI endpoint, such as http://127.0.0.1:8000")
     parser.add_argument("--model", required=True, help="model name to ask for")
+    parser.add_argument("--word", default=WORD, help="what prompts are made of: one token of the model's")
     parser.add_argument("--request-timeout-seconds", type=float, default=120.0)
     chosen = parser.parse_args()
-    options = LoadOptions(url=chosen.url, model=chosen.model, request_timeout_seconds=chosen.request_timeout_seconds)
+    options = LoadOptions(
+        url=chosen.url,
+        model=chosen.model,
+        word=chosen.word,
+        request_timeout_seconds=chosen.request_timeout_seconds,
+    )
     uvloop.run(LoadGenerator(options).run(list(arrivals_from_lines(sys.stdin.buffer))))
 
 

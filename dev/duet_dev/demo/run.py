@@ -23,7 +23,6 @@ from duet_dev.demo.observations import (
 )
 from duet_dev.demo.results import Figures, Results
 
-HIGHEST_LOOP_LAG_SECONDS = 0.020
 HIGHEST_GPU_HOURS_RATIO = 0.8
 SECONDS_PER_HOUR = 3600.0
 
@@ -60,6 +59,8 @@ class Run:
     planned_requests: int
     gateway_lag_seconds: float
     """P99 of the lateness of the slower gateway's event loop, over its life."""
+    highest_loop_lag_seconds: float = 0.020
+    """Beyond it the clocks of gateway and load generator aren't trusted."""
 
     @property
     def start_seconds(self) -> float:
@@ -131,10 +132,10 @@ class Run:
         worst = max(self.generator_lag_seconds, self.gateway_lag_seconds)
         return Criterion(
             "trustworthy clock",
-            worst <= HIGHEST_LOOP_LAG_SECONDS,
+            worst <= self.highest_loop_lag_seconds,
             f"loop lag P99: load generator {1000 * self.generator_lag_seconds:.1f} ms, "
             f"gateways {1000 * self.gateway_lag_seconds:.1f} ms "
-            f"(at most {1000 * HIGHEST_LOOP_LAG_SECONDS:.0f} ms)",
+            f"(at most {1000 * self.highest_loop_lag_seconds:.0f} ms)",
         )
 
     def _complete(self) -> Criterion:

@@ -40,6 +40,12 @@ CONVERSATION = Kind(
     output_tokens=((0, 7), (0.05, 41), (0.25, 85), (0.5, 129), (0.75, 395), (0.9, 424), (0.95, 451), (1, 780)),
     requests_per_second=((0, 1.0), (30, 1.0), (60, 7.0), (95, 7.0), (105, 0.8), (155, 0.8), (170, 2.5), (200, 2.5)),
 )
+TINY = Kind(
+    input_tokens=((0, 8), (0.5, 150), (0.9, 500), (1, 900)),
+    output_tokens=((0, 40), (0.5, 100), (1, 200)),
+    requests_per_second=((0, 0.5), (30, 0.5), (40, 2.0), (150, 2.0), (160, 0.3), (270, 0.3)),
+)
+"""For engines that run on this machine's own cores: a burst that outlasts a cold start of a minute, and a lull."""
 KINDS = (CODE, CONVERSATION)
 
 

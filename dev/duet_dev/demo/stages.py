@@ -32,8 +32,8 @@ RELEASE, OPERATOR_NAMESPACE = "duet", "duet-system"
 LOCAL_IMAGES = (
     "images.operator=duet-operator:dev",
     "images.gateway=duet-gateway:dev",
-    "images.engine=duet-simulated-engine:dev",
 )
+SIMULATED_ENGINE = "duet-simulated-engine:dev"
 READY_TIMEOUT_SECONDS = 120
 LONGEST_LINE_BYTES = 16 * 2**20
 GENERATOR_GRACE_SECONDS = 30.0
@@ -68,9 +68,9 @@ def read_object(path: Path) -> DuetDeployment:
     return parse(found[0])
 
 
-def install_operator(cluster: Cluster, *, values: Sequence[str] = ()) -> None:
+def install_operator(cluster: Cluster, *, engine_image: str = SIMULATED_ENGINE, values: Sequence[str] = ()) -> None:
     """`helm install` of the chart with local images, until the operator is ready."""
-    options = [f"--set={value}" for value in (*LOCAL_IMAGES, *values)]
+    options = [f"--set={value}" for value in (*LOCAL_IMAGES, f"images.engine={engine_image}", *values)]
     command = ["helm", "install", RELEASE, str(CHART), f"--namespace={OPERATOR_NAMESPACE}", "--create-namespace"]
     waiting = ["--wait", f"--timeout={READY_TIMEOUT_SECONDS}s"]
     result = subprocess.run(
@@ -80,7 +80,9 @@ def install_operator(cluster: Cluster, *, values: Sequence[str] = ()) -> None:
         raise DevError(f"helm install: {result.stderr.strip()}\n{_operator_log(cluster)}")
 
 
-def apply_and_wait(cluster: Cluster, manifest: Path, serving: DuetDeployment) -> None:
+def apply_and_wait(
+    cluster: Cluster, manifest: Path, serving: DuetDeployment, *, timeout_seconds: int = READY_TIMEOUT_SECONDS
+) -> None:
     """`kubectl apply`, until the object says that it is Ready."""
     name, namespace = serving.metadata.name, serving.metadata.namespace
     cluster.kubectl("apply", f"--namespace={namespace}", "-f", str(manifest))
@@ -88,7 +90,7 @@ def apply_and_wait(cluster: Cluster, manifest: Path, serving: DuetDeployment) ->
         "wait",
         f"--namespace={namespace}",
         "--for=condition=Ready",
-        f"--timeout={READY_TIMEOUT_SECONDS}s",
+        f"--timeout={timeout_seconds}s",
         f"duetdeployment/{name}",
         check=False,
     )
@@ -104,9 +106,9 @@ def _operator_log(cluster: Cluster) -> str:
     return shown.stdout + shown.stderr
 
 
-async def run_load(url: str, model: str, arrivals: Sequence[Arrival], results: Results) -> None:
+async def run_load(url: str, model: str, arrivals: Sequence[Arrival], results: Results, *, word: str) -> None:
     """The load generator as a process of its own; its lines go to `results` as they come."""
-    command = [sys.executable, "-m", "duet_dev.demo.load", f"--url={url}", f"--model={model}"]
+    command = [sys.executable, "-m", "duet_dev.demo.load", f"--url={url}", f"--model={model}", f"--word={word}"]
     process = await asyncio.create_subprocess_exec(
         *guarded(command),
         stdin=asyncio.subprocess.PIPE,

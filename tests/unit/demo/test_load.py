@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from duet_dev.demo.client import CHAT, COMPLETIONS
-from duet_dev.demo.load import arrivals_to_lines
+from duet_dev.demo.load import arrivals_to_lines, ask_for
 from duet_dev.demo.records import LINE, Pulse, Record
 from duet_engine.traces import Arrival
 
@@ -90,3 +90,8 @@ async def test_arrivals_wait_for_their_times() -> None:
     # Half of the gaps, because a busy machine may send the earlier one late.
     assert sent[1] - sent[0] > 1
     assert sent[2] - sent[1] > 1
+
+
+def test_prompts_are_made_of_the_models_own_word_and_begin_differently() -> None:
+    first, second = (json.loads(ask_for(index, Arrival(0.0, 4, 7), "tiny", word=" ba").body) for index in (0, 1))
+    assert (first["prompt"], second["prompt"]) == (" 000 ba ba ba", " 001 ba ba ba")
