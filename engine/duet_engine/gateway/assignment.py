@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from duet_engine.gateway.workers import SentWork, Worker
+from duet_engine.gateway.sent_work import SentWork
+from duet_engine.gateway.workers import Worker
 from duet_engine.policy.class_gate import Underway
 from duet_engine.policy.routes import Local, Pair
 from duet_engine.protocol import Role

@@ -17,9 +17,10 @@ from duet_engine.gateway.assignment import Assignment
 from duet_engine.gateway.events import EventScanner, Usage, usage_of
 from duet_engine.gateway.failures import WorkerFailed, json_object
 from duet_engine.gateway.requests import CHAT_COMPLETIONS, ClientRequest
+from duet_engine.gateway.sent_work import SentWork
 from duet_engine.gateway.side import Side, StreamReceiver, StreamSide
 from duet_engine.gateway.upstream import Upstream
-from duet_engine.gateway.workers import SentWork, Worker
+from duet_engine.gateway.workers import Worker
 from duet_engine.policy.dispatch import Local
 from duet_engine.protocol import DISPATCH_FIELD, PROTOCOL_VERSION, Role
 

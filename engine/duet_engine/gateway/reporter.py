@@ -17,8 +17,8 @@ from duet_engine.gateway.loop_lag import LoopLag
 from duet_engine.gateway.report import ProcessReport, WorkerCounts
 from duet_engine.gateway.routing import Dispatcher
 from duet_engine.gateway.tokens import TokenEstimator
-from duet_engine.gateway.workers import Workers
-from duet_engine.protocol import GatewayDemand
+from duet_engine.gateway.workers import Worker, Workers
+from duet_engine.protocol import GatewayDemand, WorkerReport
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +75,24 @@ class Reporter:
             loop_lag_seconds=self.lag.total.document(),
             saturated=self.lag.saturated,
             classes=self.demand.documents(self.dispatcher.waiting_by_class()),
-            workers=tuple(worker.report(now) for worker in workers),
+            workers=tuple(_worker_report(worker, now) for worker in workers),
             profiles=tuple(profiles.values()),
         )
+
+
+def _worker_report(worker: Worker, now: float) -> WorkerReport:
+    """The worker's part of the demand document."""
+    return WorkerReport(
+        worker=worker.name,
+        uid=worker.key,
+        address=worker.member.url,
+        role=worker.member.role,
+        revision=worker.revision,
+        profile_digest=worker.profile.digest if worker.profile else None,
+        reachable=worker.connected,
+        ejected=worker.breaker.ejected,
+        state=worker.state,
+        state_age_seconds=now - worker.state_received_at if worker.state else 0.0,
+        inflight=worker.inflight,
+        errors_total=worker.errors_total,
+    )

@@ -7,32 +7,20 @@ it (`WorkerState.accepted`), by that state afterwards, and no more once it has e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from duet_engine.gateway.breaker import Breaker
 from duet_engine.gateway.discovery import Member
+from duet_engine.gateway.sent_work import SentWork, queued_kv_tokens, work_ahead
 from duet_engine.perf.interface import StepTimes
 from duet_engine.perf.replica import replica_from_document
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker
-from duet_engine.protocol import RefusalReason, Role, StepKind, WorkerInfo, WorkerProfile, WorkerReport, WorkerState
+from duet_engine.protocol import RefusalReason, Role, WorkerInfo, WorkerProfile, WorkerState
 
 STALE_SECONDS = 15.0
 """A state this old says nothing: whoever should have noticed that the stream is silent doesn't run any more."""
 _NOT_READY_REFUSALS = (RefusalReason.DRAINING, RefusalReason.NOT_READY, RefusalReason.WRONG_ROLE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentWork:
-    """One dispatch to one worker."""
-
-    sequence: int
-    prompt_tokens: int
-    output_reserve_tokens: int
-    local: bool
-    """The worker prefills it and decodes it."""
-    probe: bool = False
-    """The one request that finds out whether an ejected worker works again."""
 
 
 class Worker:
@@ -193,7 +181,14 @@ class Worker:
     def prefill_view(self, now: float) -> PrefillWorker:
         """As a prefill worker; only for usable ones."""
         if self._ahead is None:
-            self._ahead = self._work_ahead()
+            assert self.state and self.profile and self.steps
+            self._ahead = work_ahead(
+                self.state,
+                self.steps,
+                chunk_tokens=self.profile.chunked_prefill_tokens,
+                received_at=self.state_received_at,
+                unconfirmed_tokens=[work.prompt_tokens for work in self._pending.values()],
+            )
         done_at, unconfirmed_seconds, queued_tokens = self._ahead
         ahead_seconds = (done_at - now if done_at > now else 0.0) + unconfirmed_seconds
         view = self._prefill_view
@@ -209,24 +204,6 @@ class Worker:
                 dispatches=self._sequence,
             )
         return view
-
-    def _work_ahead(self) -> tuple[float, float, int]:
-        """When the work that it reported will be done, what the prompts take that it hasn't confirmed, all tokens."""
-        assert self.state and self.profile and self.steps
-        state, chunk_tokens = self.state, self.profile.chunked_prefill_tokens
-        queued = max(1, state.work.running + state.work.queued + state.work.prefill_bootstrap)
-        reported_seconds = 0.0
-        if state.queued_prefill_tokens > 0:
-            mean_tokens = max(1, state.queued_prefill_tokens // queued)
-            reported_seconds = queued * self.steps.prompt_seconds(mean_tokens, chunk_tokens=chunk_tokens)
-        if state.step is not StepKind.IDLE:  # both times are by the worker's clock
-            reported_seconds -= max(0.0, state.written_at_seconds - state.step_started_at_seconds)
-        unconfirmed = [work.prompt_tokens for work in self._pending.values()]
-        unconfirmed_seconds = sum(
-            self.steps.prompt_seconds(tokens, chunk_tokens=chunk_tokens) for tokens in unconfirmed
-        )
-        done_at = self.state_received_at + reported_seconds
-        return done_at, unconfirmed_seconds, state.queued_prefill_tokens + sum(unconfirmed)
 
     def decode_view(self) -> DecodeWorker:
         """As a decode or unified worker; only for usable ones."""
@@ -257,7 +234,7 @@ class Worker:
                 capacity_tokens
                 - state.kv_used_tokens
                 - state.kv_reserved_tokens
-                - self._preallocation_tokens(state)
+                - queued_kv_tokens(state, self._sent.values(), confirmed=state.accepted.get(self.gateway_id, 0))
                 - claimed_tokens
             ),
             free_slots=self.profile.max_running_requests - requests - state.work.deflected - len(unconfirmed),
@@ -269,34 +246,6 @@ class Worker:
             ),
             dispatches=self._sequence,
         )
-
-    def report(self, now: float) -> WorkerReport:
-        """The worker's part of the demand document."""
-        return WorkerReport(
-            worker=self.name,
-            uid=self.key,
-            address=self.member.url,
-            role=self.member.role,
-            revision=self.revision,
-            profile_digest=self.profile.digest if self.profile else None,
-            reachable=self.connected,
-            ejected=self.breaker.ejected,
-            state=self.state,
-            state_age_seconds=now - self.state_received_at if self.state else 0.0,
-            inflight=self.inflight,
-            errors_total=self.errors_total,
-        )
-
-    def _preallocation_tokens(self, state: WorkerState) -> int:
-        """KV for which requests queue in the engine: reported nowhere, so taken for as much as its others have."""
-        waiting = state.work.decode_prealloc
-        if not waiting:
-            return 0
-        confirmed = state.accepted.get(self.gateway_id, 0)
-        own = [work for work in self._sent.values() if work.sequence <= confirmed and not work.local]
-        if own:
-            return waiting * sum(work.prompt_tokens + work.output_reserve_tokens for work in own) // len(own)
-        return waiting * state.decode_context_tokens // max(1, state.decode_requests)
 
 
 class Workers:

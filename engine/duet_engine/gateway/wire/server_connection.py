@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 
 from duet_engine.gateway.wire.exchange import Exchange
+from duet_engine.gateway.wire.framing import COMMON_NAMES, check_framing
 from duet_engine.gateway.wire.messages import Head, Headers, Refusal
 
 if TYPE_CHECKING:
@@ -25,32 +26,6 @@ MOST_PIPELINED = 16
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending: a socket closed in its face would take the answer with it."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_COMMON = (
-    *("Accept", "Accept-Encoding", "Accept-Language", "Authorization", "Cache-Control", "Connection", "Content-Length"),
-    *(
-        "Content-Type",
-        "Cookie",
-        "Expect",
-        "Forwarded",
-        "Host",
-        "Origin",
-        "Pragma",
-        "Referer",
-        "Traceparent",
-        "Tracestate",
-    ),
-    *(
-        "Tracestate",
-        "Transfer-Encoding",
-        "User-Agent",
-        "X-Duet-Class",
-        "X-Forwarded-For",
-        "X-Forwarded-Proto",
-        "X-Request-Id",
-    ),
-)
-_NAMES = {spelt.encode(): name.lower() for name in _COMMON for spelt in (name, name.lower())}
-"""Lower-case names of the header fields that most requests have."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -148,7 +123,7 @@ class ServerConnection(asyncio.Protocol):
             raise Refusal(400, "trailers after a chunked body aren't served")
         if len(self._headers) >= MOST_HEADERS:
             raise Refusal(431, f"headers: more than {MOST_HEADERS} fields")
-        key, text = _NAMES.get(name) or name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = COMMON_NAMES.get(name) or name.decode("latin-1").lower(), value.decode("latin-1")
         known = self._headers.get(key)
         if known is not None:
             if key in ("host", "content-length", "transfer-encoding", "authorization"):
@@ -289,30 +264,6 @@ class ServerConnection(asyncio.Protocol):
 
     def _body_too_large(self) -> Refusal:
         return Refusal(413, f"body: larger than this gateway accepts, {self.listener.limits.body_bytes} bytes")
-
-
-def check_framing(headers: Headers, version: str) -> None:
-    """What the parser lets pass though another one in front of this gateway might read it otherwise.
-
-    Raises:
-        Refusal: saying what to send instead.
-    """
-    if version not in ("1.0", "1.1"):
-        raise Refusal(505, f"HTTP/{version} isn't served; send HTTP/1.1")
-    if version == "1.1" and not headers.get("host"):
-        raise Refusal(400, "host: missing")
-    encoding = headers.get("transfer-encoding")
-    if encoding is not None:
-        if version == "1.0":
-            raise Refusal(400, "transfer-encoding: not known to HTTP/1.0; send content-length")
-        if encoding.lower() != "chunked":
-            raise Refusal(501, f"transfer-encoding: only chunked is served, got {encoding!r}")
-    if "upgrade" in headers:
-        raise Refusal(400, "upgrade: other protocols aren't served; send the request without it")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refusal(415, f"content-encoding: bodies must be plain, got {headers['content-encoding']!r}")
-    if headers.get("expect", "100-continue").lower() != "100-continue":
-        raise Refusal(417, f"expect: only 100-continue is served, got {headers['expect']!r}")
 
 
 def _cause(error: Any) -> Refusal:  # noqa: ANN401 - httptools keeps what a callback raised as its context
