@@ -111,6 +111,8 @@ class ControlLoop:
                 if done.done():
                     done.result()
         finally:
+            # Nothing begins any more: what fails with the others in one moment would begin anew, again and again.
+            self.synchronised.clear()
             self._world.on_change(lambda _key: None)
             await _end([*helpers, *self._tasks.values()])
 
@@ -234,8 +236,9 @@ class ControlLoop:
         if self._world.duet(key) is None:
             self._controllers.pop(key, None)
         error = None if task.cancelled() else task.exception()
-        if error is not None and self._failure is not None and not self._failure.done():
-            self._failure.set_exception(error)
+        if error is not None:
+            if self._failure is not None and not self._failure.done():
+                self._failure.set_exception(error)
         elif self._world.duet(key) is not None and not task.cancelled():
             self._wake(key)
 

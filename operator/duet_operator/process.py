@@ -22,7 +22,7 @@ from duet_operator import handlers, web
 from duet_operator.assembly import ClusterLeaseStore, pod_session, services
 from duet_operator.cluster import DUET, FIELD_MANAGER, NODE, ClusterError
 from duet_operator.kubernetes_cluster import KubernetesCluster, connect
-from duet_operator.lease import LeaseGate
+from duet_operator.lease import LeaseGate, LeaseLostError
 from duet_operator.loop import ControlLoop
 from duet_operator.metrics import Metrics
 from duet_operator.nodes import Nodes
@@ -133,10 +133,20 @@ class Process:
         finally:
             if passes is not None:
                 await _cancel(passes)
-                await self._loop.save_all()
+                await self._save()
             kopf_stop.set()
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(watches, KOPF_EXIT_SECONDS)
+
+    async def _save(self) -> None:
+        """Keep all memories, where this process may still write."""
+        try:
+            if self._settings.lease_enabled:
+                self._gate.check()
+        except LeaseLostError as error:
+            logger.warning("memories aren't saved: %s", error)
+        else:
+            await self._loop.save_all()
 
     async def _watch(self, stop: asyncio.Event, ready: asyncio.Event) -> None:
         namespaces = self._settings.namespaces

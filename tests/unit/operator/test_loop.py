@@ -172,6 +172,30 @@ async def test_a_lost_lease_ends_the_loop() -> None:
     assert bench.cluster.writes == []
 
 
+async def test_nothing_goes_on_after_the_lease_was_lost_by_many_at_once() -> None:
+    """Whatever fails with the first would begin another pass, without anybody who ends it."""
+    bench = Bench(settings=SETTINGS)
+    for number in range(5):
+        add(bench, f"other-{number}")
+    lost = asyncio.Event()
+
+    async def refused(_manifest: dict[str, Any]) -> dict[str, Any]:
+        await lost.wait()
+        raise LeaseLostError("lost")
+
+    bench.cluster.create = refused  # type: ignore[method-assign]
+    loop = ControlLoop(cluster=bench.cluster, services=bench.services())
+    running = asyncio.create_task(loop.run())
+    await until(lambda: len(bench.planner.seen) == 6)
+    lost.set()
+    with pytest.raises(LeaseLostError):
+        async with asyncio.timeout(20):
+            await running
+    await asyncio.sleep(0)
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("duet ")] == []
+    assert not loop.synchronised.is_set()
+
+
 async def test_an_object_of_the_same_name_starts_without_the_other_one_s_memory() -> None:
     bench = Bench({"scaling.intervalSeconds": 1}, settings=SETTINGS)
     marked = PlannerMemory(correction=1.5)
