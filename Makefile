@@ -11,9 +11,10 @@ ENGINE ?=
 TRACE ?=
 SPEED ?=
 MINUTES ?=
+DYNAMO ?=
 demo_options := $(if $(ENGINE),--engine $(ENGINE)) $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
-.PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-planners bench-gateway bench-step-replay fuzz-gateway clean
+.PHONY: help setup binaries engine-env engine-full demo test test-fast lint format crds bench-perf bench-papers bench-planners bench-simulator bench-plumbing bench-gateway bench-step-replay fuzz-gateway clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -58,6 +59,13 @@ bench-perf: setup  ## predicted against measured step times -> docs/results/perf
 
 bench-papers: setup  ## the papers' claims in the simulator -> docs/results/papers.md (under an hour, resumable)
 	@$(python) tests/bench/bench_papers.py
+
+bench-simulator: setup  ## requests a second of the simulator -> docs/results/simulator.md (DYNAMO=venv: beside its replay)
+	@$(python) tests/bench/bench_simulator.py --requests 6000
+	@$(if $(DYNAMO),$(python) tests/bench/bench_simulator_peer.py --python $(DYNAMO)/bin/python)
+
+bench-plumbing: setup  ## the simulator beside real processes in real time -> docs/results/plumbing.md (three minutes)
+	@$(python) tests/bench/bench_plumbing.py
 
 bench-gateway: setup  ## the gateway against sglang-router and smg -> docs/results/gateway.md (needs go, a package index)
 	@$(python) tests/bench/bench_gateway.py

@@ -26,6 +26,7 @@ from duet_engine.simulator.result import SimulationResult
 from duet_engine.simulator.run import simulate
 from duet_engine.simulator.scenario import LocalPrefill, Pool, Scenario, baseline_dispatch
 from duet_engine.simulator.synthetic import Rate, Traffic
+from duet_engine.simulator.workload import Request
 from duet_engine.slo import Objective
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -48,14 +49,19 @@ def scenario() -> Scenario:
     )
 
 
-def measure(chosen: Scenario, rate: float, requests: int) -> tuple[float, SimulationResult]:
-    """The least CPU seconds of the rounds. Lengths are like Azure's conversations."""
+def conversations(rate: float, requests: int) -> list[Request]:
+    """Lengths like those of Azure's conversations."""
     traffic = Traffic(
         rate=Rate.constant(rate, seconds=requests / rate),
         input_tokens=LogNormal(1155.0, 1.0),
         output_tokens=Exponential(211.0),
     )
-    workload = list(traffic.requests(SEED))
+    return list(traffic.requests(SEED))
+
+
+def measure(chosen: Scenario, rate: float, requests: int) -> tuple[float, SimulationResult]:
+    """The least CPU seconds of the rounds."""
+    workload = conversations(rate, requests)
     best = float("inf")
     for _ in range(ROUNDS):
         started = time.process_time()
