@@ -177,7 +177,11 @@ def compared(theirs: Theirs, ours: SimulationResult, requests: Sequence[Request]
     rows = ours.requests
     order = sorted(
         range(len(requests)),
-        key=lambda each: (round(1000 * rows.arrival_seconds[each]), rows.input_tokens[each], rows.output_tokens[each]),
+        key=lambda each: (
+            round(1000 * float(rows.arrival_seconds[each])),
+            rows.input_tokens[each],
+            rows.output_tokens[each],
+        ),
     )
     batch = 1000 * (rows.prefill_ended_seconds - rows.prefill_started_seconds)[order]
     held = np.maximum(theirs.of("source_held_ms", "prefill_admit_ms") - batch, 0.0)
