@@ -62,6 +62,7 @@ class Flight(Waiting):
         "limit_index",
         "local",
         "output_tokens",
+        "predicted_ttft_seconds",
         "prefill",
         "prefill_ended_at",
         "prefill_kv",
@@ -121,7 +122,7 @@ class Flight(Waiting):
         """Decode step of its worker that gives its last token; -1: it doesn't run."""
         self.gaps_over_objective = self.gaps_over_start = 0
         self.retractions = self.retries = 0
-        self.dispatched_at = self.prefill_started_at = self.prefill_ended_at = nan
+        self.dispatched_at = self.predicted_ttft_seconds = self.prefill_started_at = self.prefill_ended_at = nan
         self.kv_arrived_at = self.first_token_at = self.last_token_at = nan
         self.progressed_at = 0.0
 

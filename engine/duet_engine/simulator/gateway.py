@@ -199,6 +199,7 @@ class Gateway:
         now = self.agenda.now
         arrives_at = now + self._hop_seconds
         flight.dispatched_at = now
+        flight.predicted_ttft_seconds = now - flight.arrived_at + route.ttft_seconds
         if self._gate is not None:
             self._gate.sent(flight)
         flight.local = isinstance(route, Local)

@@ -1,6 +1,6 @@
 """What is written down of a run: a row for each request that ended, and every gap between tokens by its length.
 
-Invariant: each request has exactly one row. Rows wait in blocks of numbers, so a run's memory grows by some 150 bytes a
+Invariant: each request has exactly one row. Rows wait in blocks of numbers, so a run's memory grows by some 170 bytes a
 request beside what is in flight.
 """
 
@@ -60,6 +60,7 @@ class Ledger:
                 flight.generated_tokens,
                 flight.cached_tokens,
                 flight.dispatched_at,
+                flight.predicted_ttft_seconds + hop_seconds,
                 flight.prefill_started_at,
                 flight.prefill_ended_at,
                 flight.kv_arrived_at,

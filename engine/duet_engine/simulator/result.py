@@ -39,6 +39,8 @@ class RequestColumns:
     cached_tokens: IntColumn
     """Of the prompt, found in the cache of the worker that computed it."""
     dispatched_seconds: FloatColumn
+    predicted_ttft_seconds: FloatColumn
+    """By the policy that sent it, counted from its arrival."""
     prefill_started_seconds: FloatColumn
     prefill_ended_seconds: FloatColumn
     kv_arrived_seconds: FloatColumn
@@ -47,7 +49,7 @@ class RequestColumns:
     last_token_seconds: FloatColumn
     gaps_over_objective: IntColumn
     unloaded_ttft_seconds: FloatColumn
-    """By the model; 0 where the objective doesn't ask for it."""
+    """By the model, on the best idle workers."""
     deflected: FlagColumn
     """Prefilled where it was decoded, by a decode worker."""
     retractions: IntColumn

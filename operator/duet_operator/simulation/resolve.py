@@ -8,7 +8,8 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from duet_engine.gateway.live_settings import LiveSettings, live_settings
+from duet_engine.gateway.live_settings import LiveSettings, RoutingPolicy, live_settings
+from duet_engine.policy.baselines import Baseline
 from duet_engine.policy.deflect import DeflectionMode
 from duet_engine.protocol import Role
 from duet_engine.simulator.scenario import ColdStart
@@ -33,6 +34,13 @@ GPU_ARGUMENT = "--gpu"
 """Simulated engines are told their GPU by it, in spec.engine.args."""
 DEFAULT_ROUTING = "duet"
 FIXED_PLANNER, DUET_PLANNER = "fixed", "duet"
+_ROUTINGS = {
+    RoutingPolicy.AUTO: DEFAULT_ROUTING,
+    RoutingPolicy.GATE_AND_ROUTE: "gate-and-route",
+    RoutingPolicy.LEAST_TTFT: str(Baseline.LEAST_TTFT),
+    RoutingPolicy.ROUND_ROBIN: str(Baseline.ROUND_ROBIN),
+}
+"""What `spec.routing.policy` is called here."""
 
 
 def study(
@@ -71,6 +79,7 @@ def _of_deployment(
         return _replica(Hardware(spec.model.id, _named(own), spec.tensor_parallel_size(role)), knowledge, str(role))
 
     planned = plan_spec(spec)
+    settings = live_settings(spec.model_dump(by_alias=True, mode="json"), generation=0)
     mode = spec.scaling.mode
     counts = Counts(document.start.prefill, document.start.decode) if document.start else initial_counts(mode, planned)
     guess = ColdStart(seconds=spec.scaling.cold_start_seconds)
@@ -84,9 +93,9 @@ def _of_deployment(
         unified=False,
         start=counts,
         cold_start=ColdStart(**document.cold_start.model_dump()) if document.cold_start else guess,
-        settings=live_settings(spec.model_dump(by_alias=True, mode="json"), generation=0),
-        default_routing=document.routing or "duet",
-        default_planner=document.planner or ("duet" if mode == "Auto" else "fixed"),
+        settings=settings,
+        default_routing=document.routing or _ROUTINGS[settings.routing],
+        default_planner=document.planner or (DUET_PLANNER if mode == "Auto" else FIXED_PLANNER),
         seed=seed,
     )
 
@@ -122,8 +131,8 @@ def _of_scenario(
         start=Counts(pools.prefill.replicas if pools.prefill else 0, own.replicas),
         cold_start=cold_start,
         settings=settings,
-        default_routing=document.routing or "duet",
-        default_planner=document.planner or "fixed",
+        default_routing=document.routing or DEFAULT_ROUTING,
+        default_planner=document.planner or FIXED_PLANNER,
         seed=seed,
     )
 

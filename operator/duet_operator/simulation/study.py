@@ -48,6 +48,8 @@ class Variant:
     """What the scenario's deflection rule becomes."""
     local_prefill: bool = True
     """Whether decode workers beside a prefill pool take prompts."""
+    printed_gate: bool = False
+    """Gate-and-Route's gate as in the paper, always on, whether the file has classes or not."""
     planner: Callable[[Study], Planner] | None = None
     start: Callable[[Study], Counts] | None = None
     """Where a fixed size is chosen by the variant."""
@@ -116,6 +118,8 @@ class Study:
             class_objectives={name: each.objective for name, each in self.settings.classes.items()},
             rule=rule,
             dispatch=variant.dispatch(self) if variant.dispatch else None,
+            gate_weights=self._gate_weights(variant),
+            printed_gate=variant.printed_gate,
             planner=None if planner is None else lambda: planner(self),
             planner_interval_seconds=self.spec.interval_seconds,
             planner_data_age_seconds=document.metrics_age_seconds,
@@ -125,6 +129,12 @@ class Study:
             seed=self.seed,
             warm_up_seconds=self.warm_up_seconds(moving=moving),
         )
+
+    def _gate_weights(self, variant: Variant) -> dict[str, int] | None:
+        """As the live gateway has a gate: with classes, or where the printed one is asked for."""
+        if variant.dispatch is not None or not (variant.printed_gate or self.settings.classes):
+            return None
+        return {name: each.weight for name, each in self.settings.classes.items()}
 
     def warm_up_seconds(self, *, moving: bool) -> float:
         """How long requests aren't judged."""

@@ -54,6 +54,7 @@ ROUTINGS: Mapping[str, Variant] = {
     DUET: Variant(name=DUET),
     "no-deflection": Variant(name="no-deflection", rule=_off, local_prefill=False),
     "kairos": Variant(name="kairos", rule=_printed),
+    "gate-and-route": Variant(name="gate-and-route", printed_gate=True),
     **{str(name): _baseline(name) for name in Baseline},
 }
 
