@@ -68,8 +68,8 @@ Tokens come at the same gaps. TTFTs differ by more than a tenth, for these reaso
   half a decode step, which the mocker doesn't have. That is the whole difference in the wait for the prefill worker.
 
 With held batches and first steps taken off, TTFTs agree within 5 %. Speeds are of one run on a machine that had other
-work, best of three rounds each: only their ratio means anything. The replay's includes a line written for each request. `engine_type=sglang` isn't compared: in that
-release it charges the whole decode to the prefill worker.
+work, best of three rounds each: only their ratio means anything. The replay's includes a line written for each request.
+`engine_type=sglang` isn't compared: in that release it charges the whole decode to the prefill worker.
 """
 
 
