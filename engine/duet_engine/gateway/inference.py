@@ -96,7 +96,7 @@ class Inference:
             streamed=request.streamed,
             key=caller.key,
             class_name=caller.class_name,
-            prompt_tokens=request.given_tokens or self._tokens.estimate(request.text_bytes),
+            prompt_tokens=request.given_tokens or self._tokens.estimate(request.text_bytes, caller.class_name),
         )
         if self._tracer is not None:
             record.trace = context_of(exchange.head.headers.get("traceparent"))
@@ -146,7 +146,9 @@ class Inference:
             answer.attempt.cancel()
         usage = answer.attempt.usage()
         if request.given_tokens is None and usage is not None:
-            self._tokens.learn(text_bytes=request.text_bytes, prompt_tokens=usage.prompt_tokens)
+            self._tokens.learn(
+                text_bytes=request.text_bytes, prompt_tokens=usage.prompt_tokens, class_name=record.class_name
+            )
 
     def _whole(self, exchange: Exchange, answer: Answer, record: RequestRecord, counters: ClassCounters) -> None:
         record.last_at = monotonic()

@@ -164,3 +164,13 @@ def test_the_size_of_a_token_is_learned() -> None:
     assert tokens.bytes_per_token == pytest.approx(2.0, abs=0.1)
     tokens.learn(text_bytes=0, prompt_tokens=1000)
     assert tokens.estimate(0) == 1
+
+
+def test_each_class_has_its_own_size_of_a_token() -> None:
+    tokens = TokenEstimator()
+    for _ in range(300):
+        tokens.learn(text_bytes=600, prompt_tokens=300, class_name="code")
+        tokens.learn(text_bytes=1200, prompt_tokens=300, class_name="chat")
+    assert tokens.estimate(1000, "code") == pytest.approx(500, rel=0.05)
+    assert tokens.estimate(1000, "chat") == pytest.approx(250, rel=0.05)
+    assert tokens.estimate(1000, "new") == pytest.approx(333, rel=0.05), "as all together"
