@@ -1,10 +1,11 @@
 """The gateway against two Rust routers and no router at all: CPU for each token, time added, requests per second.
 
-Run: `make bench-gateway`, or `python tests/bench/bench_gateway.py [--scale 0.2]`. Writes docs/results/gateway.json and
-gateway.md. All are measured in one run, one after the other, before the same Go server of streams and the same Go
-client; only ratios within a run mean anything. CPU seconds are user and system time of the gateway alone, one process.
-Every figure of Duet's includes what the others don't do: counting gaps and tokens, predictions and attribution. Its
-window of predicted work (150 ms by default) is opened: what is behind the gateways here computes nothing.
+Run: `make bench-gateway`, or `python tests/bench/bench_gateway.py [--scale 0.2] [--only PART]`. Writes
+docs/results/gateway.json and gateway.md. All are measured one after the other, before the same server of streams (in
+Go, or uvicorn) and the same Go client; only the ratios of a row mean anything. CPU seconds are user and system time of
+the gateway alone, one process. Every figure of Duet's includes what the others don't do: counting gaps and tokens,
+predictions and attribution. Its window of predicted work (150 ms by default) is opened: what is behind the gateways
+here computes nothing.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ CHUNKS, PACE = 64, "10ms"
 AT_ONCE, EVENLY = "0s", "640ms"
 """When a load's first streams start: all in one moment, or spread over the time that one takes."""
 SILENT_STREAMS = 5000
+COLUMNS = ("figure", "value", "unit", "peer", "peer_value", "ratio")
+NOTES = "## What it means\n"
 GPU, REFERENCE_MODEL = "h100-sxm", "meta-llama/Llama-3.1-8B"
 OURS = "duet"
 
@@ -185,57 +188,91 @@ def paced_rows(seen: dict[str, Measured], load_name: str) -> list[dict[str, Any]
     ]
 
 
-def run(folder: Path, scale: float) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def streams(folder: Path, scale: float) -> Iterator[dict[str, Any]]:
+    """Many at a time."""
     for concurrent, rounds, ramp in ((100, 8, EVENLY), (100, 8, AT_ONCE), (1000, 3, EVENLY)):
         total = max(concurrent, int(concurrent * rounds * scale))
         seen = compare(folder, pace=PACE, concurrent=concurrent, total=total, ramp=ramp)
         starting = "starting evenly" if ramp == EVENLY else "starting at once"
-        rows += paced_rows(seen, f"{concurrent} streams {starting}, {PACE} between chunks")
-    uvicorn = compare(
-        folder, pace=PACE, concurrent=16, total=int(256 * scale) + 16, ramp=EVENLY, served=uvicorn_backend
-    )
-    rows += paced_rows(uvicorn, f"16 streams of uvicorn's, {PACE} between chunks")
-    unpaced = compare(folder, pace="0s", concurrent=32, total=int(6000 * scale) + 64)
+        yield from paced_rows(seen, f"{concurrent} streams {starting}, {PACE} between chunks")
+
+
+def uvicorn(folder: Path, scale: float) -> Iterator[dict[str, Any]]:
+    """From SGLang's own server."""
+    total = int(256 * scale) + 16
+    seen = compare(folder, pace=PACE, concurrent=16, total=total, ramp=EVENLY, served=uvicorn_backend)
+    yield from paced_rows(seen, f"16 streams of uvicorn's, {PACE} between chunks")
+
+
+def unpaced(folder: Path, scale: float) -> Iterator[dict[str, Any]]:
+    """As fast as they go."""
+    seen = compare(folder, pace="0s", concurrent=32, total=int(6000 * scale) + 64)
     for figure, unit, value in (
         ("requests per second, 32 at once", "requests/s", lambda each: each.requests_per_second),
         ("CPU per request", "ms", lambda each: each.cpu_milliseconds_per_request),
     ):
-        rows += against(f"{figure}, chunks all at once", unit, without_direct(unpaced, value))
-    rows += against(
-        f"resident memory, {SILENT_STREAMS} silent streams", "MiB", resident(folder, streams=SILENT_STREAMS)
-    )
-    pairs = compare_pairs(folder, concurrent=16, total=int(400 * scale) + 32)
+        yield from against(f"{figure}, chunks all at once", unit, without_direct(seen, value))
+
+
+def memory(folder: Path, _: float) -> Iterator[dict[str, Any]]:
+    """With silent streams."""
+    seen = resident(folder, streams=SILENT_STREAMS)
+    yield from against(f"resident memory, {SILENT_STREAMS} silent streams", "MiB", seen)
+
+
+def pairs(folder: Path, scale: float) -> Iterator[dict[str, Any]]:
+    """To prefill and decode workers."""
+    seen = compare_pairs(folder, concurrent=16, total=int(400 * scale) + 32)
     for figure, value in (
         ("CPU per request", lambda each: each.cpu_milliseconds_per_request),
         ("TTFT P50", lambda each: each.ttft_p50_milliseconds),
         ("TTFT P95", lambda each: each.ttft_p95_milliseconds),
     ):
-        rows += against(f"pairs of simulated engines, 16 at once: {figure}", "ms", without_direct(pairs, value))
-    return rows
+        yield from against(f"pairs of simulated engines, 16 at once: {figure}", "ms", without_direct(seen, value))
 
 
-def write_results(rows: list[dict[str, Any]], command: str) -> None:
-    document = {"command": command, "seed": None, "rows": rows}
-    (RESULTS / "gateway.json").write_text(json.dumps(document, indent=2) + "\n")
-    about = (__doc__ or "").split("gateway.md. ")[1]
+PARTS: dict[str, Callable[[Path, float], Iterator[dict[str, Any]]]] = {
+    "streams": streams,
+    "uvicorn": uvicorn,
+    "unpaced": unpaced,
+    "memory": memory,
+    "pairs": pairs,
+}
+
+
+def write_results(rows: list[dict[str, Any]]) -> None:
+    """What is written by hand below the table stays."""
+    (RESULTS / "gateway.json").write_text(json.dumps({"seed": None, "rows": rows}, indent=2) + "\n")
+    page = RESULTS / "gateway.md"
+    notes = page.read_text().partition(NOTES)[2]
+    about = (__doc__ or "").split("gateway.md.")[1]
     lines = ["# Gateway", "", about.strip(), ""]
     lines += ["| figure | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(str(value) for value in each.values())} |" for each in rows]
-    lines += ["", f"`{command}`, Python {platform.python_version()}, {os.cpu_count()} cores shared by all of it."]
-    (RESULTS / "gateway.md").write_text("\n".join(lines) + "\n")
+    lines += [f"| {' | '.join(str(each[column]) for column in COLUMNS)} |" for each in rows]
+    commands = " · ".join(f"`{command}`" for command in dict.fromkeys(str(each["command"]) for each in rows))
+    lines += ["", f"{commands}, Python {platform.python_version()}, {os.cpu_count()} cores shared by all of it."]
+    page.write_text("\n".join(lines) + f"\n\n{NOTES}{notes}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="Share of the requests; less is quicker and rougher.")
+    parser.add_argument("--only", choices=PARTS, help="Measure this part anew and keep the others' rows.")
     options = parser.parse_args()
+    only = f" --only {options.only}" if options.only else ""
+    own = {"command": f"python tests/bench/bench_gateway.py --scale {options.scale:g}{only}"}
+    before = json.loads((RESULTS / "gateway.json").read_text())["rows"] if only else []
     prepare()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(Path(folder), options.scale)
-    write_results(rows, f"python tests/bench/bench_gateway.py --scale {options.scale:g}")
+        for name, part in PARTS.items():
+            if only and name != options.only:
+                rows += [each for each in before if each["part"] == name]
+            else:
+                rows += [{**each, "part": name, **own} for each in part(Path(folder), options.scale)]
+    write_results(rows)
     for each in rows:
-        print(*each.values())
+        print(*(each[column] for column in COLUMNS))
 
 
 if __name__ == "__main__":
