@@ -6,6 +6,7 @@ classes, and while nobody waits or is turned away, there is nothing to plan, and
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from duet_engine.policy.class_gate import class_plans, enough_for
@@ -16,12 +17,15 @@ from duet_engine.protocol import Knobs, Role
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from duet_engine.policy.pools_plan import PoolsPlan
     from duet_engine.protocol import ClassPlan
     from duet_operator.api.v1alpha1 import DuetSpec
     from duet_operator.planner.types import Demand, Observation, Performance
 
 DEFAULT_BETA_PERCENT: int = Knobs.model_fields["beta_percent"].default
 LEAST_WEIGHT = 1
+
+logger = logging.getLogger(__name__)
 
 
 class GatePlanner:
@@ -39,15 +43,30 @@ class GatePlanner:
         if not always and not wanted:
             self._on = False
             return ()
-        found = pools_plan(
+        try:
+            shares = class_plans(self._solved(spec, observation, performance, demands, always=always))
+        except ArithmeticError as error:
+            logger.warning("no plan for the gate: %s", error)
+            shares = ()
+        self._on = bool(shares)
+        return shares
+
+    def _solved(
+        self,
+        spec: DuetSpec,
+        observation: Observation,
+        performance: Performance,
+        demands: Mapping[str, Demand],
+        *,
+        always: bool,
+    ) -> PoolsPlan:
+        return pools_plan(
             list(_loads(spec, demands)),
             _pool(Role.PREFILL, observation, performance),
             _pool(Role.DECODE, observation, performance, prefills=spec.deflects and observation.deflection_active),
             step_budget_seconds=_step_budget_seconds(spec),
             enough=enough_for(on=self._on, always=always),
         )
-        self._on = bool(found.shares)
-        return class_plans(found)
 
 
 def _anybody_waits(observation: Observation) -> bool:

@@ -65,3 +65,9 @@ async def test_each_class_has_its_objectives_and_its_outcome(
     assert 'duet_gateway_objectives_met_total{class="batch",objective="both"} 2.0' in series
     assert 'duet_gateway_objectives_missed_total{cause="infeasible",class="voice"} 1.0' in series
     assert 'duet_gateway_ttft_seconds_bucket{class="voice",le="0.001"} 0.0' in series
+    log = gateway.log.read_text()
+    lines = [line for line in log.splitlines() if "class=voice" in line]
+    assert len(lines) == 1, "one line explains a request"
+    for told in ("/v1/completions completed stream", "key=all", "prompt=200", "output=3", "ttft=", "route=["):
+        assert told in lines[0]
+    assert "voice-key" not in log and "[1, 1" not in log, "never a key, never a prompt"

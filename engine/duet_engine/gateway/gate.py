@@ -10,6 +10,7 @@ runs in a thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from duet_engine.policy.class_gate import ClassGate, class_plans, enough_for
 from duet_engine.policy.demand_window import Counted, DemandWindow
 from duet_engine.policy.pools_plan import PoolWorkers, pools_plan
 from duet_engine.protocol import ClassPlan, Role
+
+log = logging.getLogger(__name__)
 
 REPLAN_SECONDS = 1.0
 
@@ -82,7 +85,11 @@ class Gate:
             self._window.add(now, self._counted())
             waiting = self.waiting()
             if self.plan.current(now) is None and self._wanted() and (waiting or self._own):
-                self._own = await self._planned(waiting)
+                try:
+                    self._own = await self._planned(waiting)
+                except ArithmeticError as error:
+                    log.warning("no gate: %s", error)
+                    self._own = ()
             else:
                 self._own = ()
 

@@ -116,6 +116,9 @@ def pools_plan(
     """The plan for these arrivals. Where the fleet could serve `enough` times all of them it has no shares.
 
     `share`: the part of these workers that is there for these arrivals, where others use them, too.
+
+    Raises:
+        ArithmeticError: the solver gave up, which numbers far apart may make it do.
     """
     loads = [load for load in loads if load.arrivals_per_second > 0]
     if not loads:
