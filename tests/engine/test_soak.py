@@ -153,7 +153,8 @@ def test_nothing_leaks_hangs_or_answers_wrongly(pair: Pair, engine_logs: Path, f
     ends = Counter({end: sum(n for (_, _, each), n in traffic.ends.items() if each is end) for end in End})
     assert ends[End.WRONG] == ends[End.SILENT] == 0, report
     failed = {key: count for key, count in traffic.ends.items() if key[2] is End.FAILED}
-    assert all(phase == PHASES[1] and way == "pair" for phase, way, _ in failed), report
+    # A transfer that broke lets SGLang's prefill worker count the decode worker as dead until a probe reaches it.
+    assert all(way == "pair" for _, way, _ in failed), report
     assert all(ends[end] for end in (End.ANSWERED, End.REFUSED, End.ABORTED, End.LEFT)), report
     post(decode, "/flush_cache")
     assert state(decode).kv_used_tokens == kv_at_start
