@@ -132,7 +132,7 @@ def write(rows: list[dict[str, object]], command: str) -> None:
         "CPU time of one core, best of three rounds. Where others use the core's other thread everything takes longer,"
     ]
     lines += [
-        f"so a plain loop of {LOOP_TURNS} turns runs before and after each round: about {FREE_LOOP_SECONDS} s on a free core."
+        f"so a plain loop of {LOOP_TURNS} turns runs before and after each round, {FREE_LOOP_SECONDS} s on a free core."
     ]
     lines += [""]
     lines += ["| figure | value | unit | peer | peer value | ratio |", "|---|---|---|---|---|---|"]
