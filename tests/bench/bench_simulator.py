@@ -35,16 +35,17 @@ SEED = 1
 GOAL_REQUESTS_PER_SECOND = 5000.0
 LOOP_TURNS = 5_000_000
 NOTES = (
-    "The goal is missed, and these figures are of a machine with twenty processes ready to run for two cores: on a quiet",
-    "one an earlier version did 3,617 to 4,065 a second, and pinned to one core beside its successor without what follows,",
-    "the present one was 1.03 to 1.28 times as fast. Beside Dynamo's replay, in one run:",
+    "The goal is missed, and these figures are of a machine with twenty processes ready to run for two cores:",
+    "on a quiet one an earlier version did 3,617 to 4,065 a second, and pinned to one core beside its successor",
+    "without what follows, the present one was 1.03 to 1.28 times as fast. Beside Dynamo's replay, in one run:",
     "[simulator_peer.md](simulator_peer.md).",
     "",
-    "The profile is flat: two fifths of a request's time are its dispatch (a fifth the policy itself, a tenth making views",
-    "of twenty workers), two fifths the workers' steps (seven events a request). Tried and kept: few garbage collections,",
-    "views that are made only when a line is due, values without a guard at run time, sums and gaps by list. Not tried: a",
-    "compiled kernel. `duet simulate` is slower for what its scenarios do: where decode workers take prompts, each chunk asks",
-    "the model about several sizes, and in an overload each prompt is looked at in several passes.",
+    "The profile is flat: two fifths of a request's time are its dispatch (a fifth the policy itself, a tenth",
+    "making views of twenty workers), two fifths the workers' steps (seven events a request). Tried and kept:",
+    "few garbage collections, views that are made only when a line is due, values without a guard at run time,",
+    "sums and gaps by list. Not tried: a compiled kernel. `duet simulate` is slower for what its scenarios do:",
+    "where decode workers take prompts, each chunk asks the model about several sizes, and in an overload each",
+    "prompt is looked at in several passes.",
 )
 FREE_LOOP_SECONDS = 0.2
 """What such a loop takes on a core of this class that nobody else uses."""
