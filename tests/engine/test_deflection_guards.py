@@ -101,25 +101,6 @@ def test_a_transfer_is_promised_the_kv_that_a_cut_prompt_still_needs_without_its
     assert unguarded["times"]["promised-001"][-1] > unguarded["times"]["promised-002"][0]
 
 
-def test_residents_beside_chunks_are_out_of_admissions_sight_without_its_guard(engine_logs: Path) -> None:
-    """While they decode in a chunk's step SGLang's running batch is empty, and so is what it keeps for their output."""
-    residents = asked("resident", [[5 + place] * 5 for place in range(20)], tokens=60)
-    long, transfer = asked("late", [[7] * 1500, [9] * 1500], tokens=4)
-    transfer |= {"without_kv": True, "sampling": {}}
-    events = [
-        {"submit": residents},
-        {"after": {"resident-019": 2}, "submit": [long]},
-        {"turns": 4, "submit": [transfer]},
-    ]
-    pool = ("--max-total-tokens", "5000")
-    with running_scheduler(*pool, knobs=SMALL_CHUNKS) as scheduler:
-        guarded = scheduler.play(events)["times"]
-    assert guarded["late-001"][0] > guarded["resident-000"][-1]
-    with running_scheduler(*pool, knobs=SMALL_CHUNKS, without_hooks=["process_decode_queue"]) as scheduler:
-        unguarded = scheduler.play(events)["times"]
-    assert unguarded["late-001"][0] < unguarded["resident-000"][-1]
-
-
 def test_deflected_prompts_are_computed_in_the_order_of_their_priority(engine_logs: Path) -> None:
     """The hook shows SGLang a part of its queue, so it has to ask SGLang for the order of the whole."""
     (resident,) = asked("stays", [[5] * 9], tokens=80)
