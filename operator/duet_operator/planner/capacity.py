@@ -17,7 +17,7 @@ from duet_engine.perf.interface import StepBatch, weakest
 from duet_engine.policy.chunks import SafeSizes, allowed_sizes
 from duet_engine.policy.estimates import unloaded_pair_seconds
 from duet_engine.protocol import Knobs
-from duet_operator.planner.lengths import Patience, WaitLimit, utilisation, wait_limit
+from duet_operator.planner.waits import Patience, WaitLimit, utilisation, wait_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,10 +115,24 @@ class Fleet:
         return StepBatch.decode(requests, requests * self.lengths.context_tokens)
 
     def output_capacity(self, decode_replicas: int) -> float:
-        """Output tokens/s of so many decode workers: n resident requests where n + z·√n just fit."""
+        """Output tokens/s of so many decode workers: n resident requests where n + z·√(n·(1+v)) just fit."""
         slots = decode_replicas * self.decode_batch
-        resident = ((sqrt(RESIDENT_TAIL**2 + 4 * slots) - RESIDENT_TAIL) / 2) ** 2
+        tail = RESIDENT_TAIL * sqrt(1 + self._load_variation)
+        resident = ((sqrt(tail**2 + 4 * slots) - tail) / 2) ** 2
         return resident / self._decode_step_seconds(self.decode_batch)
+
+    @cached_property
+    def _load_variation(self) -> float:
+        """Squared coefficient of variation of what one resident request adds to a step: its context varies, its row
+        doesn't."""
+        batch, seconds = self.decode_batch, self.decode.steps.step_seconds
+        added = self._decode_step_seconds(batch) - self._lone_step_seconds
+        if batch == 1 or added <= 0:
+            return 0.0
+        rows = seconds(StepBatch.decode(batch, batch)) - seconds(StepBatch.decode(1, 1))
+        context_share = min(max(1 - rows / added, 0.0), 1.0)
+        prompt_share = self.lengths.input_tokens / self.lengths.context_tokens
+        return (context_share * prompt_share) ** 2 * self.lengths.squared_variation
 
     # --- prefill ---
 
@@ -179,6 +193,17 @@ class Fleet:
         """Uncached input tokens/s of so many prefill workers with the waits inside TTFT."""
         if prefill_replicas <= 0:
             return 0.0
+        known = self._input_capacities
+        if prefill_replicas not in known:
+            known[prefill_replicas] = self._input_capacity(prefill_replicas)
+        return known[prefill_replicas]
+
+    @cached_property
+    def _input_capacities(self) -> dict[int, float]:
+        """By the number of workers: a plan asks for the same few again and again."""
+        return {}
+
+    def _input_capacity(self, prefill_replicas: int) -> float:
         busy = utilisation(
             servers=prefill_replicas,
             service_seconds=self.prompt_seconds,

@@ -13,6 +13,7 @@ from duet_operator.planner.reasons import CEILINGS, Reason
 
 if TYPE_CHECKING:
     from duet_engine.protocol import Role
+    from duet_operator.planner.bursts import Bursts
     from duet_operator.planner.capacity import Fleet
     from duet_operator.planner.load import Load
     from duet_operator.planner.types import Counts, PlanSpec, PoolBounds, PoolState
@@ -54,6 +55,8 @@ class Account:
     cold_start_measured: bool
     deflected_share: float
     correction: float
+    bursts: Bursts | None
+    """What is kept for them, where that is more than what is expected."""
 
 
 def tokens(value: float) -> str:
@@ -81,7 +84,19 @@ def message(account: Account, *, prefill: PoolAccount, decode: PoolAccount) -> s
     ]
     if abs(prefill.count - prefill.state.replicas) > abs(decode.count - decode.state.replicas):
         parts.reverse()
-    return "; ".join(parts) + "."
+    return "; ".join(parts) + _bursts(account) + "."
+
+
+def _bursts(account: Account) -> str:
+    """What the load is made of where bursts count for more than what is expected."""
+    bursts = account.bursts
+    if bursts is None:
+        return ""
+    times = "a burst was" if bursts.seen == 1 else f"{bursts.seen} bursts were"
+    return (
+        f"; {times} quicker than a cold start with {percent(bursts.share)} of the requests,"
+        f" so room for {tokens(bursts.load.input_tokens)} input tok/s is kept"
+    )
 
 
 def held_message(observed: Counts, counts: Counts, why: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from duet_operator.planner.types import Demand, DemandSample
 
-MOST_LEVEL_WINDOWS = 3
+MOST_LEVEL_WINDOWS = 8
 """The level is a mean over about a cold start, but not over more windows than this."""
 TREND_WINDOWS = 24
 """Enough for a trend; the work grows with its square."""
@@ -53,7 +53,9 @@ def forecast(samples: Sequence[DemandSample], *, horizon_seconds: float, window_
     )
 
 
-def spaced(samples: Sequence[DemandSample], window_seconds: float) -> list[DemandSample]:
+def spaced(
+    samples: Sequence[DemandSample], window_seconds: float, *, most: int | None = TREND_WINDOWS
+) -> list[DemandSample]:
     """The newest sample and those before it that don't share a window with a later one: overlapping windows would make
     noise look like a trend."""
     chosen: list[DemandSample] = []
@@ -61,7 +63,7 @@ def spaced(samples: Sequence[DemandSample], window_seconds: float) -> list[Deman
         gap_seconds = chosen[-1].time_seconds - sample.time_seconds if chosen else float("inf")
         if gap_seconds > 0 and gap_seconds >= SAME_WINDOW_SHARE * window_seconds:
             chosen.append(sample)
-        if len(chosen) == TREND_WINDOWS:
+        if len(chosen) == most:
             break
     chosen.reverse()
     return chosen
@@ -74,9 +76,11 @@ def expect(times: Sequence[float], values: Sequence[float], *, horizon_seconds: 
     windows = _level_windows(times, horizon_seconds)
     last, level, before = values[-1], fmean(values[-windows:]), fmean(values[-windows - 1 : -1] or values)
     noise = _noise(values, level)
-    growth = _trend(times, values, noise) * horizon_seconds
+    since_level_seconds = (times[-1] - times[-min(windows, len(times))]) / 2
+    growth = _trend(times, values, noise) * (horizon_seconds + since_level_seconds)
     rising = growth > 0 or last - before > STEP_NOISE * noise
-    wanted = max(level + growth + NOISE_QUANTILE * noise, last if rising else 0.0)
+    uncertainty = NOISE_QUANTILE * noise * min(2 / windows, 1.0) ** 0.5
+    wanted = max(level + growth + uncertainty, last if rising else 0.0)
     return min(wanted, GREATEST_GROWTH * max(values))
 
 

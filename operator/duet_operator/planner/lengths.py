@@ -1,4 +1,4 @@
-"""How long requests are, and how long prompts may wait: the traffic's shape as capacities need it.
+"""How long requests are: the traffic's shape as capacities need it.
 
 Invariant: prompt lengths are taken as log-normal with the measured mean and P95, so that a few very long prompts
 neither vanish in a mean nor decide alone.
@@ -9,21 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp, log, sqrt
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NORMAL_P95 = 1.645
 NORMAL_DECILE_MIDDLES = (-1.645, -1.036, -0.674, -0.385, -0.126, 0.126, 0.385, 0.674, 1.036, 1.645)
 UNKNOWN_SIGMA = sqrt(log(2.0))
 """As varied as exponential lengths, until a P95 was measured."""
 GREATEST_SIGMA = sqrt(log(5.0))
-FULL_WEIGHT_SHARE = 0.25
-"""A prompt that may wait less than this share of its objective counts in proportion: with no room to wait it misses
-whatever the number of workers, and must not cost GPUs."""
-FULLY_JUDGED_SHARE = 0.1
-LOWEST_UTILISATION, HIGHEST_UTILISATION = 0.4, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,54 +62,3 @@ class Lengths:
         sigma = self.sigma
         middle = self.input_tokens * exp(-(sigma**2) / 2)
         return tuple(max(middle * exp(sigma * normal), 1.0) for normal in NORMAL_DECILE_MIDDLES)
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """What one class of prompts may wait, of what objective."""
-
-    slack_seconds: float
-    objective_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class WaitLimit:
-    """How steeply waits must die away, P(wait > t) = exp(-rate·t), and the share of prompts that this is for."""
-
-    rate: float
-    judged_share: float
-
-
-def wait_limit(patiences: Sequence[Patience], miss_share: float) -> WaitLimit:
-    """The least steep limit by which no more than `miss_share` of the prompts that can wait at all wait too long."""
-    classes = [
-        (min(each.slack_seconds / (FULL_WEIGHT_SHARE * each.objective_seconds), 1.0) / len(patiences), each)
-        for each in patiences
-        if each.slack_seconds > 0
-    ]
-    judged = sum(weight for weight, _ in classes)
-
-    def too_steep(rate: float) -> bool:
-        return sum(weight * exp(-rate * each.slack_seconds) for weight, each in classes) <= miss_share * judged
-
-    if not classes:
-        return WaitLimit(0.0, 0.0)
-    low, high = 0.0, 1.0
-    while not too_steep(high):
-        low, high = high, 2 * high
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if too_steep(middle) else (middle, high)
-    return WaitLimit(high, judged)
-
-
-def utilisation(*, servers: int, service_seconds: float, limit: WaitLimit, variation: float) -> float:
-    """Highest share of time that the servers of one queue may be busy so that waits stay within the limit.
-
-    Heavy traffic in M/G/c: P(wait > t) ≈ exp(-2·c·(1-ρ)·t / (ρ·s·(1+v))), solved for ρ; M/D/1 is c = 1, v = 0. Where
-    hardly any prompt can wait and still be in time, more servers would help nobody, and they may be busy.
-    """
-    strict = 1 / (1 + limit.rate * service_seconds * (1 + variation) / (2 * servers))
-    strict = min(max(strict, LOWEST_UTILISATION), HIGHEST_UTILISATION)
-    relevance = min(limit.judged_share / FULLY_JUDGED_SHARE, 1.0)
-    return HIGHEST_UTILISATION - relevance * (HIGHEST_UTILISATION - strict)

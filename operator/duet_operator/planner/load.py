@@ -31,3 +31,11 @@ class Load:
             input_tokens=self.input_tokens * factor,
             output_tokens=self.output_tokens * factor,
         )
+
+    def at_least(self, other: Load) -> Load:
+        """The greater of each rate."""
+        return Load(
+            requests=max(self.requests, other.requests),
+            input_tokens=max(self.input_tokens, other.input_tokens),
+            output_tokens=max(self.output_tokens, other.output_tokens),
+        )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from duet_operator.planner.bursts import FIRST_RETURN_STARTS
 from duet_operator.planner.types import Counts, DemandSample, Need, PlannerMemory
 
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ LONGEST_SECONDS = 3600.0
 MOST_SAMPLES = 720
 MOST_NEEDS = 240
 LOWEST_CORRECTION, HIGHEST_CORRECTION = 0.8, 2.0
+
+
+def begun(memory: PlannerMemory, present: Counts, *, now_seconds: float) -> PlannerMemory:
+    """The memory itself; an empty one begins with the counts that it finds."""
+    if memory.samples or memory.needs or memory.found is not None:
+        return memory
+    return replace(memory, found=Need(now_seconds, present.prefill, present.decode))
+
+
+def found_counts(memory: PlannerMemory, *, now_seconds: float, lead_seconds: float) -> Counts:
+    """The counts that the memory began with, for as long as too little was seen to tell a lull from a low load."""
+    found = memory.found
+    if found is None or now_seconds - found.time_seconds > FIRST_RETURN_STARTS * lead_seconds:
+        return Counts(0, 0)
+    return Counts(found.prefill, found.decode)
 
 
 def with_demand(memory: PlannerMemory, demand: Demand, *, now_seconds: float) -> PlannerMemory:
@@ -95,8 +111,13 @@ def to_document(memory: PlannerMemory) -> dict[str, Any]:
             ]
             for sample in memory.samples
         ],
-        "needs": [[round(need.time_seconds, 1), need.prefill, need.decode] for need in memory.needs],
+        "needs": [_row(need) for need in memory.needs],
+        "found": [_row(memory.found)] if memory.found else [],
     }
+
+
+def _row(need: Need) -> list[float]:
+    return [round(need.time_seconds, 1), need.prefill, need.decode]
 
 
 def from_document(document: object) -> tuple[PlannerMemory, str | None]:
@@ -109,16 +130,22 @@ def from_document(document: object) -> tuple[PlannerMemory, str | None]:
     problems: list[str] = []
     samples = _rows(document, "samples", width=5, problems=problems)
     needs = _rows(document, "needs", width=3, problems=problems)
+    found = _rows(document, "found", width=3, problems=problems)
     correction = document.get("correction", 1.0)
     if not _is_number(correction):
         problems.append("correction isn't a number")
         correction = 1.0
     memory = PlannerMemory(
         samples=tuple(DemandSample(*row) for row in samples)[-MOST_SAMPLES:],
-        needs=_merged(tuple(Need(time, int(prefill), int(decode)) for time, prefill, decode in needs)),
+        needs=_merged(_needs(needs)),
+        found=next(iter(_needs(found)), None),
         correction=min(max(correction, LOWEST_CORRECTION), HIGHEST_CORRECTION),
     )
     return memory, f"planner memory: {'; '.join(problems)}; forgetting that part" if problems else None
+
+
+def _needs(rows: Sequence[Sequence[float]]) -> tuple[Need, ...]:
+    return tuple(Need(time, int(prefill), int(decode)) for time, prefill, decode in rows)
 
 
 def _rows(document: dict[str, Any], key: str, *, width: int, problems: list[str]) -> Sequence[Sequence[float]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from duet_operator.planner.bursts import Bursts, expected_bursts
 from duet_operator.planner.correction import corrected
-from duet_operator.planner.forecast import forecast
+from duet_operator.planner.forecast import forecast, spaced
 from duet_operator.planner.load import Load
 
 if TYPE_CHECKING:
@@ -28,12 +29,19 @@ class Outlook:
     horizon_seconds: float
     expected: Load
     backlog: Load
+    bursts: Bursts
     correction: float
 
     @property
     def load(self) -> Load:
         """All of it, corrected."""
-        return (self.expected + self.backlog).scaled(self.correction)
+        return (self.expected + self.backlog).at_least(self.bursts.load).scaled(self.correction)
+
+    @property
+    def kept_for_bursts(self) -> bool:
+        """Whether it's bursts to come, and not the load to come, that ask for most."""
+        calm = self.expected + self.backlog
+        return self.bursts.load.input_tokens > calm.input_tokens or self.bursts.load.output_tokens > calm.output_tokens
 
     @property
     def backlogged(self) -> bool:
@@ -50,8 +58,16 @@ def look_ahead(
     """What new workers will meet when they are ready."""
     horizon = (observation.cold_start_p90_seconds or spec.cold_start_guess_seconds) + spec.interval_seconds
     expected = forecast(memory.samples, horizon_seconds=horizon, window_seconds=demand.window_seconds)
+    bursts = expected_bursts(
+        spaced(memory.samples, demand.window_seconds, most=None),
+        now_seconds=observation.now_seconds,
+        lead_seconds=horizon,
+        kept_seconds=spec.stabilization_seconds,
+        miss_share=1 - spec.attainment_goal,
+    )
     return Outlook(
         horizon_seconds=horizon,
+        bursts=bursts,
         expected=expected,
         backlog=_backlog(observation, demand, expected=expected, lengths=lengths, horizon_seconds=horizon, spec=spec),
         correction=corrected(memory.correction, observation, spec, horizon_seconds=horizon),

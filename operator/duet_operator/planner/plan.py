@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from duet_operator.planner.capacity import MOST_REPLICAS, Fleet
 from duet_operator.planner.forecast import mean_lengths
 from duet_operator.planner.guards import Guards, guards, lowest_counts, settle
-from duet_operator.planner.memory import largest_need, with_demand, with_need
+from duet_operator.planner.memory import begun, found_counts, largest_need, with_demand, with_need
 from duet_operator.planner.outlook import Outlook, look_ahead
 from duet_operator.planner.reasons import Reason
 from duet_operator.planner.spare import size_with_spares
@@ -47,6 +47,7 @@ _fleet = lru_cache(REMEMBERED_FLEETS)(Fleet)
 def plan(observation: Observation, memory: PlannerMemory, spec: PlanSpec, performance: Performance) -> Decision:
     """How many workers each pool should have from now on."""
     demand = observation.demand
+    memory = begun(memory, observation.present, now_seconds=observation.now_seconds)
     if demand is None:
         minima = Counts(spec.prefill.min_replicas, spec.decode.min_replicas)
         return _hold(observation, memory, spec, minima=minima, reason=Reason.STALE_SIGNALS)
@@ -103,6 +104,10 @@ def _decide(
     memory = replace(memory, correction=correction)
     memory = _remember(memory, _to_remember(comfortable, memory, observation, spec, rules), observation, spec)
     held = largest_need(memory.needs)
+    if spec.stabilization_seconds > 0:
+        held = held.at_least(
+            found_counts(memory, now_seconds=observation.now_seconds, lead_seconds=outlook.horizon_seconds)
+        )
     counts = settle(wished, need=need.counts, held=held, observation=observation, spec=spec, rules=rules)
     grounds = Grounds(
         observation=observation,

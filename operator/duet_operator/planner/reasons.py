@@ -15,6 +15,7 @@ class Reason(StrEnum):
     BACKLOG = "Backlog"
     LOAD_FALLING = "LoadFalling"
     REBALANCED = "Rebalanced"
+    BURSTS = "Bursts"
     SUFFICIENT = "Sufficient"
     SPARE_REPLICAS = "SpareReplicas"
     MIN_REPLICAS = "MinReplicas"

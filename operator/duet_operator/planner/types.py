@@ -224,6 +224,8 @@ class PlannerMemory:
 
     samples: tuple[DemandSample, ...] = ()
     needs: tuple[Need, ...] = ()
+    found: Need | None = None
+    """The counts that were there when this memory began."""
     correction: float = 1.0
     """Slow factor on demand, from measured attainment."""
 

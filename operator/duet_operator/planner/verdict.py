@@ -69,6 +69,7 @@ def decision(grounds: Grounds, memory: PlannerMemory) -> Decision:
         cold_start_measured=grounds.observation.cold_start_p90_seconds is not None,
         deflected_share=share,
         correction=grounds.outlook.correction,
+        bursts=grounds.outlook.bursts if grounds.outlook.kept_for_bursts else None,
     )
     return Decision(
         prefill=_pool_decision(prefill),
@@ -141,6 +142,8 @@ def _reason(grounds: Grounds, pool: PoolAccount, limited: tuple[Reason, ...]) ->
             return Reason.DEFLECTION_INACTIVE if pool.lowest > pool.bounds.min_replicas else Reason.MIN_REPLICAS
         if pool.state.replicas >= pool.need:
             return Reason.SPARE_REPLICAS
+        if grounds.outlook.kept_for_bursts:
+            return Reason.BURSTS
         return Reason.BACKLOG if grounds.outlook.backlogged else Reason.LOAD_RISING
     if pool.count < pool.state.replicas:
         if limited and limited[0] in CEILINGS:
@@ -151,7 +154,9 @@ def _reason(grounds: Grounds, pool: PoolAccount, limited: tuple[Reason, ...]) ->
     if _bound_by_minimum(grounds, pool):
         return Reason.MIN_REPLICAS
     spared = pool.need < min(pool.count, pool.wished)
-    return Reason.SPARE_REPLICAS if spared else Reason.SUFFICIENT
+    if spared:
+        return Reason.SPARE_REPLICAS
+    return Reason.BURSTS if grounds.outlook.kept_for_bursts else Reason.SUFFICIENT
 
 
 def _bound_by_minimum(grounds: Grounds, pool: PoolAccount) -> bool:
@@ -199,6 +204,7 @@ def _inputs(grounds: Grounds) -> dict[str, float]:
         "mean_output_tokens": lengths.output_tokens,
         "p95_input_tokens": lengths.p95_input_tokens,
         "backlog_tokens": backlog_tokens,
+        "burst_share_percent": 100 * grounds.outlook.bursts.share,
         "correction_percent": 100 * grounds.outlook.correction,
     }
 
@@ -220,4 +226,6 @@ def _forecast(outlook: Outlook) -> dict[str, float]:
         "requests_per_second_milli": 1000 * outlook.load.requests,
         "uncached_input_tokens_per_second": outlook.load.input_tokens,
         "output_tokens_per_second": outlook.load.output_tokens,
+        "burst_input_tokens_per_second": outlook.bursts.load.input_tokens,
+        "burst_output_tokens_per_second": outlook.bursts.load.output_tokens,
     }

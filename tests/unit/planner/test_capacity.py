@@ -12,7 +12,8 @@ from tests.support.planning import SLICE, WHOLE
 from duet_engine.perf.interface import StepBatch
 from duet_engine.slo import Objective
 from duet_operator.planner.capacity import ITL_SHARE, Fleet, fewest
-from duet_operator.planner.lengths import Lengths, Patience, WaitLimit, utilisation, wait_limit
+from duet_operator.planner.lengths import Lengths
+from duet_operator.planner.waits import Patience, utilisation, wait_limit, waiting_share
 from duet_operator.planner.load import Load
 
 untimed = settings(deadline=None, max_examples=60)
@@ -212,19 +213,30 @@ def test_unknown_variation_is_that_of_exponential_lengths() -> None:
 
 
 def test_wait_limit_holds_the_share_of_misses() -> None:
-    """Equal prompts: exp(-rate·slack) is exactly the allowed share."""
+    """Equal prompts that all wait: exp(-rate·slack) is exactly the allowed share at ln(100)/0.5 s."""
     limit = wait_limit([Patience(0.5, 0.8)] * 10, 0.01)
-    assert limit.rate == pytest.approx(9.21, rel=0.01)
+    assert limit.holds(waiting_share=1.0, rate=9.22) and not limit.holds(waiting_share=1.0, rate=9.20)
+    assert limit.holds(waiting_share=0.01, rate=0.0)
     assert limit.judged_share == pytest.approx(1.0)
 
 
 def test_prompts_that_cannot_wait_set_no_limit() -> None:
     some = wait_limit([Patience(-1.0, 0.8)] * 5 + [Patience(0.5, 0.8)] * 5, 0.01)
-    assert some.rate == wait_limit([Patience(0.5, 0.8)] * 10, 0.01).rate
-    assert wait_limit([Patience(-1.0, 0.8)] * 10, 0.01) == WaitLimit(0.0, 0.0)
+    assert some.holds(waiting_share=1.0, rate=9.22) and not some.holds(waiting_share=1.0, rate=9.20)
+    assert some.judged_share == pytest.approx(0.5)
+    assert wait_limit([Patience(-1.0, 0.8)] * 10, 0.01).judged_share == 0.0
 
 
 def test_utilisation_is_that_of_one_queue() -> None:
-    """M/D/1, 20 ms a prompt, waits that die away at 18.42/s: 1 / (1 + 18.42·0.02/2)."""
-    limit = WaitLimit(18.42, 1.0)
-    assert utilisation(servers=1, service_seconds=0.02, limit=limit, variation=0.0) == pytest.approx(0.844, abs=0.001)
+    """M/D/1, 20 ms a prompt, 1 % may wait for more than 250 ms: by P(wait > t) = ρ·exp(-2·(1-ρ)·t/(ρ·s)) at ρ = 0.849."""
+    limit = wait_limit([Patience(0.25, 0.8)], 0.01)
+    assert utilisation(servers=1, service_seconds=0.02, limit=limit, variation=0.0) == pytest.approx(0.849, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("servers", "busy", "erlang"),
+    [(1, 0.5, 0.5), (1, 0.9, 0.9), (4, 0.75, 0.509), (16, 0.6, 0.042), (16, 0.9, 0.591), (64, 0.9, 0.311)],
+)
+def test_share_that_waits_is_erlangs(servers: int, busy: float, erlang: float) -> None:
+    """Erlang's C formula, exact values."""
+    assert waiting_share(servers, busy) == pytest.approx(erlang, abs=0.035)

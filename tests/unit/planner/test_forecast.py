@@ -51,7 +51,7 @@ def test_growth_is_bounded() -> None:
 
 def test_falling_load_is_not_carried_on() -> None:
     falling = [100.0 - 3 * index for index in range(24)]
-    assert falling[-1] <= expected(falling) <= falling[-4]
+    assert falling[-1] <= expected(falling) <= falling[-6]
 
 
 def test_noise_adds_about_one_deviation_and_no_trend() -> None:

@@ -74,11 +74,11 @@ CASES = [
         demand=demand(5),
         performance=Performance(prefill=WHOLE, decode=WHOLE),
     ),
-    case("load: both pools grow at once and by several", (5, 7), Reason.LOAD_RISING, demand=BUSY),
+    case("load: both pools grow at once and by several", (4, 7), Reason.LOAD_RISING, demand=BUSY),
     case("load that fits: nothing changes", (5, 7), Reason.SUFFICIENT, prefill=5, decode=7, demand=BUSY),
     case(
         "more than maxReplicas",
-        (5, 3),
+        (4, 3),
         Reason.LOAD_RISING,
         demand=BUSY,
         spec=spec(decode=bounds(1, 3)),
@@ -167,7 +167,7 @@ CASES = [
     ),
     case(
         "pods pending too long aren't multiplied",
-        (5, 2),
+        (4, 2),
         Reason.LOAD_RISING,
         decode=PoolState(replicas=2, ready=1, pending_too_long=1),
         demand=BUSY,
@@ -175,7 +175,7 @@ CASES = [
     ),
     case(
         "a surplus that finds no place is taken back, whatever the load",
-        (5, 2),
+        (4, 2),
         Reason.REBALANCED,
         decode=PoolState(replicas=6, ready=2, pending_too_long=4, room=2),
         demand=BUSY,
@@ -184,7 +184,7 @@ CASES = [
     ),
     case(
         "and isn't asked for again while there is no place",
-        (5, 2),
+        (4, 2),
         Reason.LOAD_RISING,
         decode=PoolState(replicas=2, ready=2, room=2),
         demand=BUSY,
@@ -192,7 +192,7 @@ CASES = [
     ),
     case(
         "a minimum that finds no place stays asked for",
-        (5, 4),
+        (4, 4),
         Reason.LOAD_RISING,
         decode=PoolState(replicas=4, ready=2, pending_too_long=2, room=2),
         demand=BUSY,
@@ -246,7 +246,7 @@ CASES = [
     ),
     case(
         "a gateway is silent: raise on what is seen",
-        (5, 9),
+        (4, 9),
         Reason.LOAD_RISING,
         prefill=1,
         decode=9,
@@ -264,7 +264,7 @@ CASES = [
         rollout_in_progress=True,
         limited_by=frozenset({Reason.ROLLOUT}),
     ),
-    case("rollout: may grow", (5, 7), Reason.LOAD_RISING, demand=BUSY, rollout_in_progress=True),
+    case("rollout: may grow", (4, 7), Reason.LOAD_RISING, demand=BUSY, rollout_in_progress=True),
     case(
         "nobody knows what a worker can do: the minima",
         (1, 2),
@@ -289,7 +289,7 @@ CASES = [
     ),
     case(
         "one kind of worker stands in for the other",
-        (5, 7),
+        (4, 7),
         Reason.LOAD_RISING,
         demand=BUSY,
         performance=Performance(prefill=None, decode=SLICE),
