@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from duet_operator.planner.load import Load
@@ -48,18 +49,21 @@ def expected_bursts(
     windows: Sequence[DemandSample],
     *,
     now_seconds: float,
+    window_seconds: float,
     lead_seconds: float,
     kept_seconds: float,
     miss_share: float,
 ) -> Bursts:
-    """The load to keep room for. `windows` don't overlap; workers come `lead_seconds` after they are asked for and stay
+    """The load to keep room for. `windows` are that long and don't overlap; workers come `lead_seconds` after they are asked for and stay
     for `kept_seconds` after they were last needed."""
-    inputs = _surprises(windows, [each.uncached_input_tokens_per_second for each in windows], lead_seconds, kept_seconds)
-    outputs = _surprises(windows, [each.requests_per_second for each in windows], lead_seconds, kept_seconds)
+    prompts = _surprises(
+        windows, [each.uncached_input_tokens_per_second for each in windows], lead_seconds, kept_seconds
+    )
+    requests = _surprises(windows, [each.requests_per_second for each in windows], lead_seconds, kept_seconds)
     total = sum(each.requests_per_second for each in windows)
-    short = [window for window, one, other in zip(windows, inputs, outputs, strict=True) if one or other]
+    short = [window for window, one, other in zip(windows, prompts, requests, strict=True) if one or other]
     share = sum(each.requests_per_second for each in short) / total if total else 0.0
-    gaps = _gaps([each.time_seconds for each in short], lead_seconds)
+    gaps = _gaps([each.time_seconds for each in short], shortest_seconds=lead_seconds + window_seconds)
     memory_seconds = max(FIRST_RETURN_STARTS * lead_seconds, RETURN_GAPS * max(gaps, default=0.0))
     if share <= miss_share or now_seconds - short[-1].time_seconds > memory_seconds:
         return Bursts()
@@ -98,10 +102,9 @@ def _surprises(
     return found
 
 
-def _gaps(times: Sequence[float], lead_seconds: float) -> list[float]:
-    """From burst to burst: what is closer together than a lead belongs to the same."""
-    pairs = zip(times, times[1:], strict=False)
-    return [gap for earlier, later in pairs if (gap := later - earlier) > lead_seconds]
+def _gaps(times: Sequence[float], *, shortest_seconds: float) -> list[float]:
+    """From burst to burst: what is closer together than a lead and a window belongs to the same."""
+    return [gap for earlier, later in pairwise(times) if (gap := later - earlier) > shortest_seconds]
 
 
 def _level(windows: Sequence[DemandSample], values: Sequence[float], allowed: float) -> float:

@@ -8,6 +8,7 @@ Falling load is followed with the delay of a few windows; lowering the counts is
 from __future__ import annotations
 
 from itertools import pairwise
+from math import sqrt
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from duet_operator.planner.types import Demand, DemandSample
 
 MOST_LEVEL_WINDOWS = 8
-"""The level is a mean over about a cold start, but not over more windows than this."""
+"""The level is a mean over about a cold start, but not over more windows than this: load that falls is to be seen."""
 TREND_WINDOWS = 24
 """Enough for a trend; the work grows with its square."""
 SAME_WINDOW_SHARE = 0.95
@@ -28,7 +29,8 @@ SAME_WINDOW_SHARE = 0.95
 FEWEST_FOR_NOISE = 5
 PRIOR_NOISE_SHARE = 0.1
 NOISE_QUANTILE = 1.28
-"""Standard deviations of the windows' noise above the level (P90)."""
+"""Standard deviations (P90) of the difference between the mean of these windows and that of as many to come. What is
+quicker than that is a queue's matter: capacities have room for the swings inside a window already."""
 STEP_NOISE = 2.0
 """A last window this many standard deviations above those before is a step, not noise."""
 GREATEST_GROWTH = 1.5
@@ -79,7 +81,7 @@ def expect(times: Sequence[float], values: Sequence[float], *, horizon_seconds: 
     since_level_seconds = (times[-1] - times[-min(windows, len(times))]) / 2
     growth = _trend(times, values, noise) * (horizon_seconds + since_level_seconds)
     rising = growth > 0 or last - before > STEP_NOISE * noise
-    uncertainty = NOISE_QUANTILE * noise * min(2 / windows, 1.0) ** 0.5
+    uncertainty = NOISE_QUANTILE * noise * sqrt(min(2 / windows, 1.0))
     wanted = max(level + growth + uncertainty, last if rising else 0.0)
     return min(wanted, GREATEST_GROWTH * max(values))
 

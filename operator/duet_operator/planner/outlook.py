@@ -61,6 +61,7 @@ def look_ahead(
     bursts = expected_bursts(
         spaced(memory.samples, demand.window_seconds, most=None),
         now_seconds=observation.now_seconds,
+        window_seconds=demand.window_seconds,
         lead_seconds=horizon,
         kept_seconds=spec.stabilization_seconds,
         miss_share=1 - spec.attainment_goal,

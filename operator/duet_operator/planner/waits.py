@@ -50,7 +50,10 @@ class WaitLimit:
 def wait_limit(patiences: Sequence[Patience], miss_share: float) -> WaitLimit:
     """The limit of equally frequent classes."""
     slacks = tuple(
-        (min(each.slack_seconds / (FULL_WEIGHT_SHARE * each.objective_seconds), 1.0) / len(patiences), each.slack_seconds)
+        (
+            min(each.slack_seconds / (FULL_WEIGHT_SHARE * each.objective_seconds), 1.0) / len(patiences),
+            each.slack_seconds,
+        )
         for each in patiences
         if each.slack_seconds > 0
     )

@@ -13,8 +13,8 @@ from duet_engine.perf.interface import StepBatch
 from duet_engine.slo import Objective
 from duet_operator.planner.capacity import ITL_SHARE, Fleet, fewest
 from duet_operator.planner.lengths import Lengths
-from duet_operator.planner.waits import Patience, utilisation, wait_limit, waiting_share
 from duet_operator.planner.load import Load
+from duet_operator.planner.waits import Patience, utilisation, wait_limit, waiting_share
 
 untimed = settings(deadline=None, max_examples=60)
 
@@ -228,7 +228,7 @@ def test_prompts_that_cannot_wait_set_no_limit() -> None:
 
 
 def test_utilisation_is_that_of_one_queue() -> None:
-    """M/D/1, 20 ms a prompt, 1 % may wait for more than 250 ms: by P(wait > t) = ρ·exp(-2·(1-ρ)·t/(ρ·s)) at ρ = 0.849."""
+    """M/D/1, 20 ms a prompt, 1 % may wait for over 250 ms: P(wait > t) = ρ·exp(-2·(1-ρ)·t/(ρ·s)) at ρ = 0.849."""
     limit = wait_limit([Patience(0.25, 0.8)], 0.01)
     assert utilisation(servers=1, service_seconds=0.02, limit=limit, variation=0.0) == pytest.approx(0.849, abs=0.003)
 

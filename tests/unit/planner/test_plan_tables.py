@@ -175,7 +175,7 @@ CASES = [
     ),
     case(
         "a surplus that finds no place is taken back, whatever the load",
-        (4, 2),
+        (5, 2),
         Reason.REBALANCED,
         decode=PoolState(replicas=6, ready=2, pending_too_long=4, room=2),
         demand=BUSY,
@@ -350,9 +350,9 @@ def test_message_has_the_numbers_of_both_pools() -> None:
     observation = seen(2, 3, demand=demand(20), cold_start_p90_seconds=105.0)
     decision = decide(observation, spec=spec(), memory=remembered(observation, spec()))
     assert decision.message == (
-        "decode 3→7: 4.00k output tok/s expected in 110 s (cold start p90), one replica holds 666 at ITL 50 ms;"
-        " prefill 2→5: 20.0k input tok/s expected, one replica prefills 5.15k within TTFT 800 ms,"
-        " 0 % of prompts deflected, headroom 22 %."
+        "decode 3→7: 4.00k output tok/s expected in 110 s (cold start p90), one replica holds 660 at ITL 50 ms;"
+        " prefill 2→4: 20.0k input tok/s expected, one replica prefills 5.05k within TTFT 800 ms,"
+        " 0 % of prompts deflected, headroom 1 %."
     )
 
 
