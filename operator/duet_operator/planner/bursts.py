@@ -54,8 +54,8 @@ def expected_bursts(
     kept_seconds: float,
     miss_share: float,
 ) -> Bursts:
-    """The load to keep room for. `windows` are that long and don't overlap; workers come `lead_seconds` after they are asked for and stay
-    for `kept_seconds` after they were last needed."""
+    """The load to keep room for. `windows` are that long and don't overlap; workers come `lead_seconds` after they are
+    asked for, and stay for `kept_seconds` after they were last needed."""
     prompts = _surprises(
         windows, [each.uncached_input_tokens_per_second for each in windows], lead_seconds, kept_seconds
     )
@@ -97,8 +97,8 @@ def _surprises(
         known = until
         while highest and times[highest[0]] < time - lead_seconds - kept_seconds:
             highest.popleft()
-        followed = values[highest[0]] if highest else None
-        found.append(known > 0 and values[index] > FOLLOWED_RATIO * (followed or 0.0))
+        followed = values[highest[0]] if highest else 0.0
+        found.append(known > 0 and values[index] > FOLLOWED_RATIO * followed)
     return found
 
 
