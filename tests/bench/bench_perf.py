@@ -181,14 +181,18 @@ def splitwise(data: Path) -> Iterable[Row]:
 # --- cost ---
 
 
+def least_seconds(call: Callable[[], object], *, number: int = 40, repeat: int = 300) -> float:
+    """CPU time of one call in the quickest of many short series: what the call costs, and not its neighbours."""
+    return min(timeit.repeat(call, time.process_time, number=number, repeat=repeat)) / number
+
+
 def call_costs() -> Iterable[Row]:
     roofline = Roofline(find_shape("Qwen/Qwen3-8B"), find_gpu("h100-sxm"))
     batch = StepBatch.decode(64, 128_000).with_chunks(512, 1024)
     shares = np.linspace(0.1, 0.9, CANDIDATES)
-    timer = time.process_time
-    alone = min(timeit.repeat(lambda: roofline.step_seconds(batch, sm_share=0.5), timer, number=2000, repeat=9)) / 2000
-    many = min(timeit.repeat(lambda: roofline.step_seconds_over(batch, shares), timer, number=100, repeat=9)) / 100
-    whole = min(timeit.repeat(lambda: roofline.step_seconds(batch), timer, number=2000, repeat=9)) / 2000
+    whole = least_seconds(lambda: roofline.step_seconds(batch))
+    alone = least_seconds(lambda: roofline.step_seconds(batch, sm_share=0.5))
+    many = least_seconds(lambda: roofline.step_seconds_over(batch, shares))
     yield row("one mixed batch on all SMs", round(whole * 1e6, 1), "µs", "limit", LIMIT_CALL_MICROSECONDS)
     yield row("one mixed batch at half of the SMs", round(alone * 1e6, 1), "µs", "limit", LIMIT_CALL_MICROSECONDS)
     figure = f"one mixed batch at {CANDIDATES} shares in one call, each"

@@ -34,11 +34,12 @@ UNSPLIT_BANDWIDTH = 0.7
 """Decode attention that doesn't split contexts reads at this share of what one that does reaches,"""
 UNSPLIT_FROM_SHARE = 0.5
 """runs one block for each request and KV head once these fill this share of the SMs,"""
-LONG_CONTEXT_TOKENS, LONG_CONTEXT_HEADS, LONG_CONTEXT_BLOCKS = 8192, 16, 64
-"""and with long contexts, from so many on, no more than so many blocks (all three as in the A100's kernel table)."""
+LONG_CONTEXT_TOKENS, LONG_CONTEXT_HEADS, LONG_CONTEXT_BLOCKS = 8192, 16, 66
+"""and with long contexts, from so many on, no more than so many blocks (from the A100's kernel table, the last
+from its steps: 66 to 72 do equally well)."""
 TABLED_TOKENS, TABLED_ROWS = 16_384, 1_024
 """Sizes of a step for which the part that depends on nothing else is worked out once, in a table."""
-PROMPTS_KEPT = 4096
+PROMPTS_KEPT, SHARES_KEPT = 4096, 512
 
 
 class Terms(NamedTuple):
@@ -80,6 +81,7 @@ class Roofline:
         self.curve = curve or SmCurve.assumed(gpu)
         self._compile()
         self._own_share = self.curve.at(gpu.sm_share)
+        self._shares: dict[float, tuple[float, float]] = {}
         self._tables: tuple[list[float], list[float]] | None = None
         self._prompts: dict[tuple[int, int, int], float] = {}
 
@@ -161,12 +163,22 @@ class Roofline:
         if sm_share == 1.0:
             return self._own_step_seconds(batch)
         share = sm_share * self.gpu.sm_share
-        compute, bandwidth = self.curve.at(share)
-        return float(sum(self._terms(batch, compute, bandwidth, share * self.gpu.whole_sms, max, math.ceil)))
+        compute, bandwidth = self._shares.get(share) or self._share(share)
+        tokens, rows = batch[0] + batch[3], batch[0] + batch[2]
+        seconds = sum(self._token_level(tokens, compute, bandwidth))
+        seconds += self._vocabulary_seconds(rows, compute, bandwidth)
+        return float(seconds + self._attention_seconds(batch, compute, bandwidth, share * self.gpu.whole_sms))
+
+    def _share(self, share: float) -> tuple[float, float]:
+        """What a share of the SMs reaches; splits are of whole TPCs, so there are few shares."""
+        if len(self._shares) >= SHARES_KEPT:
+            self._shares.clear()
+        found = self._shares[share] = self.curve.at(share)
+        return found
 
     def _own_step_seconds(self, batch: StepBatch) -> float:
         """On all SMs there are: what only depends on numbers of tokens comes from tables."""
-        decoding, context, prompts, chunk_tokens, *_ = batch
+        decoding, _, prompts, chunk_tokens, *_ = batch
         compute, bandwidth = self._own_share
         by_tokens, by_rows = self._tables or self._tabulate()
         tokens, rows = decoding + chunk_tokens, decoding + prompts
@@ -175,10 +187,15 @@ class Roofline:
         else:
             seconds = float(sum(self._token_level(tokens, compute, bandwidth)))
             seconds += float(self._vocabulary_seconds(rows, compute, bandwidth))
+        return seconds + self._attention_seconds(batch, compute, bandwidth, self.gpu.sms)
+
+    def _attention_seconds(self, batch: StepBatch, compute: float, bandwidth: float, active_sms: float) -> float:
+        decoding, context, _, chunk_tokens, *_ = batch
+        seconds = 0.0
         if chunk_tokens > 0:
             seconds += self._prefill_attention(batch, compute, bandwidth)
         if decoding > 0:
-            seconds += self._decode_attention(decoding, context, compute, bandwidth, self.gpu.sms, max, math.ceil)
+            seconds += self._decode_attention(decoding, context, compute, bandwidth, active_sms, max, math.ceil)
         return seconds
 
     def _tabulate(self) -> tuple[list[float], list[float]]:

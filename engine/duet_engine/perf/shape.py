@@ -7,7 +7,7 @@ wrong guess would look like a prediction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,26 +132,43 @@ DENSE = frozenset({"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "
 KNOWN = DENSE | {"Qwen3MoeForCausalLM", "MixtralForCausalLM", "DeepseekV2ForCausalLM"}
 
 
+QWEN3_HEAD_SIZE = 128
+"""What Qwen3's config.json needn't say; the others' heads share the hidden size where theirs doesn't say."""
+
+
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json describes.
 
     Raises:
-        UnknownArchitectureError: for an architecture that isn't known, or a field that is missing.
+        UnknownArchitectureError: for an architecture that isn't known, quantized weights, or a field that is missing or
+            no number.
     """
+    if not isinstance(config, Mapping):
+        raise UnknownArchitectureError(f"a config.json is an object, this is a {type(config).__name__}")
     architecture = (config.get("architectures") or ["(none)"])[0]
     if architecture not in KNOWN:
         raise UnknownArchitectureError(f"unknown architecture {architecture}; known are {', '.join(sorted(KNOWN))}")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else quantization
+        raise UnknownArchitectureError(
+            f"config.json of {architecture} describes quantized weights ({method}); step times are known for bf16 only"
+        )
     try:
         return _shape(architecture, config)
     except KeyError as error:
         raise UnknownArchitectureError(f"config.json of {architecture} lacks the field {error.args[0]!r}") from None
+    except (TypeError, ValueError) as error:
+        raise UnknownArchitectureError(
+            f"config.json of {architecture} has a field that is no number: {error}"
+        ) from None
 
 
 def _shape(architecture: str, config: Mapping[str, Any]) -> ModelShape:
     heads = int(config["num_attention_heads"])
     hidden = int(config["hidden_size"])
     latent = _latent(config) if architecture == "DeepseekV2ForCausalLM" else None
-    head_size = config["qk_nope_head_dim"] if latent else config.get("head_dim") or hidden // heads
+    unsaid = QWEN3_HEAD_SIZE if architecture == "Qwen3ForCausalLM" else hidden // heads
+    head_size = config["qk_nope_head_dim"] if latent else config.get("head_dim") or unsaid
     return ModelShape(
         layers=int(config["num_hidden_layers"]),
         hidden_size=hidden,
@@ -179,7 +196,9 @@ def _experts(architecture: str, config: Mapping[str, Any]) -> Experts | None:
             count=int(config["num_experts"]),
             per_token=int(config["num_experts_per_tok"]),
             intermediate_size=int(config["moe_intermediate_size"]),
-            dense_layers=len(config.get("mlp_only_layers") or ()),
+            dense_layers=_dense_layers(
+                config, every=int(config.get("decoder_sparse_step") or 1), dense=config.get("mlp_only_layers") or ()
+            ),
         )
     if architecture == "DeepseekV2ForCausalLM":
         width = int(config["moe_intermediate_size"])
@@ -191,6 +210,12 @@ def _experts(architecture: str, config: Mapping[str, Any]) -> Experts | None:
             dense_layers=int(config.get("first_k_dense_replace", 0)),
         )
     return None
+
+
+def _dense_layers(config: Mapping[str, Any], *, every: int, dense: Collection[int]) -> int:
+    """Layers without experts: those named, and where only every so manieth has any, the others."""
+    layers = int(config["num_hidden_layers"])
+    return sum(layer in dense or (layer + 1) % every != 0 for layer in range(layers))
 
 
 def _latent(config: Mapping[str, Any]) -> LatentAttention:

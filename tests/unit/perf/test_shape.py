@@ -148,6 +148,45 @@ def test_a_missing_field_is_named() -> None:
         shape_from_config(config)
 
 
+def test_quantized_weights_are_refused_with_their_method() -> None:
+    config = CONFIGS["meta-llama/Llama-3.1-8B"] | {"quantization_config": {"quant_method": "fp8", "bits": 8}}
+    with pytest.raises(UnknownArchitectureError, match=r"quantized weights \(fp8\)"):
+        shape_from_config(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [[], CONFIGS["Qwen/Qwen3-0.6B"] | {"hidden_size": None}, CONFIGS["Qwen/Qwen3-0.6B"] | {"vocab_size": "many"}],
+    ids=["a list", "null", "a word"],
+)
+def test_what_is_no_config_is_refused(config: Any) -> None:
+    with pytest.raises(UnknownArchitectureError, match=r"is an object|is no number"):
+        shape_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "changes", "same"),
+    [
+        pytest.param("Qwen/Qwen3-0.6B", {"head_dim": None}, True, id="Qwen3 needn't say its head size"),
+        pytest.param("meta-llama/Llama-3.1-8B", {"head_dim": 128}, True, id="Llama may say it"),
+        pytest.param("meta-llama/Llama-3.1-8B", {"head_dim": None, "torch_dtype": "bfloat16"}, True, id="or null"),
+        pytest.param(
+            "meta-llama/Llama-3.1-8B", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, True, id="rope"
+        ),
+        pytest.param("meta-llama/Llama-3.1-8B", {"num_key_value_heads": None}, False, id="a key head for each head"),
+        pytest.param("Qwen/Qwen3-30B-A3B", {"decoder_sparse_step": 1}, True, id="experts in every layer"),
+        pytest.param("Qwen/Qwen3-30B-A3B", {"decoder_sparse_step": 2}, False, id="in every second one"),
+    ],
+)
+def test_layouts_of_published_configs(model_id: str, changes: dict[str, Any], same: bool) -> None:
+    shape = shape_from_config(CONFIGS[model_id] | changes)
+    assert (shape == MODELS[model_id]) is same
+    if "num_key_value_heads" in changes:
+        assert shape.key_value_heads == shape.query_heads
+    if changes.get("decoder_sparse_step") == 2:
+        assert shape.expert_layers == 24
+
+
 def test_an_unknown_model_is_refused_with_the_way_out() -> None:
     with pytest.raises(UnknownModelError, match=r"'acme/Rocket-9B'; give its config\.json"):
         find_shape("acme/Rocket-9B")
