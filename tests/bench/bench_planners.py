@@ -64,13 +64,16 @@ defaults and one setting for all traces; what their users would measure (a worke
 from the performance model (`operator/duet_operator/simulation/peers.py`). They aren't tuned, and neither is Duet's
 planner.
 
-What one sees. On load without long pauses (conversation, Mooncake) Duet holds the goal, on conversation at a fifth
-more than hindsight; Kthena (conversation) does too, AIBrix comes near. Sizing by means alone (Dynamo), by KV use
-alone (WVA: a decode worker passes ITL before its KV is full) or with windows shorter than a cold start (concurrency
-takes workers away before they have started) fails everywhere. The code trace is silent for minutes between bursts
-of two minutes, as long as a cold start: whoever keeps what a burst needed until the next one does best (Kthena, at
-the price; HPA, which waits 300 s). Duet's 180 s of stabilization forget it, and HPA is well ahead of Duet there.
-`scaleDown.stabilizationSeconds` and `minReplicas` are the remedies today.
+What one sees. No law is both better and cheaper than Duet's on any of the three. On conversation Duet and Kthena
+meet all objectives, Duet with fewer GPUs; only hindsight (`peak`) is cheaper. On Mooncake Duet attains most. The
+code trace is silent for minutes between bursts of two minutes, as long as a cold start: what a burst needs must be
+there before it comes. Kthena is there by holding its ratio of pools, at half as many GPU-hours again; HPA by waiting
+300 s before it takes away; Duet because it finds by back-test that following would be too late
+([scaling.md](../scaling.md), step 3). Sizing by means alone (Dynamo), by KV use alone (WVA: a decode worker passes
+ITL before its KV is full) or with windows shorter than a cold start (concurrency takes workers away before they have
+started) fails.
+
+Two goals are missed: on Mooncake and code Duet's attainment is a little under the 99 % that it aims at.
 """
 
 

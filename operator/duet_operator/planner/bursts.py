@@ -14,7 +14,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from duet_operator.planner.load import Load
@@ -61,9 +60,10 @@ def expected_bursts(
     )
     requests = _surprises(windows, [each.requests_per_second for each in windows], lead_seconds, kept_seconds)
     total = sum(each.requests_per_second for each in windows)
-    short = [window for window, one, other in zip(windows, prompts, requests, strict=True) if one or other]
+    surprising = [one or other for one, other in zip(prompts, requests, strict=True)]
+    short = [window for window, surprises in zip(windows, surprising, strict=True) if surprises]
     share = sum(each.requests_per_second for each in short) / total if total else 0.0
-    gaps = _gaps([each.time_seconds for each in short], shortest_seconds=lead_seconds + window_seconds)
+    gaps = _gaps(windows, surprising, shortest_seconds=lead_seconds + window_seconds)
     memory_seconds = max(FIRST_RETURN_STARTS * lead_seconds, RETURN_GAPS * max(gaps, default=0.0))
     if share <= miss_share or now_seconds - short[-1].time_seconds > memory_seconds:
         return Bursts()
@@ -102,9 +102,19 @@ def _surprises(
     return found
 
 
-def _gaps(times: Sequence[float], *, shortest_seconds: float) -> list[float]:
-    """From burst to burst: what is closer together than a lead and a window belongs to the same."""
-    return [gap for earlier, later in pairwise(times) if (gap := later - earlier) > shortest_seconds]
+def _gaps(windows: Sequence[DemandSample], surprising: Sequence[bool], *, shortest_seconds: float) -> list[float]:
+    """From burst to burst: a new one comes after a lull, and not closer to the last than a lead and a window."""
+    gaps: list[float] = []
+    last: DemandSample | None = None
+    lull = False
+    for window, surprises in zip(windows, surprising, strict=True):
+        if surprises:
+            if last and lull and (gap := window.time_seconds - last.time_seconds) > shortest_seconds:
+                gaps.append(gap)
+            last, lull = window, False
+        elif last:
+            lull = lull or FOLLOWED_RATIO * window.requests_per_second < last.requests_per_second
+    return gaps
 
 
 def _level(windows: Sequence[DemandSample], values: Sequence[float], allowed: float) -> float:

@@ -142,7 +142,7 @@ def _reason(grounds: Grounds, pool: PoolAccount, limited: tuple[Reason, ...]) ->
             return Reason.DEFLECTION_INACTIVE if pool.lowest > pool.bounds.min_replicas else Reason.MIN_REPLICAS
         if pool.state.replicas >= pool.need:
             return Reason.SPARE_REPLICAS
-        if grounds.outlook.kept_for_bursts:
+        if grounds.outlook.kept_for_bursts and grounds.outlook.bursts.seen > 1:
             return Reason.BURSTS
         return Reason.BACKLOG if grounds.outlook.backlogged else Reason.LOAD_RISING
     if pool.count < pool.state.replicas:

@@ -62,6 +62,10 @@ def test_bursts_that_return_are_kept_ready_for_beyond_their_longest_gap() -> Non
     assert kept(returning, quiet_seconds=2 * gap + 1).seen == 0
 
 
+def test_a_step_on_a_step_is_no_second_burst() -> None:
+    assert kept(LULL + BURST * 3 + [50.0] * 4).seen == 1
+
+
 def test_the_next_of_few_may_be_higher_and_of_many_hardly() -> None:
     heights = [kept(LULL + (BURST + LULL) * count).load.input_tokens for count in (1, 2, 4, 8)]
     assert heights[0] == 20_000.0
