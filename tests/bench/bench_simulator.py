@@ -35,7 +35,7 @@ SEED = 1
 GOAL_REQUESTS_PER_SECOND = 5000.0
 LOOP_TURNS = 5_000_000
 NOTES = (
-    "The goal is missed, and these figures are of a machine with twenty processes ready to run for two cores:",
+    "The goal is missed, and these figures are of a machine with six to nine processes ready to run for two cores:",
     "on a quiet one an earlier version did 3,617 to 4,065 a second, and pinned to one core beside its successor",
     "without what follows, the present one was 1.03 to 1.28 times as fast. Beside Dynamo's replay, in one run:",
     "[simulator_peer.md](simulator_peer.md).",
