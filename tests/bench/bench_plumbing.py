@@ -52,8 +52,8 @@ GOAL = 0.10
 RATES = (3.0, 5.0)
 VOCABULARY = 32_000
 NOTES = """
-All are within 3 %, though other processes wanted the two cores too. Real time needs a machine that is free when its turn
-comes: with twenty processes ready to run the same command found TTFT P50 28 % (3 req/s) and 86 % (5 req/s) above the
+All are within 3 %, though other processes wanted the two cores too. Real time needs a machine that is free when its
+turn comes: with twenty processes ready to run the same command found TTFT P50 28 % (3 req/s) and 86 % (5) above the
 simulator's, TPOT P50 still within 3 %. A gateway also has a threshold of its own, up to 10 % off the rule's, which the
 simulated one hasn't: it deflects a little more or less.
 """
