@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 FOLLOWED_RATIO = 1.5
 """How far a window may be above those that were followed and still be carried by the room that sizing leaves."""
+FEWEST_REQUESTS = 10
+"""In a window that tells a burst: single requests far apart all come out of nothing."""
 FIRST_RETURN_STARTS = 5.0
 """Cold starts for which a burst that came once is remembered: to keep a worker idle for a few is the lesser evil."""
 RETURN_GAPS = 2.0
@@ -60,17 +62,25 @@ def expected_bursts(
     )
     requests = _surprises(windows, [each.requests_per_second for each in windows], lead_seconds, kept_seconds)
     total = sum(each.requests_per_second for each in windows)
-    surprising = [one or other for one, other in zip(prompts, requests, strict=True)]
+    surprising = [
+        (one or other) and window.requests_per_second * window_seconds >= FEWEST_REQUESTS
+        for window, one, other in zip(windows, prompts, requests, strict=True)
+    ]
     short = [window for window, surprises in zip(windows, surprising, strict=True) if surprises]
     share = sum(each.requests_per_second for each in short) / total if total else 0.0
-    gaps = _gaps(windows, surprising, shortest_seconds=lead_seconds + window_seconds)
-    memory_seconds = max(FIRST_RETURN_STARTS * lead_seconds, RETURN_GAPS * max(gaps, default=0.0))
-    if share <= miss_share or now_seconds - short[-1].time_seconds > memory_seconds:
+    if share <= miss_share:
         return Bursts()
     allowed = miss_share * total
+    level_requests = _level(short, [each.requests_per_second for each in short], allowed)
+    gaps = _gaps(windows, surprising, shortest_seconds=lead_seconds + window_seconds)
+    memory_seconds = max(FIRST_RETURN_STARTS * lead_seconds, RETURN_GAPS * max(gaps, default=0.0))
+    # A small burst is no sign that a large one returns.
+    alike = [each.time_seconds for each in short if FOLLOWED_RATIO * each.requests_per_second >= level_requests]
+    if now_seconds - alike[-1] > memory_seconds:
+        return Bursts()
     seen = len(gaps) + 1
     level = Load(
-        requests=_level(short, [each.requests_per_second for each in short], allowed),
+        requests=level_requests,
         input_tokens=_level(short, [each.uncached_input_tokens_per_second for each in short], allowed),
         output_tokens=_level(short, [each.output_tokens_per_second for each in short], allowed),
     )

@@ -97,6 +97,18 @@ def test_a_day_that_rises_slowly_keeps_nothing() -> None:
     assert kept(rising + rising[::-1]) == Bursts()
 
 
+def test_single_requests_far_apart_are_no_bursts_and_renew_none() -> None:
+    """They all come out of nothing."""
+    sparse = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1 / WINDOW] * 12
+    assert kept(sparse) == Bursts()
+    assert kept(LULL + BURST + sparse) == Bursts()
+
+
+def test_a_small_burst_renews_no_large_one() -> None:
+    small = [0.0] * 14 + [2.0] * 4
+    assert kept(LULL + BURST + small * 8) == Bursts()
+
+
 def test_a_first_load_is_no_burst() -> None:
     assert kept([]) == Bursts()
     assert kept([50.0] * 3) == Bursts()
