@@ -25,7 +25,7 @@ OPTIONS = (
     *("--enable-mixed-chunk", "--chunked-prefill-size", "512"),
     *("--max-total-tokens", "65536", "--num-reserved-decode-tokens", "64"),
 )
-ENDLESS = {"generation": 1, "itl_milliseconds": 600_000, "chunk_candidates_tokens": [512]}
+ENDLESS = {"generation": 1, "itl_milliseconds": 600_000, "chunk_candidates_tokens": [512, 256, 128]}
 """With all the time in the world every chunk is as large as an ordinary server's."""
 EQUAL_FLAGS = (
     *("chunked_prefill_size", "enable_mixed_chunk", "disable_radix_cache", "max_prefill_tokens", "page_size"),
