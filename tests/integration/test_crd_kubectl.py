@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tests.support.crd_server import CrdServer
 from tests.support.duet_objects import minimal, patched
+from tests.support.operator_process import until
 
 from duet_dev.cluster import Cluster
 from duet_dev.errors import DevError
@@ -154,7 +155,17 @@ def test_a_pod_template_is_kept_as_it_is(cluster: Cluster, namespace: str) -> No
     assert parse(stored).spec.pools.decode.template == template
 
 
+def explained(cluster: Cluster, path: str) -> str:
+    """What kubectl says of a field; the API server tells the schema of a new kind some time after it serves it."""
+
+    def look() -> str:
+        return cluster.kubectl("explain", path, check=False).stdout
+
+    return " ".join(until(f"{path} is explained", look, seconds=60).split())
+
+
 def test_explain_reads_well(cluster: Cluster) -> None:
-    text = " ".join(kubectl(cluster, "explain", "duet.spec.slo").split())
+    text = explained(cluster, "duet.spec.slo")
     assert "ttftMilliseconds <integer> -required- TTFT objective, in milliseconds from arrival" in text
-    assert "classes <[]Object> Not supported yet, so refused." in text
+    assert "classes <[]Object> Classes of requests with objectives of their own" in text
+    assert "multiplexing <Object> Not supported yet, so refused." in explained(cluster, "duet.spec")

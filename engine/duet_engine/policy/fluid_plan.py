@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 
+from duet_engine.policy import linear_programme
 from duet_engine.policy.fluid_model import Charging, Limit, Prices, ServiceLimits, TrafficClass, WorkerPace
-
-Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+from duet_engine.policy.linear_programme import Vector
 
 MOST_TANGENTS = 40
 """Of the mean TPOT's curve where it is charged for; a handful is usual."""
@@ -246,14 +245,11 @@ class _Programme:
         handovers[:, self.decode_queue] = np.diag(self.impatience)
         rates = np.concatenate([[one.arrivals_per_second for one in self.classes], np.zeros(count)])
         held = np.isfinite(self.bounds)
-        solution = scipy.optimize.linprog(
+        solution = linear_programme.solve(
             -self._objective(),
-            A_ub=np.array(self.rows)[held],
-            b_ub=np.array(self.bounds)[held],
-            A_eq=balance,
-            b_eq=rates,
+            at_most=(np.array(self.rows)[held], np.array(self.bounds)[held]),
+            equal=(balance, rates),
             bounds=[(0.0, most) for most in self.upper.tolist()],
-            method="highs",
         )
         if solution.status != 0 or solution.x is None:
             raise InfeasiblePlan(

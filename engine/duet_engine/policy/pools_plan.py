@@ -22,13 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 
 from duet_engine.perf.interface import StepBatch, StepTimes
+from duet_engine.policy import linear_programme
 from duet_engine.policy.chunks import SafeSizes, allowed_sizes
-from duet_engine.policy.fluid_plan import Vector
-
-Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+from duet_engine.policy.linear_programme import Matrix, Vector
 
 LEAST_SHARE = 0.1
 """Of what a class would get if all were served alike, which it keeps whatever its weight: nobody starves."""
@@ -271,8 +269,8 @@ class _Programme:
 
     def _solve(self, objective: Vector, flow: Matrix, bounds: Sequence[tuple[float, float | None]]) -> Vector:
         rows, limits = self._capacity()
-        solution = scipy.optimize.linprog(
-            objective, A_ub=rows, b_ub=limits, A_eq=flow, b_eq=np.zeros(len(flow)), bounds=bounds, method="highs"
+        solution = linear_programme.solve(
+            objective, at_most=(rows, limits), equal=(flow, np.zeros(len(flow))), bounds=bounds
         )
         if solution.status != 0 or solution.x is None:
             raise ArithmeticError(f"a plan that is always feasible wasn't found: {solution.message}")

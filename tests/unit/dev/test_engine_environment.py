@@ -40,6 +40,6 @@ def test_another_source_is_another_folder(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUET_CACHE", str(tmp_path))
     monkeypatch.setattr(engine_environment, "NEEDED_GIGABYTES", 10**9)
-    with pytest.raises(DevError, match="make room or set DUET_CACHE"):
+    with pytest.raises(DevError, match="make room, set DUET_CACHE"):
         engine_environment.ensure()
     assert not engine_environment.ready()
