@@ -27,7 +27,7 @@ FOLLOWED_RATIO = 1.5
 """How far a window may be above those that were followed and still be carried by the room that sizing leaves."""
 FEWEST_REQUESTS = 10
 """In a window that tells a burst: single requests far apart all come out of nothing."""
-FIRST_RETURN_STARTS = 5.0
+FIRST_RETURN_STARTS = 2.0
 """Cold starts for which a burst that came once is remembered: to keep a worker idle for a few is the lesser evil."""
 RETURN_GAPS = 2.0
 """How many times the longest gap so far the next one may be."""

@@ -10,7 +10,6 @@ from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from duet_operator.planner.bursts import FIRST_RETURN_STARTS
 from duet_operator.planner.types import Counts, DemandSample, Need, PlannerMemory
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ VERSION = 1
 LONGEST_SECONDS = 3600.0
 MOST_SAMPLES = 720
 MOST_NEEDS = 240
+FOUND_STARTS = 5.0
+"""Cold starts for which the counts that an empty memory finds count as needed."""
 LOWEST_CORRECTION, HIGHEST_CORRECTION = 0.8, 2.0
 
 
@@ -35,7 +36,7 @@ def begun(memory: PlannerMemory, present: Counts, *, now_seconds: float) -> Plan
 def found_counts(memory: PlannerMemory, *, now_seconds: float, lead_seconds: float) -> Counts:
     """The counts that the memory began with, for as long as too little was seen to tell a lull from a low load."""
     found = memory.found
-    if found is None or now_seconds - found.time_seconds > FIRST_RETURN_STARTS * lead_seconds:
+    if found is None or now_seconds - found.time_seconds > FOUND_STARTS * lead_seconds:
         return Counts(0, 0)
     return Counts(found.prefill, found.decode)
 

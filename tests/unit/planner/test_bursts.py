@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.planning import Toy, demand, spec
 
 from duet_operator.planner.bursts import FIRST_RETURN_STARTS, Bursts, expected_bursts
-from duet_operator.planner.memory import from_document, to_document
+from duet_operator.planner.memory import FOUND_STARTS, from_document, to_document
 from duet_operator.planner.reasons import Reason
 from duet_operator.planner.types import Demand, DemandSample
 
@@ -38,10 +38,12 @@ def kept(rates: list[float], *, quiet_seconds: float = 0.0, goal: float = 0.99) 
 
 
 LULL, BURST = [1.0] * 16, [20.0] * 4
+MOMENT = LULL[:6]
+"""Of calm, shorter than a single burst is remembered."""
 
 
 def test_a_burst_is_kept_ready_for_at_its_height() -> None:
-    bursts = kept(LULL + BURST + LULL)
+    bursts = kept(LULL + BURST + MOMENT)
     assert bursts.seen == 1
     assert bursts.load.input_tokens == 20_000.0
     assert bursts.load.output_tokens == 2_000.0
@@ -67,7 +69,7 @@ def test_a_step_on_a_step_is_no_second_burst() -> None:
 
 
 def test_the_next_of_few_may_be_higher_and_of_many_hardly() -> None:
-    heights = [kept(LULL + (BURST + LULL) * count).load.input_tokens for count in (1, 2, 4, 8)]
+    heights = [kept((LULL + BURST) * count + MOMENT).load.input_tokens for count in (1, 2, 4, 8)]
     assert heights[0] == 20_000.0
     assert all(later < earlier for earlier, later in pairwise(heights[1:]))
     assert all(20_000.0 < each < 25_000.0 for each in heights[1:])
@@ -75,7 +77,7 @@ def test_the_next_of_few_may_be_higher_and_of_many_hardly() -> None:
 
 def test_what_the_goal_may_miss_is_not_kept_ready_for() -> None:
     steady = [10.0] * 100
-    rare = [*steady, 40.0, *steady[:10]]
+    rare = [*steady, 40.0, *steady[:6]]
     assert kept(rare, goal=0.99).seen == 1
     assert kept(rare, goal=0.95) == Bursts()
 
@@ -147,7 +149,7 @@ def test_workers_stay_between_bursts_and_the_message_says_why() -> None:
 
 def test_what_was_found_at_the_start_stays_until_enough_was_seen() -> None:
     toy = Toy(spec=spec(), load=lambda _: demand(1.0), prefill=[0.0] * 4, decode=[0.0] * 4)
-    toy.run(FIRST_RETURN_STARTS * 65.0)
+    toy.run(FOUND_STARTS * 65.0)
     assert toy.counts[-1] == (4, 4)
     toy.run(30.0)
     assert toy.counts[-1] < (4, 4)
