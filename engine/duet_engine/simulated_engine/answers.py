@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from duet_engine.protocol import REFUSAL_HEADER, openai_error
@@ -60,7 +61,7 @@ def matched_stop(request: Request) -> int | None:
     return END_OF_SEQUENCE_ID if request.finish is Finish.STOP else None
 
 
-class Answer:
+class Answer(ABC):
     """What all answers share: one exchange, one request, errors."""
 
     def __init__(self, exchange: Exchange, parsed: Parsed, *, model: str) -> None:
@@ -69,11 +70,12 @@ class Answer:
         self.model = parsed.model or model
         self.created = int(time.time())
 
-    def token(self, request: Request) -> None:
+    def token(self, request: Request) -> None:  # noqa: B027  a stream alone has something to do here
         """Whole answers wait for the end."""
 
+    @abstractmethod
     def finished(self, request: Request) -> None:
-        raise NotImplementedError
+        """All tokens are there."""
 
     def failed(self, request: Request, failure: Failure) -> None:  # noqa: ARG002
         """A refusal and whole answers get a status; a stream gets an error event, as SGLang's do."""
@@ -120,17 +122,20 @@ class StreamedAnswer(Answer):
             return event(self._chunk(request, text=text) | {"usage": usage(request)})
         return b"%b%b%b" % (self._before, text.encode(), self._after)
 
+    @abstractmethod
     def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        raise NotImplementedError
+        """An event with these choices."""
 
+    @abstractmethod
     def _chunk(self, request: Request, *, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """The event of one token."""
 
     def _first_events(self) -> bytes:
         return b""
 
+    @abstractmethod
     def _last_events(self, request: Request) -> bytes:
-        raise NotImplementedError
+        """What follows the last token."""
 
 
 class StreamedCompletion(StreamedAnswer):
