@@ -12,8 +12,9 @@ from duet_operator.cluster import POD
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-LONG_ANSWER_TOKENS = 500
-"""25 seconds of decode, at 20 tokens/s: three such answers need two workers, so that one of three has to leave."""
+LONG_ANSWER_TOKENS = 1000
+"""45 seconds of decode: three such answers need two workers, so that one of three has to leave, and they last until
+their own burst, for whose return room is kept, is forgotten."""
 RETURNING = 2.0
 """Requests per second of 20 tokens that need, beside these, the third worker again."""
 TOO_MANY = 429
