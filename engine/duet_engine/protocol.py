@@ -19,7 +19,6 @@ PROTOCOL_VERSION = 1
 
 STATE_PATH = "/duet/state"
 INFO_PATH = "/duet/info"
-TOKENIZER_PATH = "/duet/tokenizer"
 READY_PATH = "/duet/ready"
 LIVE_PATH = "/duet/live"
 DRAIN_PATH = "/duet/drain"
@@ -143,7 +142,6 @@ class WorkerInfo(Document):
     processes: tuple[ProcessInfo, ...] = ()
     bootstrap_port: int | None = None
     gpu_partition: str | None = None
-    tokenizer_digest: str | None = None
     features: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Feature -> mode (deflected, mixed, split, look_ahead) -> "works" or the reason for which it is refused."""
     prefix_cache: bool = False

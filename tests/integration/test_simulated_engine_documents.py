@@ -54,8 +54,6 @@ async def test_info_says_what_this_worker_is(engine: Engine, session: aiohttp.Cl
     assert (info.worker, info.revision, info.role, info.plugin_active) == ("pod-1", "abc", "unified", True)
     assert info.profile.kv_capacity_tokens > 0 and info.profile.digest
     assert info.features["generate"]["deflected"] != "works"
-    async with session.get(f"{engine.url}/duet/tokenizer") as response:
-        assert response.status == 404 and "tokenizer" in await response.text()
 
 
 async def test_knobs_follow_the_generation(engine: Engine, session: aiohttp.ClientSession) -> None:

@@ -117,6 +117,7 @@ class Gateway:
             lag=self._lag,
             tokens=tokens,
             inference=self._inference,
+            accept_waits=self._listener.accept_waits,
             live=self._live_now,
         )
         self._group = Group(

@@ -79,7 +79,6 @@ class Inference:
             self._loop.call_exception_handler({"message": "a request failed", "exception": error})
 
     async def _answered(self, exchange: Exchange) -> None:
-        arrived_at = exchange.arrived_at
         path = exchange.head.path
         try:
             caller = self._callers.identify(exchange.head.headers)
@@ -91,7 +90,8 @@ class Inference:
             respond_error(exchange, error)
             return
         record = RequestRecord(
-            arrived_at=arrived_at,
+            arrived_at=exchange.arrived_at,
+            accept_wait_seconds=exchange.accept_wait_seconds,
             path=path,
             streamed=request.streamed,
             key=caller.key,

@@ -120,11 +120,21 @@ class GatewayCollector(Collector):
             "Lateness of the event loop over 10 s.",
             value=self.report.demand.loop_lag_p99_seconds,
         )
+        yield from self._accept_waits()
         counting = GaugeMetricFamily(
             PREFIX + "bytes_per_token", "Learned size of a token; how prompts are counted.", labels=("counting",)
         )
         counting.add_metric((self.report.counting,), self.report.bytes_per_token)
         yield counting
+
+    def _accept_waits(self) -> Iterator[Metric]:
+        histogram = self.report.accept_wait_seconds
+        if histogram is not None:
+            family = HistogramMetricFamily(
+                PREFIX + "accept_wait_seconds", "Time that connections lay in the accept queue; 0 for under 20 ms."
+            )
+            family.add_metric((), buckets=with_edge(histogram, 0.0, 0), sum_value=histogram.sum)
+            yield family
 
 
 _HISTOGRAMS = {

@@ -74,6 +74,8 @@ class RequestRecord:
     blocked_seconds: float = 0.0
     """Time in which the client didn't take its bytes."""
     loop_lag_seconds: float = 0.0
+    accept_wait_seconds: float = 0.0
+    """Its connection lay in the kernel's queue, for this process to accept it."""
     trace: TraceContext | None = None
     """Where spans are wanted."""
     end: End | None = None
@@ -129,7 +131,7 @@ def _late_first_token(record: RequestRecord, objective: Objective) -> MissCause:
     if record.unloaded_ttft_seconds > allowed_seconds:
         return MissCause.INFEASIBLE
     excess_seconds = record.ttft_seconds - allowed_seconds
-    if record.loop_lag_seconds >= excess_seconds:
+    if record.loop_lag_seconds + record.accept_wait_seconds >= excess_seconds:
         return MissCause.GATEWAY
     queued_seconds = record.waited_seconds + record.predicted_queue_seconds
     return MissCause.QUEUE if queued_seconds >= excess_seconds else MissCause.ENGINE

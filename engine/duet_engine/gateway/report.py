@@ -56,6 +56,7 @@ class ProcessReport(Message):
     retries: dict[str, int] = Field(default_factory=dict)
     classes: tuple[ClassSeries, ...] = ()
     workers: tuple[WorkerCounts, ...] = ()
+    accept_wait_seconds: Histogram | None = None
     bytes_per_token: float = 0.0
     counting: str = ""
 
@@ -70,6 +71,7 @@ def together(reports: Sequence[ProcessReport]) -> ProcessReport:
         retries=dict(sum((Counter(each.retries) for each in reports), Counter())),
         classes=tuple(_class_series(same) for same in _by("name", (part for each in reports for part in each.classes))),
         workers=tuple(_summed(same) for same in _by("uid", (part for each in reports for part in each.workers))),
+        accept_wait_seconds=_all_added(each.accept_wait_seconds for each in reports),
         bytes_per_token=sum(each.bytes_per_token for each in reports) / len(reports),
         counting=reports[0].counting,
     )
@@ -82,9 +84,13 @@ def added(histograms: Iterable[Histogram]) -> Histogram:
     return Histogram(bounds=first.bounds, counts=counts, sum=first.sum + sum(each.sum for each in others))
 
 
+def _all_added(histograms: Iterable[Histogram | None]) -> Histogram | None:
+    known = [each for each in histograms if each is not None]
+    return added(known) if known else None
+
+
 def _demand(parts: Sequence[GatewayDemand]) -> GatewayDemand:
     identity = hashlib.sha256(" ".join(sorted(each.instance_id for each in parts)).encode()).hexdigest()[:16]
-    lags = [each.loop_lag_seconds for each in parts if each.loop_lag_seconds is not None]
     profiles = {profile.digest: profile for each in parts for profile in each.profiles}
     return GatewayDemand(
         instance_id=identity,
@@ -97,7 +103,7 @@ def _demand(parts: Sequence[GatewayDemand]) -> GatewayDemand:
         waiting_tokens=sum(each.waiting_tokens for each in parts),
         inflight_requests=sum(each.inflight_requests for each in parts),
         loop_lag_p99_seconds=max(each.loop_lag_p99_seconds for each in parts),
-        loop_lag_seconds=added(lags) if lags else None,
+        loop_lag_seconds=_all_added(each.loop_lag_seconds for each in parts),
         saturated=any(each.saturated for each in parts),
         classes=tuple(_class(same) for same in _by("name", (part for each in parts for part in each.classes))),
         workers=tuple(_worker(same) for same in _by("uid", (part for each in parts for part in each.workers))),

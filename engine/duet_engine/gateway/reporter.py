@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
+from duet_engine.distribution import Distribution
 from duet_engine.gateway.demand import Demand
 from duet_engine.gateway.inference import Inference
 from duet_engine.gateway.live_settings import LiveSettings
@@ -33,6 +34,7 @@ class Reporter:
     lag: LoopLag
     tokens: TokenEstimator
     inference: Inference
+    accept_waits: Distribution
     live: Callable[[], LiveSettings]
     started_at_seconds: float = field(default_factory=time.time)
     _sequence: int = 0
@@ -52,6 +54,7 @@ class Reporter:
                 )
                 for worker in self.workers
             ),
+            accept_wait_seconds=self.accept_waits.document(),
             bytes_per_token=self.tokens.bytes_per_token,
             counting=self.tokens.active,
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROLES = tuple(Role)
 
 
-def worker_info(side: ServerSide, *, tokenizer_digest: str | None) -> WorkerInfo:
+def worker_info(side: ServerSide) -> WorkerInfo:
     """`GET /duet/info`."""
     inactive = side.inactive_reason()
     role = side.role
@@ -39,7 +39,6 @@ def worker_info(side: ServerSide, *, tokenizer_digest: str | None) -> WorkerInfo
         features=features.matrix(role),
         prefix_cache=_keeps_prefixes(side.server_args, role),
         profile=side.profile(),
-        tokenizer_digest=tokenizer_digest,
     )
 
 

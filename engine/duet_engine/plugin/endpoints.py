@@ -5,9 +5,6 @@ Invariant: what they say and accept are the documents of `duet_engine.protocol`;
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from duet_engine.knobs import read_knobs
 from duet_engine.plugin.asgi import Call, Endpoint
 from duet_engine.plugin.documents import worker_info
@@ -20,7 +17,6 @@ from duet_engine.protocol import (
     LIVE_PATH,
     READY_PATH,
     STATE_PATH,
-    TOKENIZER_PATH,
     DrainRequest,
     KnobsApplied,
     ProtocolError,
@@ -28,18 +24,16 @@ from duet_engine.protocol import (
 
 
 class DuetEndpoints:
-    """State, info, probes, tokenizer, drain and knobs of one worker."""
+    """State, info, probes, drain and knobs of one worker."""
 
     def __init__(self, side: ServerSide) -> None:
         self._side = side
         self._stream = StateStream(side)
-        self._tokenizer: bytes | None = None
 
     def routes(self) -> dict[tuple[str, str], Endpoint]:
         routes: dict[tuple[str, str], Endpoint] = {
             ("GET", STATE_PATH): self.state,
             ("GET", INFO_PATH): self.info,
-            ("GET", TOKENIZER_PATH): self.tokenizer,
             ("GET", READY_PATH): self.ready,
             ("GET", LIVE_PATH): self.live,
         }
@@ -53,24 +47,7 @@ class DuetEndpoints:
             await call.respond(200, self._side.state().write())
 
     async def info(self, call: Call) -> None:
-        content = self._tokenizer_file()
-        digest = hashlib.sha256(content).hexdigest()[:16] if content else None
-        await call.respond(200, worker_info(self._side, tokenizer_digest=digest).write())
-
-    async def tokenizer(self, call: Call) -> None:
-        content = self._tokenizer_file()
-        if content:
-            await call.respond(200, content)
-        else:
-            await call.error(404, "this model has no tokenizer.json on this engine's disk", kind="NotFound")
-
-    def _tokenizer_file(self) -> bytes:
-        """The model's own `tokenizer.json`; empty where SGLang loaded it from elsewhere."""
-        if self._tokenizer is None:
-            loaded = self._side.sglang.tokenizer_manager.tokenizer
-            path = Path(getattr(loaded, "name_or_path", "") or "") / "tokenizer.json"
-            self._tokenizer = path.read_bytes() if path.is_file() else b""
-        return self._tokenizer
+        await call.respond(200, worker_info(self._side).write())
 
     async def ready(self, call: Call) -> None:
         reason = self._side.unready_reason()

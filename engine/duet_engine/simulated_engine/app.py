@@ -24,7 +24,6 @@ from duet_engine.protocol import (
     LIVE_PATH,
     READY_PATH,
     STATE_PATH,
-    TOKENIZER_PATH,
     RefusalReason,
     Role,
 )
@@ -166,7 +165,6 @@ class App:
             ("GET", "/flush_cache"): sglang.flush_cache,
             ("GET", STATE_PATH): duet.state,
             ("GET", INFO_PATH): duet.info,
-            ("GET", TOKENIZER_PATH): duet.tokenizer,
             ("GET", READY_PATH): duet.ready,
             ("GET", LIVE_PATH): duet.live,
         }

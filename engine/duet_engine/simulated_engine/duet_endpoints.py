@@ -19,7 +19,6 @@ from duet_engine.protocol import (
     ProtocolError,
     Role,
     WorkerInfo,
-    openai_error,
 )
 from duet_engine.simulated_engine.answers import respond_error
 
@@ -79,10 +78,6 @@ class DuetEndpoints:
             profile=engine.profile,
         )
         exchange.respond(200, info.write())
-
-    def tokenizer(self, exchange: Exchange) -> None:
-        message = "a simulated engine has no tokenizer: it counts one token per four bytes of text"
-        exchange.respond_json(404, openai_error(message, kind="NotFound", code=404))
 
     def ready(self, exchange: Exchange) -> None:
         reason = self.unready_reason()

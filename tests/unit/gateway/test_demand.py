@@ -58,6 +58,7 @@ def cause_of(made: RequestRecord) -> MissCause | None:
         ({"first_at": 101.5, "last_at": 101.6, "predicted_queue_seconds": 0.7}, MissCause.QUEUE),
         ({"first_at": 101.5, "last_at": 101.6, "dispatched_at": 100.2}, MissCause.ENGINE),
         ({"first_at": 100.9, "last_at": 101.0, "loop_lag_seconds": 0.2}, MissCause.GATEWAY),
+        ({"first_at": 100.9, "last_at": 101.0, "accept_wait_seconds": 0.5}, MissCause.GATEWAY),
         ({"last_at": 101.3}, MissCause.ENGINE),
         ({"last_at": 101.3, "blocked_seconds": 0.9}, MissCause.CLIENT),
         ({"gaps_over_objective": 3}, MissCause.ENGINE),

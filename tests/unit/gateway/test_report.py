@@ -15,6 +15,7 @@ from duet_engine.gateway.metrics import GatewayCollector
 from duet_engine.gateway.objective_edge import ObjectiveEdge, with_edge
 from duet_engine.gateway.record import End, RequestRecord
 from duet_engine.gateway.report import ProcessReport, WorkerCounts, together
+from duet_engine.gateway.wire.accept_queue import BOUNDS_SECONDS
 from duet_engine.protocol import GatewayDemand, Role, WorkerReport, WorkerState
 from duet_engine.slo import Objective
 
@@ -46,7 +47,15 @@ def counted(*ttfts: float, class_name: str = "default", instance: str = "a", seq
     )
     series = tuple(each.series() for each in demand.classes())
     counts = (WorkerCounts(uid="d", refusals_total=1),)
-    return ProcessReport(demand=document, requests=demand.request_counts(), classes=series, workers=counts)
+    waits = Distribution(BOUNDS_SECONDS)
+    waits.observe(0.3)
+    return ProcessReport(
+        demand=document,
+        requests=demand.request_counts(),
+        classes=series,
+        workers=counts,
+        accept_wait_seconds=waits.document(),
+    )
 
 
 def test_counters_and_histograms_of_processes_add_up() -> None:
@@ -87,6 +96,8 @@ def test_prometheus_gets_the_objective_as_an_edge_and_the_reason_of_decisions() 
     assert lines['duet_gateway_decisions_total{reason="",route="prefill"}'] == "4.0"
     assert lines['duet_gateway_worker_refusals_total{role="decode",worker="d"}'] == "2.0"
     assert lines['duet_gateway_e2e_seconds_count{class="default"}'] == "4.0"
+    assert lines['duet_gateway_accept_wait_seconds_bucket{le="0.2"}'] == "0.0"
+    assert lines["duet_gateway_accept_wait_seconds_count"] == "2.0"
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -284,3 +285,23 @@ async def test_small_packets_leave_at_once(serve: Serve) -> None:
     accepted = transport.get_extra_info("socket")
     assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
     writer.close()
+
+
+async def test_what_a_connection_waited_to_be_accepted_counts_into_its_first_request(serve: Serve) -> None:
+    served = await serve()
+
+    async def arrived() -> bool:
+        return bool(served.kept)
+
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(HELLO.replace(b"/echo", b"/kept"))
+        time.sleep(0.1)  # noqa: ASYNC251 - the loop is late
+        await eventually(arrived, "the first request")
+        first = served.kept.pop()
+        assert first.accept_wait_seconds >= 0.05
+        assert first.arrived_at <= time.monotonic() - first.accept_wait_seconds
+        first.respond(200)
+        client.sendall(HELLO.replace(b"/echo", b"/kept"))
+        await eventually(arrived, "the second request")
+        assert served.kept[0].accept_wait_seconds == 0.0
+    assert sum(served.listener.accept_waits.counts[1:]) == 1

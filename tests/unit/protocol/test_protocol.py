@@ -101,7 +101,6 @@ DOCUMENTS: tuple[Message, ...] = (
         processes=(ProcessInfo(name="scheduler", hooks=(HookStatus(target="Scheduler.run_batch", active=True),)),),
         bootstrap_port=8998,
         gpu_partition="3g.40gb",
-        tokenizer_digest="t1",
         features={"logprobs": {"deflected": "works", "mixed": "turns mixing off"}},
         profile=PROFILE,
     ),

@@ -27,6 +27,7 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_keep_alive",
+        "accept_wait_seconds",
         "arrived_at",
         "body",
         "chunked",
@@ -38,7 +39,14 @@ class Exchange:
     )
 
     def __init__(
-        self, connection: ServerConnection, head: Head | None, body: bytes, *, keep_alive: bool, chunked: bool
+        self,
+        connection: ServerConnection,
+        head: Head | None,
+        body: bytes,
+        *,
+        keep_alive: bool,
+        chunked: bool,
+        accept_wait_seconds: float = 0.0,
     ) -> None:
         self._connection = connection
         self._keep_alive = keep_alive
@@ -46,7 +54,9 @@ class Exchange:
         """How a stream is framed; else its end is that of the connection."""
         self.over = False
         """Answered, or nobody waits for the answer any more."""
-        self.arrived_at = monotonic()
+        self.accept_wait_seconds = accept_wait_seconds
+        """What of the time before it was read its connection waited to be accepted."""
+        self.arrived_at = monotonic() - accept_wait_seconds
         self.head = head or _NO_HEAD
         self.body = body
         self.on_gone: Callable[[], None] | None = None

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from duet_engine.distribution import Distribution
+from duet_engine.gateway.wire.accept_queue import BOUNDS_SECONDS
 from duet_engine.gateway.wire.messages import Head, Refusal
 from duet_engine.gateway.wire.server_connection import ServerConnection
 
@@ -41,6 +43,8 @@ class Listener:
         self.draining = draining
         """While it says True every answer closes its connection."""
         self.connections: set[ServerConnection] = set()
+        self.accept_waits = Distribution(BOUNDS_SECONDS)
+        """Of all connections so far."""
         self._handler = handler
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -76,8 +80,9 @@ class Listener:
                 connection.transport.abort()
         return in_time
 
-    def opened(self, connection: ServerConnection) -> None:
-        """A connection was accepted."""
+    def opened(self, connection: ServerConnection, accept_wait_seconds: float) -> None:
+        """A connection was accepted, so long after what it sent first had come."""
+        self.accept_waits.observe(accept_wait_seconds)
         surplus = len(self.connections) - self.limits.connections
         self.connections.add(connection)
         if surplus >= 0:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
+from duet_engine.gateway.wire.accept_queue import waited_seconds
 from duet_engine.gateway.wire.exchange import Exchange
 from duet_engine.gateway.wire.framing import COMMON_NAMES, check_framing
 from duet_engine.gateway.wire.messages import Head, Headers, Refusal
@@ -48,6 +49,8 @@ class ServerConnection(asyncio.Protocol):
         """When the sweep calls `expire`."""
         self.surplus = False
         """It came when there were too many."""
+        self._accept_wait_seconds = 0.0
+        """Counted into its first request's time."""
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange | Refusal] = deque()
         self._current: Exchange | None = None
@@ -66,7 +69,8 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.listener.opened(self)
+        self._accept_wait_seconds = waited_seconds(transport)
+        self.listener.opened(self, self._accept_wait_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - whatever the reason, it is gone
         self.transport = None
@@ -163,7 +167,9 @@ class ServerConnection(asyncio.Protocol):
             b"".join(self._body),
             keep_alive=self._parser.should_keep_alive(),
             chunked=self._parser.get_http_version() == "1.1",
+            accept_wait_seconds=self._accept_wait_seconds,
         )
+        self._accept_wait_seconds = 0.0
         self._body = []
         if len(self._queue) >= MOST_PIPELINED or (self._current is not None and self._body_bytes > 0):
             raise Refusal(400, "a further request with a body was sent before the answer to the one before it")
