@@ -76,9 +76,12 @@ _GARBAGE_THRESHOLDS = (10_000, 20, 50)
 @click.option("--max-body-mib", default=_DEFAULTS.body_bytes // 2**20, type=click.IntRange(min=1))
 @click.option("--body-timeout-seconds", default=_DEFAULTS.body_timeout_seconds)
 @click.option("--max-header-kib", default=_DEFAULTS.header_bytes // 2**10, type=click.IntRange(min=1))
+@click.option("--header-fields", default=_DEFAULTS.header_fields, help="Most lines of a request's head.")
+@click.option("--max-target-kib", default=_DEFAULTS.target_bytes // 2**10, type=click.IntRange(min=1))
 @click.option("--header-timeout-seconds", default=_DEFAULTS.header_timeout_seconds)
 @click.option("--keep-alive-seconds", default=_DEFAULTS.keep_alive_seconds, help="Longest pause between requests.")
 @click.option("--connections", default=_DEFAULTS.connections, help="Most clients' connections.")
+@click.option("--pipelined-requests", default=_DEFAULTS.pipelined_requests, help="Most sent ahead, without bodies.")
 @click.option("--total-timeout-seconds", default=_DEFAULTS.total_timeout_seconds, help="Longest time for one request.")
 @click.option("--held-requests", default=_DEFAULTS.held_requests, help="Most requests that wait here.")
 @click.option("--held-mib", default=_DEFAULTS.held_bytes // 2**20, help="Most bytes of requests that wait here.")
@@ -86,7 +89,13 @@ _GARBAGE_THRESHOLDS = (10_000, 20, 50)
 @click.option("--queue-timeout-seconds", default=_DEFAULTS.queue_timeout_seconds, help="Longest wait for busy ones.")
 @click.option("--connect-timeout-seconds", default=_DEFAULTS.connect_timeout_seconds, help="To reach an engine.")
 @click.option("--failed-attempts", default=_DEFAULTS.failed_attempts, help="After which a request fails.")
+@click.option("--retry-seconds", default=_DEFAULTS.retry_seconds, help="After which no failed attempt is repeated.")
 @click.option("--idle-timeout-seconds", default=_DEFAULTS.idle_timeout_seconds, help="Longest silence of an engine.")
+@click.option(
+    "--unstreamed-seconds-per-token",
+    default=_DEFAULTS.unstreamed_seconds_per_token,
+    help="Added to it for an answer that comes whole, for each token of its limit.",
+)
 @click.option("--client-stall-seconds", default=_DEFAULTS.client_stall_seconds, help="Longest unread answer.")
 @click.option("--window-seconds", default=_DEFAULTS.window_seconds, help="Work that a worker may have ahead.")
 @click.option("--propagation-seconds", default=Settings().propagation_seconds, help="Accepting goes on after SIGTERM.")
@@ -134,6 +143,7 @@ def _settings(
     grace_seconds: float,
     max_body_mib: int,
     max_header_kib: int,
+    max_target_kib: int,
     held_mib: int,
     held_requests: int,
     connections: int,
@@ -155,6 +165,7 @@ def _settings(
         limits=Limits(
             body_bytes=max_body_mib * 2**20,
             header_bytes=max_header_kib * 2**10,
+            target_bytes=max_target_kib * 2**10,
             held_bytes=held_mib * 2**20 // own.count,
             held_requests=held_requests // own.count,
             connections=connections // own.count,

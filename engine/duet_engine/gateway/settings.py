@@ -30,10 +30,14 @@ class Limits:
     """A prompt of a million token ids. While a body is parsed nothing else is relayed: about 0.1 s per MiB of ids."""
     body_timeout_seconds: float = 30.0
     header_bytes: int = 32 * 2**10
+    header_fields: int = 100
+    target_bytes: int = 8 * 2**10
     header_timeout_seconds: float = 10.0
     keep_alive_seconds: float = 75.0
     """How long a connection may wait for its next request."""
     connections: int = 20_000
+    pipelined_requests: int = 16
+    """Without bodies, sent on one connection before the answer to the first."""
     total_timeout_seconds: float = 3600.0
     """From a request's arrival to the end of its answer."""
     held_requests: int = 2000

@@ -1,15 +1,17 @@
 """What a gateway is told: files, specs, pods, plans, learned token sizes."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from duet_engine.gateway.__main__ import main
 from duet_engine.gateway.discovery import StaticDiscovery, pod_member
 from duet_engine.gateway.kubernetes_watch import cluster_access
 from duet_engine.gateway.live_settings import live_settings
 from duet_engine.gateway.plan import PlanHolder
-from duet_engine.gateway.settings import SettingsError, read_static_config
+from duet_engine.gateway.settings import Limits, SettingsError, read_static_config
 from duet_engine.gateway.tokens import TokenEstimator
 from duet_engine.policy.deflect import DeflectionMode
 from duet_engine.protocol import Role, RoutingPlan
@@ -28,6 +30,14 @@ async def test_a_static_file_gives_members_and_a_spec(tmp_path: Path) -> None:
     assert (prefill.url, prefill.name, prefill.bootstrap_port) == ("http://127.0.0.1:31001", "127.0.0.1:31001", 9000)
     assert (decode.name, decode.role, decode.revision, decode.host) == ("d", Role.DECODE, "r2", "127.0.0.1")
     assert live_settings(config.spec(), generation=1).objective.ttft_seconds == 0.7
+
+
+@pytest.mark.parametrize("limit", [field.name for field in fields(Limits)])
+def test_every_limit_is_an_option_with_its_default(limit: str) -> None:
+    stem = limit.removesuffix("_bytes")
+    names = {limit: 1, f"max_{stem}_kib": 2**10, f"max_{stem}_mib": 2**20, f"{stem}_mib": 2**20}
+    (option,) = [each for each in main.params if each.name in names]
+    assert option.default * names[str(option.name)] == getattr(Limits(), limit)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,28 @@ async def test_what_could_be_read_in_two_ways_is_refused(serve: Serve, name: str
     assert served.bodies == [], "no part of it is handled"
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (HEAD + b"X: a\r\nY: b\r\nContent-Length: 0\r\n\r\n", 431),
+        (b"GET /echo/echo/ HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (3 * b"GET /kept HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ],
+    ids=["fields", "target", "pipelined"],
+)
+async def test_bounds_of_heads_are_settings(serve: Serve, sent: bytes, status: int) -> None:
+    served = await serve(header_fields=3, target_bytes=10, pipelined_requests=1)
+    answer = asyncio.create_task(served.said(sent))
+
+    async def read() -> bool:
+        for exchange in served.kept:
+            exchange.respond(200)
+        return answer.done()
+
+    await eventually(read, "the answer")
+    assert b"HTTP/1.1 %d " % status in await answer
+
+
 async def test_a_refusal_waits_for_the_answer_before_it(serve: Serve) -> None:
     served = await serve()
     answer = await served.said(HELLO + b"nonsense\r\n\r\n")

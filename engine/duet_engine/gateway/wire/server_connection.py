@@ -21,9 +21,6 @@ from duet_engine.gateway.wire.messages import Head, Headers, Refusal
 if TYPE_CHECKING:
     from duet_engine.gateway.wire.listener import Listener
 
-MOST_HEADERS = 100
-LONGEST_TARGET_BYTES = 8192
-MOST_PIPELINED = 16
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending: a socket closed in its face would take the answer with it."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -116,17 +113,19 @@ class ServerConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._target += url
-        if len(self._target) > LONGEST_TARGET_BYTES:
-            raise Refusal(414, f"target: longer than {LONGEST_TARGET_BYTES} bytes")
+        most_bytes = self.listener.limits.target_bytes
+        if len(self._target) > most_bytes:
+            raise Refusal(414, f"target: longer than {most_bytes} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self.listener.limits.header_bytes:
+        limits = self.listener.limits
+        if self._head_bytes > limits.header_bytes:
             raise self._head_too_large()
         if self._head_complete:
             raise Refusal(400, "trailers after a chunked body aren't served")
-        if len(self._headers) >= MOST_HEADERS:
-            raise Refusal(431, f"headers: more than {MOST_HEADERS} fields")
+        if len(self._headers) >= limits.header_fields:
+            raise Refusal(431, f"headers: more than {limits.header_fields} fields")
         key, text = COMMON_NAMES.get(name) or name.decode("latin-1").lower(), value.decode("latin-1")
         known = self._headers.get(key)
         if known is not None:
@@ -171,8 +170,11 @@ class ServerConnection(asyncio.Protocol):
         )
         self._accept_wait_seconds = 0.0
         self._body = []
-        if len(self._queue) >= MOST_PIPELINED or (self._current is not None and self._body_bytes > 0):
+        if self._current is not None and self._body_bytes > 0:
             raise Refusal(400, "a further request with a body was sent before the answer to the one before it")
+        most = self.listener.limits.pipelined_requests
+        if len(self._queue) >= most:
+            raise Refusal(400, f"more than {most} requests were sent before the answer to the first")
         self._queue.append(exchange)
         self._next()
 
