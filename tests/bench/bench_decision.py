@@ -3,11 +3,13 @@
 Run: `python tests/bench/bench_decision.py [--decisions N]`; under a minute. Writes decision.json and decision.md in
 docs/results. Workers are Qwen3-8B on an H100, under load; between two decisions as many of them report a new state as
 would at 10 lines a second each and 100 decisions a second, and every prompt is of another length. CPU time of the
-thread, each decision the best of five rounds of the same sequence, so that other load on the machine counts little. "In
-danger": the prompt has waited, so that all decode workers are compared too. Prefixes: a prompt of 12,000 tokens (48 kB)
-that each of the workers holds another part of. "Request in to engines asked" is all of it, parser, body, prefix, queue,
-decision, both messages, in a process without sockets (`without_sockets.py`), at 4 bytes a token. Peers: the least
-predicted TTFT of all pairs, the ordinary way; what the paper says of itself.
+thread, each decision the best of five rounds of the same sequence, so that other load on the machine counts little.
+"In danger": the prompt has waited, so that all decode workers are compared too. "With a known prefix": all prefill
+workers hold a fifth of the prompt, and one of them most of it. What decisions ask of a decode worker is worked out
+when its line comes; that has rows of its own. Prefixes: a prompt of 12,000 tokens (48 kB) that each of the workers
+holds another part of. "Request in to engines asked" is all of it, parser, body, prefix, queue, decision, both
+messages, in a process without sockets (`without_sockets.py`), at 4 bytes a token. Peers: the least predicted TTFT of
+all pairs, the ordinary way; what the paper says of itself.
 """
 
 from __future__ import annotations
@@ -49,6 +51,12 @@ PAPER_MICROSECONDS = 1000.0
 """Kairos at 2 x 2: "sub-millisecond"."""
 LIMITS_MICROSECONDS = {4: 100.0, 64: 500.0}
 PROMPTS_TOKENS = (1_000, 12_000, 40_000)
+SITUATIONS = (
+    (0.0, False, "not in danger"),
+    (0.0, True, "with a known prefix, not in danger"),
+    (0.9, False, "in danger"),
+    (0.9, True, "with a known prefix, in danger"),
+)
 RULE, WINDOW_SECONDS = DeflectionRule(itl_seconds=0.05), 0.15
 
 
@@ -57,6 +65,9 @@ class Scene:
 
     def __init__(self, size: int) -> None:
         self.size, self.now = size, 1000.0
+        self.dispatch = Dispatch("gateway-0")
+        self.lines_seconds: list[float] = []
+        """What each line of a decode worker took."""
         self.chance = random.Random(SEED)
         self.workers = Workers("gateway-0")
         roles = [Role.PREFILL] * size + [Role.DECODE] * size
@@ -101,27 +112,41 @@ class Scene:
         """Until the next decision: states come, and some of them are of workers that this gateway sent something."""
         self.now += 1 / DECISIONS_PER_SECOND
         for worker in self.chance.sample(self.all, max(1, 2 * self.size * LINES_PER_SECOND // DECISIONS_PER_SECOND)):
-            worker.heard(self.state(worker), self.now)
+            self.heard(worker, self.state(worker))
         for worker in self.all:
             worker.state_received_at = max(worker.state_received_at, self.now - 1.0)
 
-    def prompt(self, *, waited_seconds: float) -> Prompt:
+    def heard(self, worker: Worker, state: WorkerState) -> None:
+        """As the gateway takes a line in: what decisions will ask of the worker is worked out at once."""
+        started = time.thread_time()
+        worker.heard(state, self.now)
+        if worker.member.role is Role.DECODE:
+            self.dispatch.prepare(worker.decode_view(), RULE)
+            self.lines_seconds.append(time.thread_time() - started)
+
+    def prompt(self, *, waited_seconds: float, known: bool = False) -> Prompt:
+        """`known`: a fifth of it is kept by all prefill workers, and most of it by one of them."""
+        tokens = self.chance.randrange(50, 12_000)
+        warm = {f"{Role.PREFILL}-{index}": tokens // 5 for index in range(self.size)} if known else {}
+        if known:
+            warm[f"{Role.PREFILL}-{self.chance.randrange(self.size)}"] = 4 * tokens // 5
         return Prompt(
-            tokens=self.chance.randrange(50, 12_000),
+            tokens=tokens,
             waited_seconds=waited_seconds,
             ttft_objective_seconds=1.0,
             output_reserve_tokens=512,
+            warm=warm,
         )
 
 
-def decisions(size: int, count: int, *, waited_seconds: float) -> Iterator[float]:
+def decisions(size: int, count: int, *, waited_seconds: float, known: bool = False) -> Iterator[float]:
     """Microseconds of each."""
-    scene, dispatch = Scene(size), Dispatch("gateway-0")
+    scene = Scene(size)
     for index in range(WARM_UP + count):
         scene.pass_time()
-        prompt = scene.prompt(waited_seconds=waited_seconds)
+        prompt = scene.prompt(waited_seconds=waited_seconds, known=known)
         started = time.thread_time()
-        routes = dispatch([prompt], scene.workers.fleet(scene.now), RULE, window_seconds=WINDOW_SECONDS)
+        routes = scene.dispatch([prompt], scene.workers.fleet(scene.now), RULE, window_seconds=WINDOW_SECONDS)
         taken = time.thread_time() - started
         assert len(routes) == 1
         if index >= WARM_UP:
@@ -213,8 +238,9 @@ def rows(count: int) -> Iterator[dict[str, object]]:
         }
     for size, limit in LIMITS_MICROSECONDS.items():
         pairs = least_ttft(size)
-        for waited_seconds, situation in ((0.0, "not in danger"), (0.9, "in danger")):
-            rounds = [list(decisions(size, count, waited_seconds=waited_seconds)) for _ in range(ROUNDS)]
+        yield line_row(size, command)
+        for waited_seconds, known, situation in SITUATIONS:
+            rounds = [list(decisions(size, count, waited_seconds=waited_seconds, known=known)) for _ in range(ROUNDS)]
             taken = np.array(rounds).min(axis=0)
             figure = f"decision at {size} x {size} workers, prompt {situation}"
             peers = (
@@ -234,6 +260,25 @@ def rows(count: int) -> Iterator[dict[str, object]]:
                     "command": command,
                     "seed": SEED,
                 }
+
+
+def line_row(size: int, command: str) -> dict[str, object]:
+    """What one line of a decode worker takes in all, beside the decisions."""
+    scene = Scene(size)
+    for _ in range(WARM_UP + 100):
+        scene.pass_time()
+    value = float(np.median(scene.lines_seconds[len(scene.lines_seconds) // 2 :])) * 1e6
+    share = value / 1e6 * LINES_PER_SECOND * size
+    return {
+        "figure": f"a decode worker's line taken in at {size} x {size} workers, median",
+        "value": round(value, 1),
+        "unit": "µs",
+        "peer": f"a core's time between {size} workers' lines",
+        "peer_value": round(value / share, 1),
+        "ratio": round(share, 4),
+        "command": command,
+        "seed": SEED,
+    }
 
 
 def write(found: list[dict[str, object]]) -> None:

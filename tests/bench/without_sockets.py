@@ -49,6 +49,9 @@ class Wire:
     def is_closing(self) -> bool:
         return self.closed
 
+    def get_extra_info(self, _: str) -> None:
+        """There is no socket."""
+
     def close(self) -> None:
         self.closed = True
 

@@ -210,6 +210,7 @@ class Gateway:
                         worker,
                         self._session,
                         knobs=self._knobs,
+                        heard=self._dispatcher.heard,
                         changed=self._dispatcher.wake,
                         credentials=self._credentials,
                     )

@@ -27,6 +27,7 @@ from duet_engine.policy.fleet import Fleet
 from duet_engine.policy.prefix_index import PrefixIndex, warm_tokens
 from duet_engine.policy.queueing import QueuePolicy
 from duet_engine.policy.routes import Hold, HoldReason, Local, Pair, Route
+from duet_engine.protocol import Role
 from duet_engine.slo import Objective
 
 OUTPUT_RESERVE_TOKENS = 512
@@ -156,6 +157,12 @@ class Dispatcher:
     def forget(self, worker: Worker) -> None:
         """It is gone, and its cache with it."""
         self._prefixes.forget(worker.key)
+
+    def heard(self, worker: Worker) -> None:
+        """It said how it is. What follows from that is worked out now, so that no decision waits for it."""
+        if worker.member.role is not Role.PREFILL and worker.usable(monotonic()):
+            self._policy.prepare(worker.decode_view(), self._live().deflection)
+        self.wake()
 
     def wake(self) -> None:
         """Something changed: decide again, before the loop sleeps unless others were left waiting just now."""

@@ -36,6 +36,7 @@ async def listen(
     session: aiohttp.ClientSession,
     *,
     knobs: KnobPusher,
+    heard: Callable[[Worker], None],
     changed: Callable[[], None],
     credentials: Callable[[], dict[str, str]] = no_credentials,
 ) -> None:
@@ -44,7 +45,7 @@ async def listen(
     while True:
         try:
             if not await _describe(worker, session, credentials()):
-                await _follow_plain(worker, PlainServer(worker, session, _TIMEOUT, credentials), changed)
+                await _follow_plain(worker, PlainServer(worker, session, _TIMEOUT, credentials), heard)
             async with session.get(
                 worker.member.url + STATE_PATH, params={"stream": "1"}, headers=credentials(), timeout=_TIMEOUT
             ) as response:
@@ -53,7 +54,7 @@ async def listen(
                     state = WorkerState.read(line)
                     worker.heard(state, monotonic())
                     knobs.check(worker, state)
-                    changed()
+                    heard(worker)
                     pause_seconds, complained = FIRST_PAUSE_SECONDS, False
             reason = "stream ended"
         except (aiohttp.ClientError, TimeoutError, OSError, ProtocolError, ValueError) as error:
@@ -78,13 +79,13 @@ async def _describe(worker: Worker, session: aiohttp.ClientSession, headers: dic
     return True
 
 
-async def _follow_plain(worker: Worker, server: PlainServer, changed: Callable[[], None]) -> NoReturn:
+async def _follow_plain(worker: Worker, server: PlainServer, heard: Callable[[Worker], None]) -> NoReturn:
     """Ask again and again, until it can't be reached."""
     _take(worker, await server.info())
     worker.plain = True
     while True:
         worker.heard(await server.state(), monotonic())
-        changed()
+        heard(worker)
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -29,6 +29,7 @@ class Worker:
     def __init__(self, member: Member, *, gateway_id: str) -> None:
         self.member = member
         self.key = member.uid
+        self.prefills_only = member.role is Role.PREFILL
         self.name = member.name
         self.gateway_id = gateway_id
         self.connected = False
@@ -51,7 +52,8 @@ class Worker:
         """Those of them that no state includes yet."""
         self._out_of_service = False
         self._deflection_refused = False
-        self._serving: bool | None = None
+        self.usable_until = 0.0
+        """It is, until then, unless something changes."""
         self._decode_view: DecodeWorker | None = None
         self._prefill_view: PrefillWorker | None = None
         self._ahead: tuple[float, float, int] | None = None
@@ -116,6 +118,7 @@ class Worker:
     def failed(self, now: float) -> None:
         self.errors_total += 1
         self.breaker.failed(now)
+        self.usable_until = 0.0
 
     # --- what is sent ---
 
@@ -152,9 +155,12 @@ class Worker:
 
     def usable(self, now: float) -> bool:
         """Whether it may get new work."""
-        if self._serving is None:
-            self._serving = self._takes_work()
-        return self._serving and now - self.state_received_at < STALE_SECONDS and self.breaker.allows(now)
+        if now < self.usable_until:
+            return True
+        serving = self._takes_work() and now - self.state_received_at < STALE_SECONDS
+        if serving and not self.breaker.ejected:
+            self.usable_until = self.state_received_at + STALE_SECONDS
+        return serving and self.breaker.allows(now)
 
     def _takes_work(self) -> bool:
         """By all that it and discovery have said."""
@@ -171,7 +177,7 @@ class Worker:
 
     def _changed(self) -> None:
         """It may serve or not serve now."""
-        self._serving = None
+        self.usable_until = 0.0
         self._work_changed()
 
     def _work_changed(self) -> None:
@@ -192,7 +198,12 @@ class Worker:
         done_at, unconfirmed_seconds, queued_tokens = self._ahead
         ahead_seconds = (done_at - now if done_at > now else 0.0) + unconfirmed_seconds
         view = self._prefill_view
-        if view is None or view.ahead_seconds != ahead_seconds:
+        if view is not None:
+            if (
+                view.ahead_seconds != ahead_seconds
+            ):  # nobody keeps it beyond a pass, and a new one takes ten times as long
+                object.__setattr__(view, "ahead_seconds", ahead_seconds)
+        else:
             assert self.profile and self.steps
             view = self._prefill_view = PrefillWorker(
                 key=self.key,
@@ -254,6 +265,10 @@ class Workers:
     def __init__(self, gateway_id: str) -> None:
         self._gateway_id = gateway_id
         self._workers: dict[str, Worker] = {}
+        self._usable: list[Worker] = []
+        self._profiles: list[WorkerProfile | None] = []
+        self._members = object()
+        """Anew whenever one of them comes, goes, or is described otherwise."""
 
     @property
     def gateway_id(self) -> str:
@@ -283,13 +298,10 @@ class Workers:
 
     def fleet(self, now: float) -> Fleet:
         """Those that may get new work, as values."""
-        prefill: list[PrefillWorker] = []
-        decode: list[DecodeWorker] = []
-        for worker in self._workers.values():
-            if not worker.usable(now):
-                continue
-            if worker.member.role is Role.PREFILL:
-                prefill.append(worker.prefill_view(now))
-            else:
-                decode.append(worker.decode_view())
-        return Fleet(tuple(prefill), tuple(decode))
+        usable = [worker for worker in self._workers.values() if now < worker.usable_until or worker.usable(now)]
+        profiles = [worker.profile for worker in usable]
+        if usable != self._usable or profiles != self._profiles:
+            self._usable, self._profiles, self._members = usable, profiles, object()
+        prefill = [worker.prefill_view(now) for worker in usable if worker.prefills_only]
+        decode = [worker.decode_view() for worker in usable if not worker.prefills_only]
+        return Fleet(tuple(prefill), tuple(decode), self._members)

@@ -39,7 +39,7 @@ LONG_CONTEXT_TOKENS, LONG_CONTEXT_HEADS, LONG_CONTEXT_BLOCKS = 8192, 16, 66
 from its steps: 66 to 72 do equally well)."""
 TABLED_TOKENS, TABLED_ROWS = 16_384, 1_024
 """Sizes of a step for which the part that depends on nothing else is worked out once, in a table."""
-PROMPTS_KEPT, SHARES_KEPT = 4096, 512
+PROMPTS_KEPT, SHARES_KEPT, CHUNKS_KEPT = 4096, 512, 64
 
 
 class Terms(NamedTuple):
@@ -84,6 +84,8 @@ class Roofline:
         self._shares: dict[float, tuple[float, float]] = {}
         self._tables: tuple[list[float], list[float]] | None = None
         self._prompts: dict[tuple[int, int, int], float] = {}
+        self._chunks: dict[int, list[float]] = {}
+        """By their size: what so many of them take from a prompt's beginning on."""
 
     # --- what the replica is made of ---
 
@@ -274,11 +276,24 @@ class Roofline:
 
     def _steps_of_prompt(self, prompt_tokens: int, cached_tokens: int, chunk_tokens: int) -> float:
         done, total = min(cached_tokens, prompt_tokens - 1), 0.0
+        if not done:
+            whole = prompt_tokens // chunk_tokens
+            done, total = whole * chunk_tokens, self._whole_chunks(chunk_tokens, whole)
         while done < prompt_tokens:
             chunk = min(chunk_tokens, prompt_tokens - done)
             total += self.step_seconds(StepBatch.prefill(chunk, done))
             done += chunk
         return total
+
+    def _whole_chunks(self, chunk_tokens: int, count: int) -> float:
+        """The first so many chunks of any prompt that is cut so."""
+        if chunk_tokens not in self._chunks and len(self._chunks) >= CHUNKS_KEPT:
+            self._chunks.clear()
+        totals = self._chunks.setdefault(chunk_tokens, [0.0])
+        while len(totals) <= count:
+            done = (len(totals) - 1) * chunk_tokens
+            totals.append(totals[-1] + self.step_seconds(StepBatch.prefill(chunk_tokens, done)))
+        return totals[count]
 
     # --- memory ---
 

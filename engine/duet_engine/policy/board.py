@@ -27,10 +27,10 @@ from duet_engine.policy.deflect import (
 from duet_engine.policy.estimates import QueueForm, ahead_seconds, step_with_seconds, unloaded_pair_seconds
 from duet_engine.policy.fleet import DecodeWorker, Fleet, PrefillWorker, Prompt
 from duet_engine.policy.routes import DeflectReason, Hold, HoldReason, Local, Pair, Route
-from duet_engine.policy.steadiness import Preferences, Turn
+from duet_engine.policy.steadiness import Preferences
 
 
-class _Figures:
+class Figures:
     """What is worked out of one view of a decode worker."""
 
     __slots__ = ("_pace", "_pace_rule", "step_seconds", "view")
@@ -55,14 +55,18 @@ class Memory:
     __slots__ = ("_figures",)
 
     def __init__(self) -> None:
-        self._figures: dict[str, _Figures] = {}
+        self._figures: dict[str, Figures] = {}
 
-    def of(self, view: DecodeWorker) -> _Figures:
+    def of(self, view: DecodeWorker) -> Figures:
         """What is known of this view."""
         figures = self._figures.get(view.key)
         if figures is None or figures.view is not view:
-            figures = self._figures[view.key] = _Figures(view)
+            figures = self._figures[view.key] = Figures(view)
         return figures
+
+    def prepare(self, view: DecodeWorker, rule: DeflectionRule) -> None:
+        """Work it out before a decision asks."""
+        self.of(view).pace(rule)
 
     def keep(self, keys: frozenset[str]) -> None:
         """Forget workers that aren't there any more."""
@@ -84,10 +88,10 @@ class Board:
         solo_first: bool = False,
     ) -> None:
         self._prefill = {worker.key: worker for worker in fleet.prefill}
-        self._decode = {worker.key: worker for worker in fleet.decode}
+        known = (memory or Memory()).of
+        self._decode = {worker.key: known(worker) for worker in fleet.decode}
         self._rule = rule
         self._window_seconds = window_seconds
-        self._memory = memory or Memory()
         self._preferences = preferences or Preferences()
         self._threshold_factor = threshold_factor
         """On the share of the objective at which the prefill path is in danger."""
@@ -135,21 +139,23 @@ class Board:
 
     def _open_paces(self) -> list[tuple[DecodeWorker, LocalPace]]:
         """Of the workers that can take one more whole prompt now."""
-        figures, rule, window = self._memory.of, self._rule, self._window_seconds
+        rule, window = self._rule, self._window_seconds
         found = []
-        for worker in self._decode.values():
+        for figures in self._decode.values():
+            worker = figures.view
             if worker.prefills and worker.free_slots > 0:
-                pace = figures(worker).pace(rule)
+                pace = figures.pace(rule)
                 if pace is not None and pace.ahead_seconds <= window:
                     found.append((worker, pace))
         return found
 
     def _best_pair(self, prompt: Prompt) -> Pair | None:
         """The prefill worker with the soonest first token; of the decode workers of its revision the least slowed."""
-        terms, excluded, warm = self._rule.terms, prompt.excluded, bool(prompt.warm)
+        terms, excluded, warm = self._rule.terms, prompt.excluded, prompt.warm
         printed = terms.queue is QueueForm.PRINTED
         admitted: dict[str, tuple[DecodeWorker, float] | None] = {}
-        steps, chunk_tokens, own = None, 0, 0.0
+        steps, chunk_tokens, warm_tokens, own = None, 0, 0, 0.0
+        known: dict[tuple[int, int, int], float] = {}
         ranked: list[tuple[float, PrefillWorker]] = []
         for worker in self._prefill.values():
             if worker.key in excluded:
@@ -159,20 +165,22 @@ class Board:
             found = admitted[worker.revision]
             if found is None:
                 continue
-            here = prompt.at(worker.key) if warm else prompt
-            if worker.steps is not steps or worker.chunk_tokens != chunk_tokens or warm:
-                steps, chunk_tokens, own = worker.steps, worker.chunk_tokens, self._own_seconds(here, worker)
+            here = warm.get(worker.key, 0) if warm else 0
+            if worker.steps is not steps or worker.chunk_tokens != chunk_tokens or here != warm_tokens:
+                steps, chunk_tokens, warm_tokens = worker.steps, worker.chunk_tokens, here
+                kind = id(steps), chunk_tokens, warm_tokens
+                found_own = known.get(kind)
+                if found_own is None:
+                    found_own = known[kind] = self._own_seconds(prompt.at(worker.key), worker)
+                own = found_own
             ahead = ahead_seconds(worker, terms) if printed else worker.ahead_seconds
             ranked.append((ahead + own + found[1], worker))
         if not ranked:
             return None
-        ttft_seconds, best = self._preferences.best(ranked, self._turn)
+        ttft_seconds, best = self._preferences.best(ranked)
         decode = admitted[best.revision]
         assert decode is not None
         return Pair(best.key, decode[0].key, ttft_seconds, best.ahead_seconds)
-
-    def _turn(self, worker: PrefillWorker | DecodeWorker) -> Turn:
-        return self._preferences.turn(worker.key, worker.dispatches)
 
     def _own_seconds(self, prompt: Prompt, worker: PrefillWorker) -> float:
         return unloaded_pair_seconds(
@@ -185,20 +193,20 @@ class Board:
 
     def _best_decode(self, prompt: Prompt, revision: str) -> tuple[DecodeWorker, float] | None:
         """The worker whose steps are shortest, and how long the prompt waits to be admitted there."""
-        figures, excluded = self._memory.of, prompt.excluded
+        excluded, needed = prompt.excluded, prompt.tokens + prompt.output_reserve_tokens
         ranked = [
-            (figures(worker).step_seconds, worker)
-            for worker in self._decode.values()
-            if worker.revision == revision
+            (figures.step_seconds, worker)
+            for figures in self._decode.values()
+            if (worker := figures.view).revision == revision
             and not worker.unified
             and worker.key not in excluded
-            and has_room(prompt, worker)
+            and ((needed <= worker.kv_free_tokens and worker.free_slots > 0) or has_room(prompt, worker))
         ]
         if not ranked:
             return None
         if self._solo_first:
             ranked = [each for each in ranked if not each[1].local_prefill_tokens] or ranked
-        _, best = self._preferences.best(ranked, self._turn)
+        _, best = self._preferences.best(ranked)
         return best, step_with_seconds(prompt, best) if self._rule.terms.admission else 0.0
 
     def _take_pair(self, prompt: Prompt, pair: Pair) -> Route:
@@ -207,7 +215,7 @@ class Board:
         if pair.ahead_seconds > self._window_seconds:
             return Hold(HoldReason.PREFILL_BUSY)
         self._preferences.take(pair.prefill)
-        self._occupy(prompt, self._decode[pair.decode], local=False)
+        self._occupy(prompt, self._decode[pair.decode].view, local=False)
         return pair
 
     def _queue(self, prompt: Prompt, worker: PrefillWorker) -> None:
@@ -245,17 +253,16 @@ class Board:
             local_prefill_tokens=worker.local_prefill_tokens + (prompt.tokens if local else 0),
             dispatches=worker.dispatches + 1,
         )
-        self._decode[worker.key] = occupied
+        self._decode[worker.key] = Figures(occupied)
 
     def _hold_without_path(self, prompt: Prompt) -> tuple[Hold, bool]:
-        decode = self._decode.values()
         candidates = self._candidates(prompt)
         if not candidates:
             reason = self._reason_without_candidates(prompt)
             return Hold(reason), reason in (HoldReason.NO_DECODE_WORKER, HoldReason.NO_PREFILL_WORKER)
         if not any(has_room(prompt, worker) for worker in candidates):
             self._reserve(prompt, candidates)
-            return Hold(HoldReason.DECODE_FULL), len(self._reserved) == len(decode)
+            return Hold(HoldReason.DECODE_FULL), len(self._reserved) == len(self._decode)
         busy = any(worker.local_prefill_tokens > 0 for worker in candidates if takes_prompts(worker, self._rule))
         return Hold(HoldReason.LOCAL_PREFILL_BUSY if busy else HoldReason.ITL_UNSAFE), True
 
@@ -264,8 +271,8 @@ class Board:
         revisions = {worker.revision for worker in self._prefill.values() if worker.key not in prompt.excluded}
         return [
             worker
-            for worker in self._decode.values()
-            if worker.key not in prompt.excluded
+            for figures in self._decode.values()
+            if (worker := figures.view).key not in prompt.excluded
             and (takes_prompts(worker, self._rule) or (worker.revision in revisions and not worker.unified))
         ]
 
@@ -277,7 +284,7 @@ class Board:
         )
         if nearest is not None:
             self._reserved.add(nearest.key)
-            self._decode[nearest.key] = replace(nearest, free_slots=0)
+            self._decode[nearest.key] = Figures(replace(nearest, free_slots=0))
 
     def _reason_without_candidates(self, prompt: Prompt) -> HoldReason:
         if not self._decode:

@@ -164,10 +164,11 @@ def _by_pace(
     What a prompt takes alone is the same for all workers of a kind, so it is worked out once for each.
     """
     alone_seconds: dict[tuple[int, int, int], float] = {}
-    warm = bool(prompt.warm)
+    warm, excluded, reserve = bool(prompt.warm), prompt.excluded, prompt.output_reserve_tokens
     for worker, pace in open_workers:
         here, chunk_tokens = prompt.at(worker.key) if warm else prompt, pace.chunk_tokens
-        if worker.key in prompt.excluded or not has_room(here, worker):
+        fits = worker.free_slots > 0 and here.tokens + reserve <= worker.kv_free_tokens
+        if worker.key in excluded or not (fits or has_room(here, worker)):
             continue
         tokens = max(here.tokens, 1)
         kind = id(worker.steps), chunk_tokens, tokens

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from duet_engine.policy.board import Board, Memory
 from duet_engine.policy.deflect import DeflectionRule
-from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.policy.fleet import DecodeWorker, Fleet, Prompt
 from duet_engine.policy.routes import DeflectReason as DeflectReason
 from duet_engine.policy.routes import Hold as Hold
 from duet_engine.policy.routes import HoldReason as HoldReason
@@ -72,6 +72,10 @@ class Dispatch:
         """Why a prompt that a pass didn't send away waits, for logs and error messages."""
         route, _ = self._board(fleet, rule, 0.0).place(prompt)
         return route.reason if isinstance(route, Hold) else HoldReason.PREFILL_BUSY
+
+    def prepare(self, view: DecodeWorker, rule: DeflectionRule) -> None:
+        """A worker shows a new view: what decisions will ask of it is worked out now."""
+        self._memory.prepare(view, rule)
 
     def _board(self, fleet: Fleet, rule: DeflectionRule, window_seconds: float, *, solo_first: bool = False) -> Board:
         return Board(

@@ -15,7 +15,7 @@ from duet_engine.policy.class_gate import ClassGate, ClassTurns, Underway
 from duet_engine.policy.deflect import DeflectionRule
 from duet_engine.policy.dispatch import LOOK_AHEAD_PROMPTS, Dispatch
 from duet_engine.policy.estimates import unloaded_ttft_seconds
-from duet_engine.policy.fleet import Fleet, Prompt
+from duet_engine.policy.fleet import DecodeWorker, Fleet, Prompt
 from duet_engine.policy.routes import HoldReason, Route
 from duet_engine.policy.turns import Turns, late_from
 from duet_engine.slo import Objective
@@ -156,6 +156,10 @@ class QueuePolicy:
         """Those who wait, as they are now."""
         unloaded = self._unloaded.of(fleet)
         return [each.look(objective_of(each), unloaded, now, window_seconds=window_seconds) for each in seen]
+
+    def prepare(self, view: DecodeWorker, rule: DeflectionRule) -> None:
+        """A worker shows a new view: what decisions will ask of it is worked out now."""
+        self._dispatch.prepare(view, rule)
 
     def left(self, waiting: Waiting, now: float) -> None:
         """It went where its route says."""

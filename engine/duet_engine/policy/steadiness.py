@@ -9,9 +9,11 @@ do, and thresholds are as told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 from zlib import crc32
+
+from duet_engine.policy.fleet import DecodeWorker, PrefillWorker
 
 THRESHOLD_SPREAD = 0.1
 """A gateway begins to deflect at up to so much less, or more, than the share of the objective that it is told,"""
@@ -20,7 +22,7 @@ HYSTERESIS = 0.8
 AS_GOOD = 0.05
 """Predictions that differ by less are taken for equal."""
 
-AnyWorker = TypeVar("AnyWorker")
+AnyWorker = TypeVar("AnyWorker", PrefillWorker, DecodeWorker)
 Turn = tuple[float, int, str]
 
 
@@ -32,6 +34,7 @@ class Preferences:
     def __init__(self, name: str = "") -> None:
         self._name = name
         self._phases: dict[str, float] = {}
+        """Below 1: the order in which it takes workers that it has never taken."""
         self._last_taken: dict[str, int] = {}
         self._taken = 0
         self.margin = 1.0 + (AS_GOOD if name else 0.0)
@@ -41,34 +44,29 @@ class Preferences:
 
     def turn(self, key: str, dispatches: int) -> Turn:
         """Of workers that are as good the one with the least is next: the one that was taken longest ago."""
-        return self._last_taken.get(key, 0) + self._phase(key), dispatches, key
+        phase = self._phases.get(key)
+        if phase is None:
+            phase = self._phases[key] = self._draw(key)
+        return self._last_taken.get(key, 0) + phase, dispatches, key
 
     def take(self, key: str) -> None:
         """It gets a prompt."""
         self._taken += 1
         self._last_taken[key] = self._taken
 
-    def best(
-        self,
-        ranked: Sequence[tuple[float, AnyWorker]],
-        turn_of: Callable[[AnyWorker], Turn],
-    ) -> tuple[float, AnyWorker]:
+    def best(self, ranked: Sequence[tuple[float, AnyWorker]]) -> tuple[float, AnyWorker]:
         """The next in turn of those with the least rank, and as good ones."""
         least = min([rank for rank, _ in ranked]) * self.margin
         as_good = [each for each in ranked if each[0] <= least]
-        return as_good[0] if len(as_good) == 1 else min(as_good, key=lambda each: turn_of(each[1]))
+        return as_good[0] if len(as_good) == 1 else min(as_good, key=self._turn_of)
+
+    def _turn_of(self, ranked: tuple[float, AnyWorker]) -> Turn:
+        return self.turn(ranked[1].key, ranked[1].dispatches)
 
     def keep(self, keys: frozenset[str]) -> None:
         """Forget workers that aren't there any more."""
         self._phases = {key: phase for key, phase in self._phases.items() if key in keys}
         self._last_taken = {key: taken for key, taken in self._last_taken.items() if key in keys}
-
-    def _phase(self, key: str) -> float:
-        """Below 1: the order in which this gateway takes workers that it has never taken."""
-        phase = self._phases.get(key)
-        if phase is None:
-            phase = self._phases[key] = self._draw(key)
-        return phase
 
     def _draw(self, key: str) -> float:
         return crc32(f"{self._name}/{key}".encode()) / 2**32 if self._name else 0.0

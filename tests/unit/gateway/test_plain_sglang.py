@@ -77,7 +77,9 @@ async def plain() -> AsyncIterator[tuple[Plain, Callable[[Role], Workers]]]:
         def followed(role: Role) -> Workers:
             workers = Workers("g")
             (worker,), _ = workers.update([Member(uid=url, name="plain", url=url, role=role)])
-            tasks.append(asyncio.create_task(listen(worker, session, knobs=knobs, changed=lambda: None)))
+            tasks.append(
+                asyncio.create_task(listen(worker, session, knobs=knobs, heard=lambda _: None, changed=lambda: None))
+            )
             return workers
 
         yield answers, followed

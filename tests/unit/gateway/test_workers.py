@@ -199,3 +199,23 @@ def test_a_success_between_failures_keeps_a_worker() -> None:
 def test_a_state_that_nobody_renews_is_not_trusted() -> None:
     assert worker().usable(100.0 + STALE_SECONDS - 0.1)
     assert not worker().usable(100.0 + STALE_SECONDS)
+
+
+def test_a_fleet_says_that_its_members_are_the_same_until_one_changes() -> None:
+    workers = Workers("g")
+    members = [Member(uid=uid, name=uid, url="http://127.0.0.1:1", role=Role.DECODE) for uid in ("a", "b")]
+    for come in workers.update(members)[0]:
+        come.describe(WorkerInfo(worker=come.name, role=Role.DECODE, profile=PROFILE))
+        come.heard(state_of(), 100.0)
+    first = workers.fleet(100.0)
+    workers["a"].heard(state_of(decode_requests=5), 100.1)
+    send(workers["b"])
+    assert workers.fleet(100.2).members is first.members, "loads are no members"
+    other = PROFILE.model_copy(update={"chunked_prefill_tokens": 500})
+    workers["a"].describe(WorkerInfo(worker="a", role=Role.DECODE, profile=other))
+    described = workers.fleet(100.2).members
+    assert described is not first.members
+    for _ in range(FAILURES_TO_EJECT):
+        workers["b"].failed(100.3)
+    alone = workers.fleet(100.3)
+    assert [each.key for each in alone.decode] == ["a"] and alone.members is not described

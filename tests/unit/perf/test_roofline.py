@@ -83,6 +83,18 @@ def test_chunks_cost_their_prompts_attention(roofline: Roofline, prompt: int, ch
     assert sum(map(roofline.step_seconds, pieces)) >= at_once / slowdown
 
 
+@given(
+    st.sampled_from(list(ROOFLINES.values())), st.lists(st.integers(1, 9000), max_size=4), st.sampled_from([256, 4096])
+)
+def test_a_prompt_takes_its_chunks_in_whatever_order_prompts_are_asked_for(
+    roofline: Roofline, prompts: list[int], chunk: int
+) -> None:
+    for prompt in prompts:
+        steps = [StepBatch.prefill(min(chunk, prompt - done), done) for done in range(0, prompt, chunk)]
+        in_all = sum(roofline.step_seconds(step) for step in steps)
+        assert roofline.prompt_seconds(prompt, chunk_tokens=chunk) == pytest.approx(in_all)
+
+
 @given(roofline=rooflines, chunks=st.lists(st.tuples(tokens, contexts), min_size=1, max_size=5), count=requests)
 def test_each_requests_own_maximum_is_no_less_than_that_of_the_moments(
     roofline: Roofline, chunks: list[tuple[int, int]], count: int

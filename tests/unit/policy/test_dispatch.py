@@ -1,6 +1,6 @@
 """One pass over a queue: order, windows, revisions, and nobody starves."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import routing
 from tests.support.routing import fleet, prompt
-from tests.support.step_times import SLOW
+from tests.support.step_times import SLOW, LinearSteps
 
+from duet_engine.perf.interface import StepBatch
 from duet_engine.policy.chunks import DecodeBatch
 from duet_engine.policy.deflect import DeflectionMode, DeflectionRule
 from duet_engine.policy.dispatch import (
     DeflectReason,
+    Dispatch,
     Hold,
     HoldReason,
     Local,
@@ -33,6 +35,30 @@ decode = partial(routing.decode, steps=SLOW, prefills=True)
 
 def run(prompts: list[Prompt], workers: Fleet, rule: DeflectionRule = RULE) -> list[Pair | Local | Hold]:
     return dispatch(prompts, workers, rule, window_seconds=WINDOW)
+
+
+def test_what_a_view_was_prepared_for_no_decision_asks_again() -> None:
+    asked: list[int] = []
+
+    class Counted(LinearSteps):
+        def step_seconds(self, batch: StepBatch, *, sm_share: float = 1.0) -> float:
+            asked.append(1)
+            return super().step_seconds(batch, sm_share=sm_share)
+
+    steps = Counted(**{field.name: getattr(SLOW, field.name) for field in fields(SLOW)})
+    views = [decode(f"d{index}", steps=steps, batch=DecodeBatch(4, 4000)) for index in range(20)]
+    workers = fleet([prefill("p0", steps=SLOW)], views)
+    late = replace(prompt(300), waited_seconds=10.0)
+
+    def steps_asked(*, prepared: bool) -> int:
+        one = Dispatch("g")
+        for view in views if prepared else ():
+            one.prepare(view, RULE)
+        asked.clear()
+        one([late], workers, RULE, window_seconds=WINDOW)
+        return len(asked)
+
+    assert steps_asked(prepared=True) <= 10 < 20 < steps_asked(prepared=False)
 
 
 def test_the_least_loaded_pair_is_taken() -> None:
