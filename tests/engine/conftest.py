@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.bench_rows import Row, write_results
-from tests.support.sglang_changes import with_changes
-from tests.support.sglang_servers import SglangServer, Wanted, running_servers
+from tests.support.sglang_servers import SglangServer, Wanted, starting_servers, wait_ready
 
 from duet_dev import engine_environment
 
@@ -41,18 +40,28 @@ def figures() -> Iterator[list[Row]]:
 
 
 @pytest.fixture(scope="session")
-def servers(engine_logs: Path) -> Iterator[dict[str, SglangServer]]:
-    """`plain` without any other worker, `prefill` and `decode` as a pair, `broken` with a changed SGLang."""
-    with running_servers(
-        engine_logs,
-        {
-            "plain": Wanted("unified", environment={"DUET_STEP_LOG": str(engine_logs / "plain.steps")}),
-            "prefill": Wanted("prefill"),
-            "decode": Wanted("decode"),
-            "broken": Wanted("unified", environment=with_changes(engine_logs / "changed", "another_source()")),
-        },
-    ) as started:
+def starting(request: pytest.FixtureRequest, engine_logs: Path) -> Iterator[dict[str, SglangServer]]:
+    """The servers of `servers`, on their way if a test of this run will ask for them.
+
+    What comes before such tests and needs a core runs beside their start.
+    """
+    wanted = {
+        "plain": Wanted("unified", environment={"DUET_STEP_LOG": str(engine_logs / "plain.steps")}),
+        "prefill": Wanted("prefill"),
+        "decode": Wanted("decode"),
+    }
+    both = {request.fixturename, "servers"}  # a module may have servers of its own by that name
+    asked_for = any(both <= set(getattr(item, "fixturenames", ())) for item in request.session.items)
+    with starting_servers(engine_logs, wanted if asked_for else {}) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def servers(starting: dict[str, SglangServer]) -> dict[str, SglangServer]:
+    """`plain` without any other worker, `prefill` and `decode` as a pair: ready."""
+    for server in starting.values():
+        wait_ready(server)
+    return starting
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +77,3 @@ def prefill(servers: dict[str, SglangServer]) -> SglangServer:
 @pytest.fixture(scope="session")
 def decode(servers: dict[str, SglangServer]) -> SglangServer:
     return servers["decode"]
-
-
-@pytest.fixture(scope="session")
-def broken(servers: dict[str, SglangServer]) -> SglangServer:
-    return servers["broken"]

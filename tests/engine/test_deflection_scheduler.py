@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.sglang_scheduler import play_all
+from tests.support.sglang_scheduler import play_each, running_scheduler
+from tests.support.sglang_servers import SglangServer
 
 from duet_engine.protocol import Refusal, RefusalReason
 
@@ -81,14 +82,26 @@ DEFLECTED_ONLY: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def plain(engine_logs: Path) -> dict[str, dict[str, Any]]:
-    return play_all(SCENARIOS, mode="plain")
+Played = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def deflected(engine_logs: Path) -> dict[str, dict[str, Any]]:
-    return play_all(SCENARIOS | DEFLECTED_ONLY)
+def played(starting: dict[str, SglangServer]) -> tuple[Played, Played]:
+    """On an ordinary server's scheduler, and on a decode worker's; side by side, and beside the start of servers."""
+    with running_scheduler(mode="plain") as ordinary, running_scheduler() as decoding, ThreadPoolExecutor(2) as pool:
+        plain = pool.submit(play_each, ordinary, SCENARIOS)
+        deflected = pool.submit(play_each, decoding, SCENARIOS | DEFLECTED_ONLY)
+        return plain.result(), deflected.result()
+
+
+@pytest.fixture(scope="module")
+def plain(played: tuple[Played, Played]) -> Played:
+    return played[0]
+
+
+@pytest.fixture(scope="module")
+def deflected(played: tuple[Played, Played]) -> Played:
+    return played[1]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

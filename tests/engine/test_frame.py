@@ -56,16 +56,6 @@ def test_every_process_says_that_its_hooks_are_in_force(
     assert get(servers[name], "/duet/live")[0] == 200
 
 
-def test_a_changed_sglang_serves_and_stays_unready_with_the_reason(broken: SglangServer) -> None:
-    """SGLang itself says that it's ready: without Duet's own probe nobody would notice."""
-    assert get(broken, "/ready")[0] == 200
-    status, answer = ask(broken, "GET", "/duet/ready")
-    assert status == 503
-    assert "scheduler 0: sglang.srt.managers.scheduler.Scheduler.ingest_requests" in answer["reason"]
-    assert "its source is another" in answer["reason"]
-    assert get(broken, "/duet/live")[0] == 200
-
-
 def test_the_state_follows_the_scheduler(plain: SglangServer) -> None:
     before = state(plain)
     with ThreadPoolExecutor(1) as pool:

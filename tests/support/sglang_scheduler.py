@@ -68,6 +68,7 @@ def running_scheduler(
 ) -> Iterator[SchedulerProcess]:
     """A scheduler of SGLang's decode mode with the deflection's hooks, or of its ordinary mode (`plain`)."""
     from duet_dev import engine_environment
+    from duet_dev.processes import guarded
 
     order = {
         "mode": mode,
@@ -82,7 +83,7 @@ def running_scheduler(
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(
-            [str(engine_environment.engine_python()), __file__],
+            guarded([str(engine_environment.engine_python()), __file__]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -96,10 +97,18 @@ def running_scheduler(
             process.kill()
 
 
-def play_all(scenarios: Mapping[str, Sequence[Mapping[str, Any]]], *options: str, **more: Any) -> dict[str, Any]:
+Scenarios = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def play_all(scenarios: Scenarios, *options: str, **more: Any) -> dict[str, Any]:
     """Each scenario's result, on one scheduler in turn."""
     with running_scheduler(*options, **more) as scheduler:
-        return {name: scheduler.play(events) for name, events in scenarios.items()}
+        return play_each(scheduler, scenarios)
+
+
+def play_each(scheduler: SchedulerProcess, scenarios: Scenarios) -> dict[str, Any]:
+    """Each scenario's result, in turn."""
+    return {name: scheduler.play(events) for name, events in scenarios.items()}
 
 
 # --- from here on in SGLang's interpreter ---

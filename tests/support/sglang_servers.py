@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from duet_dev import engine_environment
+from duet_dev.processes import guarded
 
 START_SECONDS = 540.0
 """On a machine with other work; whoever fails to start ends, and that is seen at once."""
@@ -88,14 +89,20 @@ def running_server(wanted: Wanted, *, logs: Path, name: str = "", wait: bool = T
 @contextmanager
 def running_servers(logs: Path, wanted: Mapping[str, Wanted]) -> Iterator[dict[str, SglangServer]]:
     """Several at once, by name. They start side by side, which takes less time than in turn."""
-    with ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(running_server(each, logs=logs, name=name, wait=False))
-            for name, each in wanted.items()
-        }
+    with starting_servers(logs, wanted) as servers:
         for server in servers.values():
             wait_ready(server)
         yield servers
+
+
+@contextmanager
+def starting_servers(logs: Path, wanted: Mapping[str, Wanted]) -> Iterator[dict[str, SglangServer]]:
+    """The same before they are ready: there is time for something else."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(running_server(each, logs=logs, name=name, wait=False))
+            for name, each in wanted.items()
+        }
 
 
 def start_server(wanted: Wanted, *, logs: Path, name: str) -> SglangServer:
@@ -116,7 +123,8 @@ def start_server(wanted: Wanted, *, logs: Path, name: str) -> SglangServer:
         **wanted.environment,
     }
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("DUET_", "POD_", "SGLANG_"))}
-    command = [str(engine_environment.engine_python()), "-m", "duet_engine.launch", *SMALL, *wanted.options]
+    # A test run that is killed leaves none of its servers behind.
+    command = guarded([str(engine_environment.engine_python()), "-m", "duet_engine.launch", *SMALL, *wanted.options])
     log = logs / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**clean, **own}, start_new_session=True)

@@ -46,6 +46,9 @@ def failure(status: int, answer: bytes) -> str | None:
         document = json.loads(answer)
     except ValueError:
         document = {}
-    if not isinstance(document, dict) or document.get("safe_to_restore") is not True:
-        return f"a role switch failed half-way: {answer[:200].decode(errors='replace')}"
-    return None
+    if not isinstance(document, dict):
+        document = {}
+    # A document that SGLang can't read is answered before any scheduler hears of it.
+    if document.get("safe_to_restore") is True or document.get("object") == "error":
+        return None
+    return f"a role switch failed half-way: {answer[:200].decode(errors='replace')}"

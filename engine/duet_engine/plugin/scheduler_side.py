@@ -9,32 +9,30 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duet_engine.perf.interface import StepBatch
 from duet_engine.perf.roofline import Roofline
 from duet_engine.plugin import modules
 from duet_engine.plugin.board import Numbers, pin_card
 from duet_engine.plugin.facts import FACT_NAMES, STEP_KINDS, SchedulerFacts
 from duet_engine.plugin.hooks import HookTable, Process
 from duet_engine.plugin.profile import replica_model
+from duet_engine.plugin.scheduler_counts import count_tokens, count_work
 from duet_engine.plugin.settings import EngineSettings
 from duet_engine.plugin.step_recorder import StepRecorder, head_of, joined_in, queues_of
 from duet_engine.plugin.steps import Step, StepTimer
-from duet_engine.protocol import HookStatus, Knobs, ProcessInfo, Role, StepKind
+from duet_engine.protocol import HookStatus, Knobs, ProcessInfo, StepKind
 
 log = logging.getLogger(__name__)
 
-REFRESH_SECONDS = 0.02
-"""How old queue lengths may get, and a decode step that is like the one before."""
+REFRESH_SECONDS = 0.05
+"""How old queue lengths may get while steps are alike, and a decode step that is like the one before."""
 SAMPLED = 16
 """One of so many steps is timed for what the plugin takes of it."""
-ROLES = tuple(Role)
-DECODE_NUMBER = float(STEP_KINDS.index(StepKind.DECODE))
-MODES = {"null": Role.UNIFIED, "prefill": Role.PREFILL, "decode": Role.DECODE}
+KIND_NUMBERS = {kind: float(number) for number, kind in enumerate(STEP_KINDS)}
 
 
 class SchedulerSide:
@@ -86,11 +84,7 @@ class SchedulerSide:
         if self._goes_on(step):
             step.predicted_seconds = facts.step_predicted_seconds
         else:
-            step.predicted_seconds = facts.step_predicted_seconds = self._predicted(step)
-            facts.step_kind = float(STEP_KINDS.index(step.kind))
-            facts.decode_requests = float(step.decode_rows)
-            facts.decode_context_tokens = float(step.decode_context_tokens)
-            self.refresh(step.started_at)
+            self._tell(step)
         if self.logs_steps:
             self._note(step, batch)
         self._count_own_time(began)
@@ -106,7 +100,21 @@ class SchedulerSide:
         facts = self.facts
         if step.kind is not StepKind.DECODE or step.decode_rows != facts.decode_requests:
             return False
-        return facts.step_kind == DECODE_NUMBER and step.started_at - self._refreshed_at < REFRESH_SECONDS
+        decoded = facts.step_kind == KIND_NUMBERS[StepKind.DECODE]
+        return decoded and step.started_at - self._refreshed_at < REFRESH_SECONDS
+
+    def _tell(self, step: Step) -> None:
+        """Write down what runs now. What the worker holds is counted anew where that may be another matter."""
+        facts, kind = self.facts, KIND_NUMBERS[step.kind]
+        another_kind = kind != facts.step_kind
+        step.predicted_seconds = facts.step_predicted_seconds = self.model.step_seconds(step.batch())
+        facts.step_kind = kind
+        facts.decode_requests = float(step.decode_rows)
+        facts.decode_context_tokens = float(step.decode_context_tokens)
+        if another_kind or step.started_at - self._refreshed_at >= REFRESH_SECONDS:
+            self.refresh(step.started_at)
+        else:
+            self._numbers.write(facts.values())
 
     def step_ended(self, batch: Any) -> None:  # noqa: ANN401
         """A batch's results are there and processed."""
@@ -154,11 +162,8 @@ class SchedulerSide:
         """Count what the scheduler holds, and write it down."""
         scheduler, facts = self.scheduler, self.facts
         self._refreshed_at = now
-        self._count_work(scheduler, facts)
-        allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
-        free = allocator.available_size() + cache.evictable_size()
-        facts.kv_used_tokens = max(0.0, facts.kv_capacity_tokens - free)
-        self._count_tokens(scheduler, facts)
+        count_work(scheduler, facts, rows_outside=self.timer.rows_outside(scheduler.running_batch))
+        count_tokens(scheduler, facts, computing_tokens=self.timer.prefill_tokens)
         facts.paused = float(scheduler._engine_paused)
         for contribute in self.on_refresh:
             contribute(facts)
@@ -167,51 +172,6 @@ class SchedulerSide:
         elif facts.runnable_since == 0.0:
             facts.runnable_since = now
         self._numbers.write(facts.values())
-
-    def _count_work(self, scheduler: Any, facts: SchedulerFacts) -> None:  # noqa: ANN401
-        mode = MODES[scheduler.disaggregation_mode.value]
-        facts.role = float(ROLES.index(mode))
-        facts.running = float(len(scheduler.running_batch.reqs) + self.timer.rows_outside(scheduler.running_batch))
-        chunked = scheduler.chunked_req is not None and mode is not Role.PREFILL
-        facts.queued = float(len(scheduler.waiting_queue) + len(scheduler.grammar_manager.grammar_queue) + chunked)
-        if mode is Role.PREFILL:
-            facts.prefill_bootstrap = float(len(scheduler.disagg_prefill_bootstrap_queue.queue))
-            facts.prefill_inflight = float(len(scheduler.disagg_prefill_inflight_queue))
-        elif mode is Role.DECODE:
-            waiting = scheduler.disagg_decode_prealloc_queue
-            facts.decode_prealloc = float(len(waiting.queue) + len(waiting.retracted_queue))
-            facts.decode_transfer = float(len(scheduler.disagg_decode_transfer_queue.queue))
-
-    def _count_tokens(self, scheduler: Any, facts: SchedulerFacts) -> None:  # noqa: ANN401
-        role = ROLES[int(facts.role)]
-        if role is Role.DECODE:
-            # What waits here has its KV already; room for what it will make is promised to each.
-            held = facts.running + facts.queued + facts.decode_transfer
-            promised = held * scheduler.disagg_decode_prealloc_queue.num_reserved_decode_tokens
-            facts.kv_reserved_tokens = min(promised, facts.kv_capacity_tokens - facts.kv_used_tokens)
-            facts.queued_prefill_tokens = 0.0
-            return
-        tokens = uncached_tokens(scheduler.waiting_queue) + self.timer.prefill_tokens
-        if role is Role.PREFILL:
-            tokens += uncached_tokens(scheduler.disagg_prefill_bootstrap_queue.queue)
-        chunked = scheduler.chunked_req
-        # The chunk under way is in the timer's count.
-        tokens += 0 if chunked is None else max(0, int(chunked.seqlen) - int(chunked.extend_end or 0))
-        facts.queued_prefill_tokens = float(tokens)
-
-    def _predicted(self, step: Step) -> float:
-        if not step.chunk_tokens:
-            return self.model.step_seconds(StepBatch.decode(step.decode_rows, step.decode_context_tokens))
-        return self.model.step_seconds(
-            StepBatch(
-                decode_requests=step.decode_rows,
-                decode_context_tokens=step.decode_context_tokens,
-                prefill_requests=len(step.chunk_tokens),
-                prefill_tokens=step.prefill_tokens,
-                prefill_context_tokens=sum(step.chunk_context_tokens),
-                prefill_pairs=step.prefill_pairs,
-            )
-        )
 
     def _count(self, step: Step) -> None:
         facts, seconds = self.facts, step.seconds
@@ -232,11 +192,6 @@ class SchedulerSide:
         else:
             facts.split_steps_total += 1
             facts.split_seconds_total += seconds
-
-
-def uncached_tokens(waiting: Iterable[Any]) -> int:
-    """Prompt tokens that are still to be computed."""
-    return sum(max(0, len(request.origin_input_ids) - int(request.num_matched_prefix_tokens)) for request in waiting)
 
 
 @dataclass(slots=True)

@@ -72,7 +72,7 @@ def entry_of(step: Step) -> StepLogEntry:
         decode_context_tokens=step.decode_context_tokens,
         prefill_rows=len(step.chunk_tokens),
         prefill_tokens=step.prefill_tokens,
-        prefill_context_tokens=sum(step.chunk_context_tokens),
+        prefill_context_tokens=step.prefill_context_tokens,
         prefill_pairs=int(step.prefill_pairs),
         kv_used_tokens=step.kv_used_tokens,
         queues=step.queues,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from duet_engine.perf.interface import StepBatch
 from duet_engine.protocol import StepKind
 from duet_engine.step_log import Joined
 
@@ -27,6 +28,11 @@ class Step:
     """New tokens of each prompt's chunk."""
     chunk_context_tokens: tuple[int, ...] = ()
     """Tokens before each chunk, cached or computed by earlier ones."""
+    prefill_tokens: int = 0
+    """The chunks' new tokens in all."""
+    prefill_context_tokens: int = 0
+    prefill_pairs: float = 0.0
+    """Pairs of tokens that attend to each other, as `perf.interface.StepBatch` counts them."""
     unfinished_chunks: int = 0
     """Chunks that aren't their prompt's last."""
     predicted_seconds: float = 0.0
@@ -42,19 +48,20 @@ class Step:
     """The forward pass alone where it can be told, else the same as `seconds`."""
 
     @property
-    def prefill_tokens(self) -> int:
-        return sum(self.chunk_tokens)
-
-    @property
-    def prefill_pairs(self) -> float:
-        """Pairs of tokens that attend to each other, as `perf.interface.StepBatch` counts them."""
-        chunks = zip(self.chunk_tokens, self.chunk_context_tokens, strict=True)
-        return sum(new * before + new * (new + 1) / 2 for new, before in chunks)
-
-    @property
     def output_tokens(self) -> int:
         """One for each row but those whose prompt goes on. Speculative decoding makes more."""
         return self.decode_rows + len(self.chunk_tokens) - self.unfinished_chunks
+
+    def batch(self) -> StepBatch:
+        """As the performance model takes it."""
+        return StepBatch(
+            self.decode_rows,
+            self.decode_context_tokens,
+            len(self.chunk_tokens),
+            self.prefill_tokens,
+            self.prefill_context_tokens,
+            self.prefill_pairs,
+        )
 
 
 class StepTimer:
@@ -141,12 +148,19 @@ def prompt_step(batch: Any) -> Step | None:  # noqa: ANN401
     decoding = len(batch.decoding_reqs) if mode.is_mixed() and batch.decoding_reqs else 0
     prompts = len(batch.extend_lens) - decoding
     split = mode.is_split_prefill()
+    chunks, contexts = tuple(batch.extend_lens[:prompts]), tuple(batch.prefix_lens[:prompts])
+    pairs = 0.0
+    for new, before in zip(chunks, contexts, strict=True):
+        pairs += new * (before + (new + 1) / 2)
     return Step(
         kind=StepKind.SPLIT if split else StepKind.MIXED if decoding else StepKind.PREFILL,
         started_at=time.monotonic(),
         decode_rows=decoding,
         decode_context_tokens=sum(batch.prefix_lens[prompts:]) + decoding,
-        chunk_tokens=tuple(batch.extend_lens[:prompts]),
-        chunk_context_tokens=tuple(batch.prefix_lens[:prompts]),
+        chunk_tokens=chunks,
+        chunk_context_tokens=contexts,
+        prefill_tokens=sum(chunks),
+        prefill_context_tokens=sum(contexts),
+        prefill_pairs=pairs,
         unfinished_chunks=0 if batch.chunked_req is None else 1,
     )

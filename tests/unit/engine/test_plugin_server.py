@@ -426,9 +426,20 @@ async def test_only_a_drained_worker_switches_its_role(worker: Worker) -> None:
     assert worker.side.state().role is Role.PREFILL
 
 
-@pytest.mark.parametrize(("safe", "live"), [(True, 200), (False, 503)])
-async def test_a_role_switch_that_failed_half_way_asks_for_a_restart(worker: Worker, safe: bool, live: int) -> None:
-    worker.sglang.answer = 400, json.dumps({"success": False, "safe_to_restore": safe}).encode()
+@pytest.mark.parametrize(
+    ("answer", "live"),
+    [
+        ({"success": False, "safe_to_restore": True}, 200),
+        ({"success": False, "safe_to_restore": False}, 503),
+        ({"object": "error", "message": "new_role: prefill or decode"}, 200),
+        ({"error": {"message": "no answer from a scheduler"}}, 503),
+    ],
+    ids=["refused", "half-way", "never read", "no answer"],
+)
+async def test_a_role_switch_that_failed_half_way_asks_for_a_restart(
+    worker: Worker, answer: dict[str, Any], live: int
+) -> None:
+    worker.sglang.answer = 400, json.dumps(answer).encode()
     await worker.call("PUT", "/duet/drain", drain())
     assert (await worker.call("POST", "/pd_role_switch", b"{}"))[0] == 400
     await worker.call("DELETE", "/duet/drain")
