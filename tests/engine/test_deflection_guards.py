@@ -101,6 +101,25 @@ def test_a_transfer_is_promised_the_kv_that_a_cut_prompt_still_needs_without_its
     assert unguarded["times"]["promised-001"][-1] > unguarded["times"]["promised-002"][0]
 
 
+def test_a_transfer_is_promised_what_residents_beside_chunks_need_without_its_guard(engine_logs: Path) -> None:
+    """SGLang counts who decodes by its running batch, and beside chunks that is empty."""
+    residents = asked("beside", [[5 + place] * 5 for place in range(20)], tokens=100)
+    (long,), (transfer,) = asked("long", [[7] * 600], tokens=2), asked("comes", [[9] * 700], tokens=4)
+    events = [
+        {"submit": residents},
+        {"after": {"beside-019": 2}, "submit": [long]},
+        {"turns": 2, "submit": [transfer | {"without_kv": True}]},
+    ]
+    pool = ("--max-total-tokens", "4000")
+    times = {}
+    for left_out in ((), ("process_decode_queue",)):
+        with running_scheduler(*pool, knobs=SMALL_CHUNKS, without_hooks=left_out) as scheduler:
+            times[left_out] = scheduler.play(events)["times"]
+    guarded, unguarded = times.values()
+    assert guarded["comes-000"][0] > guarded["beside-019"][-1], "residents keep what they will need"
+    assert unguarded["comes-000"][0] < unguarded["long-000"][0]
+
+
 def test_deflected_prompts_are_computed_in_the_order_of_their_priority(engine_logs: Path) -> None:
     """The hook shows SGLang a part of its queue, so it has to ask SGLang for the order of the whole."""
     (resident,) = asked("stays", [[5] * 9], tokens=80)

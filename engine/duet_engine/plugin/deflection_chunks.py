@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from duet_engine.perf.interface import StepBatch
 from duet_engine.policy.chunks import DecodeBatch, bearable_sizes
@@ -45,9 +45,8 @@ class ChunkLimits:
     step_budget_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one prompt gets of a pass."""
+class Share(NamedTuple):
+    """What one prompt gets of a pass. A tuple, because looking for a pass makes dozens."""
 
     index: int
     tokens: int
@@ -101,7 +100,7 @@ def next_pass(
     `prompts` are in order; one that SGLang has cut already is the first of them.
     """
     if situation.residents.requests <= 0:
-        return _priced(steps, _pack(prompts, limits.full_chunk_tokens, limits.page_tokens), limits, situation)
+        return _pass(steps, _pack(prompts, limits.full_chunk_tokens, limits.page_tokens), limits, situation)
     if situation.residents_sat_out:
         return None
     sizes = bearable_sizes(
@@ -112,21 +111,23 @@ def next_pass(
         most_step_tokens=limits.full_chunk_tokens,
     )
     for size in sizes.tokens:
-        fitting = _priced(steps, _pack(prompts, size, limits.page_tokens), limits, situation)
-        if fitting is not None and fitting.predicted_seconds <= sizes.step_budget_seconds:
-            return fitting
+        shares = _pack(prompts, size, limits.page_tokens)
+        if shares and seconds_beside(steps, shares, situation) <= sizes.step_budget_seconds:
+            return _pass(steps, shares, limits, situation)
     if situation.overdue and prompts and prompts[0].begun:
         smallest = max(limits.candidates_tokens[-1], limits.page_tokens)
-        return _priced(steps, _pack(prompts[:1], smallest, limits.page_tokens), limits, situation)
+        return _pass(steps, _pack(prompts[:1], smallest, limits.page_tokens), limits, situation)
     return None
 
 
-def seconds_beside(steps: StepTimes, chunks: StepBatch, situation: Situation) -> float:
+def seconds_beside(steps: StepTimes, shares: Sequence[Share], situation: Situation) -> float:
     """How long residents wait for their next token when these chunks run: one mixed step, or two steps in turn."""
     residents = situation.residents.moments()
-    if situation.mixes or situation.residents.requests <= 0:
-        return steps.step_seconds(StepBatch.of((residents, chunks)))
-    return steps.step_seconds(chunks) + steps.step_seconds(residents)
+    together = situation.mixes or situation.residents.requests <= 0
+    batch = residents if together else StepBatch()
+    for share in shares:
+        batch = batch.with_chunks(share.tokens, share.context_tokens)
+    return steps.step_seconds(batch) + (0.0 if together else steps.step_seconds(residents))
 
 
 def _pack(prompts: Sequence[Prompt], size_tokens: int, page_tokens: int) -> tuple[Share, ...]:
@@ -147,13 +148,8 @@ def _pack(prompts: Sequence[Prompt], size_tokens: int, page_tokens: int) -> tupl
     return tuple(shares)
 
 
-def _priced(
-    steps: StepTimes, shares: tuple[Share, ...], limits: ChunkLimits, situation: Situation
-) -> PrefillPass | None:
+def _pass(steps: StepTimes, shares: tuple[Share, ...], limits: ChunkLimits, situation: Situation) -> PrefillPass | None:
     if not shares:
         return None
-    chunks = StepBatch()
-    for share in shares:
-        chunks = chunks.with_chunks(share.tokens, share.context_tokens)
     budget = sum(ceil_to_page(share.tokens, limits.page_tokens) for share in shares[:-1]) + shares[-1].tokens
-    return PrefillPass(shares, budget, seconds_beside(steps, chunks, situation))
+    return PrefillPass(shares, budget, seconds_beside(steps, shares, situation))

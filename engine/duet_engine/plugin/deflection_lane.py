@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from duet_engine.perf.interface import StepBatch
 from duet_engine.plugin import deflection_view as view
 from duet_engine.plugin.deflection_admission import KvNeed, refusal_on_arrival, refusal_while_waiting
 from duet_engine.plugin.deflection_chunks import ChunkLimits, PrefillPass, Prompt, Situation, next_pass, seconds_beside
@@ -45,6 +44,7 @@ class Lane:
     last_pass: PrefillPass | None = None
     passed_over: int = 0
     """Residents that were there when the last pass was chosen and couldn't take part in it."""
+    _limits: tuple[tuple[DeflectionSettings, int, int], ChunkLimits] | None = None
 
     @classmethod
     def of_server(cls, scheduler: Scheduler, settings: DeflectionSettings) -> Lane:
@@ -59,10 +59,15 @@ class Lane:
 
     @property
     def limits(self) -> ChunkLimits:
+        """As long as nobody changes what they follow from they are the same: each pass asks for them."""
         scheduler = self.scheduler
-        return self.settings.limits(
-            page_tokens=scheduler.page_size, full_chunk_tokens=int(scheduler.chunked_prefill_size or 0)
-        )
+        asked = self.settings, scheduler.page_size, int(scheduler.chunked_prefill_size or 0)
+        known = self._limits
+        if known is None or known[0][0] is not asked[0] or known[0][1:] != asked[1:]:
+            settings, page_tokens, full_chunk_tokens = asked
+            limits = settings.limits(page_tokens=page_tokens, full_chunk_tokens=full_chunk_tokens)
+            self._limits = known = asked, limits
+        return known[1]
 
     # --- arrival ---
 
@@ -86,18 +91,24 @@ class Lane:
     # --- the next pass ---
 
     def prompts(self) -> list[tuple[Request, Prompt]]:
-        """What may be computed next, in order; all or none of it with logprobs, because these can't mix."""
+        """What may be computed next, in order; all or none of it with logprobs, because these can't mix.
+
+        As many as the largest step could hold: what is behind them waits anyhow.
+        """
         found: list[tuple[Request, Prompt]] = []
+        room_tokens = int(self.scheduler.chunked_prefill_size or 0)
         for request, tokens in view.unfinished(self.scheduler):
-            if found and request.return_logprob != found[0][0].return_logprob:
+            if room_tokens <= 0 or (found and request.return_logprob != found[0][0].return_logprob):
                 break
+            bound = _state(request).bound_tokens()
             prompt = Prompt(
                 remaining_tokens=tokens,
                 context_tokens=request.seqlen - tokens,
-                bound_tokens=_state(request).bound_tokens(),
+                bound_tokens=bound,
                 begun=request is self.scheduler.chunked_req,
             )
             found.append((request, prompt))
+            room_tokens -= tokens if bound is None else min(tokens, bound)
         return found
 
     def plan(self, running_batch: Batch) -> tuple[PrefillPass | None, list[Request]]:
@@ -139,7 +150,7 @@ class Lane:
         """What this pass says about safety, and about how long the begun prompt has stood still."""
         self.last_pass = chosen
         if chosen is None and begun:
-            self.stalled_seconds += seconds_beside(self.settings.steps, StepBatch(), situation)
+            self.stalled_seconds += seconds_beside(self.settings.steps, (), situation)
         else:
             self.stalled_seconds = 0.0
         if chosen is not None or self.headroom_tokens_per_second(situation.residents) > 0:

@@ -115,7 +115,8 @@ def prefill_pass(original: Original, scheduler: Scheduler, running_batch: Batch)
 
     if scheduler.disaggregation_mode.value != "decode":
         return original(scheduler, running_batch)
-    running_batch = _join_transferred(scheduler, running_batch)
+    if view.transferred(scheduler) or scheduler.grammar_manager.has_waiting_grammars():
+        running_batch = _join_transferred(scheduler, running_batch)
     _put_in_order(scheduler, running_batch)
     lane = lane_of(scheduler)
     chosen, requests = lane.plan(running_batch)
@@ -186,6 +187,9 @@ def prebuilt_batch(original: Original, scheduler: Scheduler, running_batch: Batc
 
 def process_decode_queue(original: Original, scheduler: Scheduler) -> Anything:
     """`process_decode_queue`: it admits transfers by the running batch, which is empty beside chunks."""
+    prealloc = scheduler.disagg_decode_prealloc_queue
+    if not prealloc.queue and not prealloc.retracted_queue:
+        return original(scheduler)
     with view.residents_in_sight(scheduler):
         return original(scheduler)
 

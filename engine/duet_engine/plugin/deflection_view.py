@@ -50,6 +50,8 @@ def unfinished(scheduler: Scheduler) -> Iterator[tuple[Request, int]]:
 
 def owed_tokens(scheduler: Scheduler) -> int:
     """KV that taken prompts have yet to get, which transfers may not be promised."""
+    if scheduler.chunked_req is None and not scheduler.waiting_queue:
+        return 0
     owed = sum(outstanding_tokens(tokens, scheduler.page_size) for _, tokens in unfinished(scheduler))
     # SGLang reserves for the output of each request in its queues; one that is cut is in none of them.
     return owed + (reserved_decode_tokens(scheduler) if scheduler.chunked_req is not None else 0)
