@@ -43,6 +43,7 @@ def test_the_worker_is_ready_with_all_hooks_in_force(servers: dict[str, SglangSe
     assert all(hooks.values())
     assert {"abort_request", "_create_tokenized_object"} <= {target.rsplit(".", 1)[1] for target in hooks}
     assert info["features"]["beam search"]["deflected"] != "works"
+    assert "take turns" in info["features"]["output logprobs"]["mixed"]
 
 
 def test_half_deflected_and_half_by_transfer_at_once_answer_as_one_plain_server(
@@ -93,6 +94,15 @@ def test_a_grammar_holds_in_a_deflected_answer(servers: dict[str, SglangServer])
     texts = [generate(servers[name], asked, sampling=sampling, **fields)["text"] for name, fields in
              (("plain", {}), ("decode", DEFLECTED))]  # fmt: skip
     assert texts[0] == texts[1] != ""
+
+
+def test_a_stop_string_ends_a_deflected_answer_where_it_ends_an_ordinary_one(servers: dict[str, SglangServer]) -> None:
+    asked = prompts(1, seed=10)[0]
+    whole = generate(servers["plain"], asked, tokens=40)["text"]
+    sampling = {"stop": [whole[len(whole) // 2 :][:3]]}
+    texts = [generate(servers[name], asked, tokens=40, sampling=sampling, **fields)["text"] for name, fields in
+             (("plain", {}), ("decode", DEFLECTED))]  # fmt: skip
+    assert texts[0] == texts[1] and len(texts[0]) < len(whole)
 
 
 def test_output_logprobs_are_a_plain_servers_and_prompt_logprobs_are_refused(

@@ -21,13 +21,13 @@ WRITTEN_EVERY = 100
 
 
 class HookTimes:
-    """Sums up hooks of a step, and writes the sums of decode steps down now and then."""
+    """Sums up hooks of a step by its kind, and writes the sums down now and then."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._spent = self._calls = 0
-        self._steps: list[float] = []
-        self._decoding = False
+        self._steps: dict[str, list[float]] = {}
+        self._kind = ""
         self._clock_nanoseconds = 0.0
         self._clock_nanoseconds = self._cost_of_nothing()
 
@@ -56,13 +56,14 @@ class HookTimes:
 
         return hook
 
-    def step_begins(self, *, decoding: bool) -> None:
-        """What was spent since the last one belongs to that."""
-        if self._decoding:
-            self._steps.append((self._spent - self._calls * self._clock_nanoseconds) / 1e3)
-            if len(self._steps) % WRITTEN_EVERY == 0:
+    def step_begins(self, kind: str) -> None:
+        """What was spent since the last one belongs to that: its results, a turn of the loop, the choice of this one."""
+        if self._kind:
+            steps = self._steps.setdefault(self._kind, [])
+            steps.append((self._spent - self._calls * self._clock_nanoseconds) / 1e3)
+            if len(steps) % WRITTEN_EVERY == 0:
                 self._path.write_text(json.dumps(self._steps))
-        self._decoding, self._spent, self._calls = decoding, 0, 0
+        self._kind, self._spent, self._calls = kind, 0, 0
 
     def _cost_of_nothing(self) -> float:
         nothing = self.of(lambda original: original(), around=True)
@@ -75,7 +76,7 @@ class HookTimes:
 
 
 def time_hooks(path: str) -> None:
-    """Let the hooks of this process's scheduler be timed; microseconds of each decode step go to the file."""
+    """Let the hooks of this process's scheduler be timed; microseconds of each step go to the file, by its kind."""
 
     def change(module: ModuleType) -> None:
         register = module.HookTable.register
@@ -102,7 +103,7 @@ def time_hooks(path: str) -> None:
 
 def _with_begin(times: HookTimes, function: Callable[..., Any]) -> Callable[..., Any]:
     def hook(original: Any, scheduler: Any, batch: Any, *given: Any, **named: Any) -> Any:
-        times.step_begins(decoding=batch.forward_mode.is_decode())
+        times.step_begins(batch.forward_mode.name.lower())
         return function(original, scheduler, batch, *given, **named)
 
     return hook

@@ -14,7 +14,7 @@ from duet_engine.plugin.asgi import Module as ServerModule
 from duet_engine.plugin.deflection_intake import watcher
 from duet_engine.plugin.deflection_scheduler import open_lane
 from duet_engine.plugin.deflection_settings import DeflectionSettings, requests_limit
-from duet_engine.plugin.deflection_support import feature_verdicts, lacks
+from duet_engine.plugin.deflection_support import TAKE_TURNS, feature_verdicts, lacks
 from duet_engine.plugin.facts import SchedulerFacts
 from duet_engine.plugin.features import declare_deflected
 from duet_engine.plugin.modules import PluginModule
@@ -58,7 +58,7 @@ def scheduler_started(side: SchedulerSide) -> None:
 
 def server_module(side: ServerSide) -> ServerModule:
     """Watch requests as they come in."""
-    declare_deflected(feature_verdicts())
+    declare_deflected(feature_verdicts(), mixed=TAKE_TURNS)
     return watcher(lambda: side.role, count=lambda reason: side.refusals.update((reason,)))
 
 

@@ -56,11 +56,13 @@ REQUEST_TESTS: dict[str, Test] = {
 }
 """What a tokenized request may ask for."""
 
+OUTPUT_LOGPROBS = "output logprobs"
 WORKING = (
     "greedy sampling",
     "seeded sampling",
     "streaming",
-    "output logprobs",
+    "stop strings",
+    OUTPUT_LOGPROBS,
     "grammars (regex, JSON schema)",
     "radix cache",
     "abort and disconnect",
@@ -69,6 +71,8 @@ WORKING = (
 )
 """What is proven to give a plain server's output."""
 SEVERAL_ANSWERS = "n > 1 or several prompts in one request"
+TAKE_TURNS = {OUTPUT_LOGPROBS: "works; SGLang mixes no step with them, so prefill and decode steps take turns"}
+"""What works, and never in a step of prompts and residents together."""
 
 
 SERVER_LACKS: dict[str, Test] = {
