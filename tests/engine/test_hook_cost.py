@@ -31,15 +31,15 @@ def test_a_decode_step_costs_twenty_microseconds_of_hooks_at_most(engine_logs: P
     """CPU time of the scheduler's thread, so that it is the same on a busy machine but for its cold caches."""
     spent = engine_logs / "hooks.json"
     timed = with_changes(engine_logs / "timed", f"timed_hooks({str(spent)!r})")
-    with running_server(Wanted("decode", environment=timed), logs=engine_logs, name="timed") as server:
-        with ThreadPoolExecutor(RESIDENTS) as pool:
-            residents = [
-                pool.submit(generate, server, prompt(20), tokens=TOKENS, **DEFLECTED) for _ in range(RESIDENTS)
-            ]
-            for _ in range(PROMPTS):
-                generate(server, prompt(PROMPT_TOKENS), tokens=1, **DEFLECTED)
-            for resident in residents:
-                resident.result()
+    with (
+        running_server(Wanted("decode", environment=timed), logs=engine_logs, name="timed") as server,
+        ThreadPoolExecutor(RESIDENTS) as pool,
+    ):
+        residents = [pool.submit(generate, server, prompt(20), tokens=TOKENS, **DEFLECTED) for _ in range(RESIDENTS)]
+        for _ in range(PROMPTS):
+            generate(server, prompt(PROMPT_TOKENS), tokens=1, **DEFLECTED)
+        for resident in residents:
+            resident.result()
     steps = {kind: found[SETTLING:] for kind, found in json.loads(spent.read_text()).items()}
     assert len(steps["decode"]) > TOKENS / 2 and steps["mixed"]
     for kind, what in (("decode", "a decode step"), ("mixed", "a step of prompts and residents, its choice with it")):
@@ -47,5 +47,4 @@ def test_a_decode_step_costs_twenty_microseconds_of_hooks_at_most(engine_logs: P
         ninth = statistics.quantiles(steps[kind], n=10)[8]
         for part, value in (("median", statistics.median(steps[kind])), ("nine of ten", ninth)):
             figures.append(row(f"{name}, {part}", round(value, 1), "µs", "limit", LIMIT_MICROSECONDS))
-            print(figures[-1])
     assert statistics.median(steps["decode"]) <= LIMIT_MICROSECONDS

@@ -57,7 +57,7 @@ class HookTimes:
         return hook
 
     def step_begins(self, kind: str) -> None:
-        """What was spent since the last one belongs to that: its results, a turn of the loop, the choice of this one."""
+        """What was spent since the last one belongs to that step, with the choice of this one."""
         if self._kind:
             steps = self._steps.setdefault(self._kind, [])
             steps.append((self._spent - self._calls * self._clock_nanoseconds) / 1e3)

@@ -12,7 +12,7 @@ from duet_engine.plugin import deflection_scheduler, deflection_tokenizer
 from duet_engine.plugin import deflection_view as view
 from duet_engine.plugin.asgi import Module as ServerModule
 from duet_engine.plugin.deflection_intake import watcher
-from duet_engine.plugin.deflection_scheduler import open_lane
+from duet_engine.plugin.deflection_scheduler import open_lane, resolved_arguments
 from duet_engine.plugin.deflection_settings import DeflectionSettings, requests_limit
 from duet_engine.plugin.deflection_support import TAKE_TURNS, feature_verdicts, lacks
 from duet_engine.plugin.facts import SchedulerFacts
@@ -32,7 +32,7 @@ def scheduler_started(side: SchedulerSide) -> None:
     lane = open_lane(side.scheduler, settings)
     side.on_knobs.append(lane.apply)
     decode = side.scheduler.disaggregation_mode.value == "decode"
-    if decode and (missing := lacks(side.scheduler.server_args)):
+    if decode and (missing := lacks(resolved_arguments(side.scheduler))):
         log.warning("deflected prompts cost more here than on an ordinary server: no %s", "; no ".join(missing))
 
     headroom_at = 0.0

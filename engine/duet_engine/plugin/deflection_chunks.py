@@ -48,7 +48,8 @@ class ChunkLimits:
 class Share(NamedTuple):
     """What one prompt gets of a pass. A tuple, because looking for a pass makes dozens."""
 
-    index: int
+    place: int
+    """Of its prompt among those asked for."""
     tokens: int
     context_tokens: int
 

@@ -121,11 +121,11 @@ class Lane:
         situation = self._situation(running_batch, prompts[0][0])
         chosen = next_pass(self.settings.steps, [prompt for _, prompt in prompts], situation, self.limits)
         if chosen is not None and not self._has_kv_for(chosen, situation.residents.requests):
-            self.found_no_kv([prompts[share.index][0] for share in chosen.shares])
+            self.found_no_kv([prompts[share.place][0] for share in chosen.shares])
             chosen = None
         self.passed_over = 0 if chosen is None or situation.mixes else situation.residents.requests
         self._note(chosen, situation, begun=prompts[0][1].begun)
-        return chosen, [] if chosen is None else [prompts[share.index][0] for share in chosen.shares]
+        return chosen, [] if chosen is None else [prompts[share.place][0] for share in chosen.shares]
 
     def _situation(self, running_batch: Batch, first: Request) -> Situation:
         scheduler, last = self.scheduler, self.scheduler.last_batch

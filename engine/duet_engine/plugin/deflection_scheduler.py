@@ -35,6 +35,13 @@ def lane_of(scheduler: Scheduler) -> Lane:
     return lane
 
 
+def resolved_arguments(scheduler: Scheduler) -> Anything:
+    """A server's arguments as SGLang has resolved them: the ones that were given lack its defaults and its role's."""
+    from sglang.srt.arg_groups.model_override_base import resolved_view
+
+    return resolved_view(scheduler.server_args)
+
+
 # --- arrival ---
 
 

@@ -16,6 +16,7 @@ Test = Callable[[Any], bool]
 
 ACTIVATION_TOKENS = 2048
 """SGLang reserves a decode-mode server memory for steps of so many tokens, or of as many as requests may run."""
+NO_GRAPHS = "disabled"
 
 
 def _set(name: str) -> Test:
@@ -81,8 +82,13 @@ SERVER_LACKS: dict[str, Test] = {
     f"memory for its chunks (--chunked-prefill-size {ACTIVATION_TOKENS} or less)": lambda given: (
         given.device != "cpu" and given.chunked_prefill_size > max(ACTIVATION_TOKENS, given.max_running_requests or 0)
     ),
+    # Whoever wants no graphs at all has none on an ordinary server either.
+    "CUDA graphs of prompts (--cuda-graph-backend-prefill breakable)": lambda given: (
+        given.cuda_graph_config.prefill.backend == NO_GRAPHS != given.cuda_graph_config.decode.backend
+    ),
 }
-"""What SGLang leaves out of a decode-mode server against an ordinary one, and how to get it; by its arguments."""
+"""What SGLang leaves out of a decode-mode server against an ordinary one, and how to get it; by what it has made of its
+arguments."""
 
 
 def lacks(server_arguments: Any) -> list[str]:  # noqa: ANN401

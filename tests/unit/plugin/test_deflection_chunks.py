@@ -45,7 +45,7 @@ def sglang_cuts(prompts: list[Prompt], chosen: PrefillPass, *, residents: int, p
     """What SGLang 0.5.23's PrefillAdder gives each prompt: residents come off the budget, finished prompts in pages."""
     left = chosen.sglang_chunk_tokens(resident_requests=residents) - residents
     cuts = []
-    for prompt in (prompts[share.index] for share in chosen.shares):
+    for prompt in (prompts[share.place] for share in chosen.shares):
         if left <= 0:
             break
         cuts.append(min(prompt.remaining_tokens, left))
@@ -99,7 +99,7 @@ def test_a_pass_holds_its_budget_and_is_cut_as_planned(
     cuts = sglang_cuts(prompts, chosen, residents=requests, page=page)
     assert cuts == [share.tokens for share in shares]
     for share, is_last in zip(shares, [*itertools.repeat(False, len(shares) - 1), True], strict=True):
-        prompt = prompts[share.index]
+        prompt = prompts[share.place]
         assert share.tokens == prompt.remaining_tokens or (
             is_last and share.tokens % page == 0 and share.tokens >= page
         )
@@ -159,5 +159,5 @@ def test_nothing_safe_waits_but_a_begun_prompt_gets_its_smallest_chunk_when_over
 def test_a_chunk_budget_of_zero_gets_nothing_and_holds_nobody_back() -> None:
     prompts = [Prompt(remaining_tokens=500, bound_tokens=0), Prompt(remaining_tokens=300)]
     chosen = next_pass(MODEL, prompts, beside(0), limits())
-    assert chosen is not None and [(share.index, share.tokens) for share in chosen.shares] == [(1, 300)]
+    assert chosen is not None and [(share.place, share.tokens) for share in chosen.shares] == [(1, 300)]
     assert next_pass(MODEL, prompts[:1], beside(0), limits()) is None

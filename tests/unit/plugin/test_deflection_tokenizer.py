@@ -25,6 +25,11 @@ def arrival() -> Iterator[Arrival]:
     ARRIVAL.reset(token)
 
 
+def graphs(prefill: str, decode: str) -> Any:
+    """SGLang's configuration of CUDA graphs."""
+    return SimpleNamespace(prefill=SimpleNamespace(backend=prefill), decode=SimpleNamespace(backend=decode))
+
+
 def request(**fields: Any) -> Any:
     """What SGLang makes of a body, as far as it concerns us."""
     sampling = SimpleNamespace(
@@ -82,13 +87,17 @@ def test_what_cant_be_deflected_is_refused_by_name(arrival: Arrival, name: str) 
         ({"enable_mixed_chunk": False}, "--enable-mixed-chunk"),
         ({"disable_radix_cache": True}, "--disaggregation-decode-enable-radix-cache"),
         ({"chunked_prefill_size": 8192}, "--chunked-prefill-size 2048"),
+        ({"cuda_graph_config": graphs("disabled", "full")}, "--cuda-graph-backend-prefill breakable"),
     ],
 )
 def test_what_a_decode_mode_server_lacks_is_named_with_the_way_to_get_it(change: dict[str, Any], named: str) -> None:
     whole = {"enable_mixed_chunk": True, "disable_radix_cache": False, "chunked_prefill_size": 2048, "device": "cuda"}
+    whole["cuda_graph_config"] = graphs("breakable", "full")
     assert lacks(SimpleNamespace(**whole, max_running_requests=None)) == []
     assert [named in each for each in lacks(SimpleNamespace(**(whole | change), max_running_requests=256))] == [True]
     assert lacks(SimpleNamespace(**(whole | {"chunked_prefill_size": 4096}), max_running_requests=4096)) == []
+    without_any = whole | {"cuda_graph_config": graphs("disabled", "disabled")}
+    assert lacks(SimpleNamespace(**without_any, max_running_requests=None)) == []
 
 
 def test_several_answers_are_refused_and_only_where_they_were_deflected(arrival: Arrival) -> None:
