@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from tests.support.bench_rows import Row, row
 from tests.support.bench_serving import REQUESTS, bench_serving
 from tests.support.fleet import Fleet, GatewayProcess, all_usable, fleet, get_json
 from tests.support.sglang_servers import LLAMA, SglangServer, Wanted, generate, running_servers
@@ -141,6 +142,7 @@ async def test_a_killed_worker_costs_no_answer(
     prefill: SglangServer,
     decode: SglangServer,
     tmp_path: Path,
+    figures: list[Row],
 ) -> None:
     """A decode worker and then a prefill worker die with requests in them: each is answered, and right."""
     asked = prompts(48, seed=22)
@@ -154,6 +156,9 @@ async def test_a_killed_worker_costs_no_answer(
             await _work_on(session, gateway, victim)
             more[victim].process.kill()
             got = await asyncio.gather(*answers)
+            equal = sum(mine.output_ids == theirs for mine, theirs in zip(got, expected[half], strict=True))
+            name = f"behind a gateway, the {victim.replace('-', ' ')} worker killed: answers equal"
+            figures.append(row(name, equal, "answers", "asked", len(got)))
             assert [answer.error for answer in got if answer.error] == []
             assert [answer.output_ids for answer in got] == expected[half], victim
             assert any(victim not in answer.route for answer in got)
