@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.bench_rows import Row, write_results
+from tests.support import engine_page
+from tests.support.bench_rows import Row, merged
 from tests.support.sglang_servers import SglangServer, Wanted, starting_servers, wait_ready
 
 from duet_dev import engine_environment
 
-TITLE = "The real SGLang with Duet's plugin, on the CPU"
 SEED = 20_511
 
 
@@ -36,7 +36,7 @@ def figures() -> Iterator[list[Row]]:
     rows: list[Row] = []
     yield rows
     if rows and os.environ.get("DUET_WRITE_RESULTS") == "1":
-        write_results(rows, name="engine", title=TITLE, command="make engine-full", seed=SEED)
+        engine_page.write_page(merged(rows, name=engine_page.NAME, command="make engine-full", seed=SEED))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,11 @@ def row(figure: str, value: float, unit: str, peer: str = "-", peer_value: float
 
 def write_results(rows: list[Row], *, name: str, title: str, command: str, seed: int | None) -> None:
     """Beside the figures of earlier runs that this one didn't measure anew."""
+    write_page(merged(rows, name=name, command=command, seed=seed), name=name, title=title)
+
+
+def merged(rows: list[Row], *, name: str, command: str, seed: int | None) -> list[Row]:
+    """All rows that are known now, which are in the results' JSON from here on."""
     path = RESULTS / f"{name}.json"
     earlier: list[Row] = json.loads(path.read_text()) if path.exists() else []
     shown = [each | {"command": command, "seed": seed} for each in rows]
@@ -25,7 +30,7 @@ def write_results(rows: list[Row], *, name: str, title: str, command: str, seed:
     shown = [each for each in earlier if each["figure"] not in known] + shown
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(shown, indent=2) + "\n")
-    write_page(shown, name=name, title=title)
+    return shown
 
 
 def write_page(rows: list[Row], *, name: str, title: str) -> None:

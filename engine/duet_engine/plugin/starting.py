@@ -20,6 +20,9 @@ LOG_FORMATS = ("json", "text")
 ADDRESS_VARIABLES = ("SGLANG_HOST_IP", "HOST_IP")
 """By which SGLang is told under which address other engines reach it for KV."""
 PLUGIN_GROUP = "sglang.srt.plugins"
+PROBES = {"SGLANG_FAILED_SESSION_PROBE_INTERVAL_S": "2", "SGLANG_FAILED_SESSION_PROBE_MAX_INTERVAL_S": "20"}
+"""After one broken transfer a prefill worker sends a decode worker nothing until a probe has reached it. SGLang's first
+probe is after 30 s, and all that time requests fail for this pair."""
 
 
 def prepare(environment: Mapping[str, str], given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -36,6 +39,8 @@ def prepare(environment: Mapping[str, str], given: Sequence[str]) -> tuple[list[
     if (address := environment.get("POD_IP")) and not any(environment.get(name) for name in ADDRESS_VARIABLES):
         # Otherwise SGLang takes the first network device's, which need not be the one that other pods see.
         own[ADDRESS_VARIABLES[0]] = address
+    if not PROBES.keys() & environment.keys():
+        own |= PROBES
     log_format = environment.get("DUET_LOG_FORMAT") or "json"
     if log_format not in LOG_FORMATS:
         raise ArgumentError(f"DUET_LOG_FORMAT: must be one of {', '.join(LOG_FORMATS)}, got {log_format!r}")

@@ -10,6 +10,7 @@ import pytest
 from duet_engine.launch import main
 from duet_engine.plugin.command_line import DECIDED, REFUSED, command_line
 from duet_engine.plugin.json_logs import JsonLines
+from duet_engine.plugin.starting import prepare
 
 DECODE = {
     "DUET_ROLE": "decode",
@@ -139,6 +140,16 @@ def test_another_sglang_is_refused_with_the_supported_range(
         main([])
     assert ended.value.code == 2
     assert "SGLang 0.5.24 isn't supported by this version of Duet; supported: 0.5.23" in capsys.readouterr().err
+
+
+def test_a_decode_worker_is_tried_again_soon_after_a_broken_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless somebody has chosen SGLang's probes otherwise, in which case theirs must fit each other."""
+    monkeypatch.setattr("duet_engine.plugin.starting.version", lambda _: "0.5.23")
+    given = {"DUET_MODEL_ID": "m", "DUET_LOG_FORMAT": "text", "SGLANG_USE_CPU_ENGINE": "1"}
+    interval, longest = "SGLANG_FAILED_SESSION_PROBE_INTERVAL_S", "SGLANG_FAILED_SESSION_PROBE_MAX_INTERVAL_S"
+    environment = prepare(given, [])[1]
+    assert 0 < float(environment[interval]) < 30 and float(environment[interval]) <= float(environment[longest])
+    assert interval not in prepare({**given, longest: "1"}, [])[1]
 
 
 def test_a_log_line_is_one_object() -> None:
