@@ -9,8 +9,8 @@ How a part of the plugin joins in (a package or module below this one, listed in
   a function and how it is called. A hook whose target has another source isn't applied, and the pod stays unready.
 - `scheduler_started(side)`: called once in each scheduler process before its loop. `side` (`scheduler_side.
   SchedulerSide`) has `.scheduler`, `.knobs`, `.model` (step times) and `.facts`, whose fields of yours you set: they
-  reach `/duet/state`, `/metrics` and the drain through shared memory when steps become of another kind and at least every
-  50 ms of a turning loop. Append to `.on_knobs`, `.on_refresh` (called before the facts are written),
+  reach `/duet/state`, `/metrics` and the drain through shared memory when steps become of another kind and at least
+  every 50 ms of a turning loop. Append to `.on_knobs`, `.on_refresh` (called before the facts are written),
   `.on_step` and `.on_idle` what you want to hear. Later, `scheduler_side.of(scheduler)` finds it.
 - `server_module(side)`: called once in the server process; returns a coroutine function that sees each request for
   the model (`asgi.Request`: path, body without our field, dispatch) before SGLang does, and may change its body, raise
