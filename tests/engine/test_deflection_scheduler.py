@@ -18,7 +18,7 @@ from tests.support.sglang_servers import SglangServer
 from duet_engine.protocol import Refusal, RefusalReason
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
-CAPACITY_TOKENS = 16384
+CAPACITY_TOKENS, MOST_RUNNING = 16384, 64
 chance = random.Random(20_511)
 
 
@@ -78,6 +78,14 @@ DEFLECTED_ONLY: dict[str, list[dict[str, Any]]] = {
     "no room": [{"submit": [request(f"big-{number}", 7000, tokens=600) for number in range(3)]}],
     "without KV": [
         {"submit": [{**each, "rid": f"control-{each['rid']}", "without_kv": True} for each in MIXTURE[4:12]]}
+    ],
+    "full house": [
+        {
+            "knobs": {"itl_milliseconds": 100, "chunk_candidates_tokens": [64, 32]},
+            "submit": [request(f"seat-{number:02d}", 5, tokens=40) for number in range(MOST_RUNNING - 1)],
+        },
+        {"after": {f"seat-{MOST_RUNNING - 2}": 3}, "submit": [request("takes-the-last", 1500, tokens=2)]},
+        {"turns": 2, "submit": [request(f"stands-{number}", 30, tokens=3, without_kv=True) for number in range(2)]},
     ],
 }
 
@@ -144,6 +152,13 @@ def test_a_transferred_request_joins_between_two_chunks(deflected: dict[str, dic
     times = deflected["joining"]["times"]
     assert len(times["transferred"]) == 3
     assert times["transferred"][-1] < times["slowly"][0]
+
+
+def test_no_step_holds_more_requests_than_may_run(deflected: dict[str, dict[str, Any]]) -> None:
+    """SGLang's own loop counts no prompt that is cut; one transferred request too many would end the scheduler."""
+    result = deflected["full house"]
+    assert max(rows for _, rows, _ in result["steps"]) == MOST_RUNNING
+    assert [len(result["tokens"][f"stands-{number}"]) for number in range(2)] == [3, 3]
 
 
 def test_residents_that_cant_mix_take_turns_with_chunks(deflected: dict[str, dict[str, Any]]) -> None:

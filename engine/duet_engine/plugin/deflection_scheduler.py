@@ -175,17 +175,22 @@ def _put_in_order(scheduler: Scheduler, running_batch: Batch) -> None:
 
 
 def prebuilt_batch(original: Original, scheduler: Scheduler, running_batch: Batch) -> Anything:
-    """`_get_new_prebuilt_batch`: it takes all that waits for transferred, so show it nothing else."""
+    """`_get_new_prebuilt_batch`: it takes all that waits for transferred, so show it nothing else.
+
+    Nor does it count a prompt that is cut, and SGLang's buffers have no more rows than requests may run.
+    """
     lane = lane_of(scheduler)
-    held_back = view.waiting(scheduler)
-    if not held_back and not scheduler.grammar_manager.has_waiting_grammars():
+    held_back, cut = view.waiting(scheduler), int(scheduler.chunked_req is not None)
+    if not held_back and not cut and not scheduler.grammar_manager.has_waiting_grammars():
         return original(scheduler, running_batch)
     scheduler.waiting_queue = view.transferred(scheduler)
+    scheduler.max_running_requests -= cut
     lane.inbox = []
     try:
         return original(scheduler, running_batch)
     finally:
         arrived, lane.inbox = lane.inbox, None
+        scheduler.max_running_requests += cut
         scheduler.waiting_queue = [*scheduler.waiting_queue, *held_back, *arrived]
 
 
