@@ -104,7 +104,7 @@ def test_a_transfer_is_promised_the_kv_that_a_cut_prompt_still_needs_without_its
 def test_a_transfer_is_promised_what_residents_beside_chunks_need_without_its_guard(engine_logs: Path) -> None:
     """SGLang counts who decodes by its running batch, and beside chunks that is empty."""
     residents = asked("beside", [[5 + place] * 5 for place in range(20)], tokens=100)
-    (long,), (transfer,) = asked("long", [[7] * 600], tokens=2), asked("comes", [[9] * 700], tokens=4)
+    (long,), (transfer,) = asked("long", [[7] * 600], tokens=2), asked("comes", [[9] * 1200], tokens=4)
     events = [
         {"submit": residents},
         {"after": {"beside-019": 2}, "submit": [long]},
