@@ -112,9 +112,12 @@ def test_requests_that_all_wait_are_run_in_the_same_steps(
 
 
 def test_throughput_is_an_ordinary_servers(servers: dict[str, SglangServer], figures: list[Row]) -> None:
+    """Each round begins with an empty cache: SGLang sorts the free KV of a decode-mode server, so a full one is dearer."""
     ratios: list[float] = []
     for number in range(ROUNDS + 1):
         wanted, seconds = asked(REQUESTS), {}
+        for server in servers.values():
+            post(server, "/flush_cache")
         order = ["null", "decode"] if number % 2 else ["decode", "null"]
         for name in order:
             began = time.perf_counter()
@@ -127,4 +130,6 @@ def test_throughput_is_an_ordinary_servers(servers: dict[str, SglangServer], fig
     figures.append(
         row("throughput, all deflected, median of 5 runs", round(median, 3), "of null mode's", "at least", LEAST_RATIO)
     )
+    for which, ratio in (("worst", min(ratios)), ("best", max(ratios))):
+        figures.append(row(f"throughput, all deflected, {which} of 5 runs", round(ratio, 3), "of null mode's"))
     assert median >= LEAST_RATIO, ratios
