@@ -112,7 +112,7 @@ def test_requests_that_all_wait_are_run_in_the_same_steps(
 
 
 def test_throughput_is_an_ordinary_servers(servers: dict[str, SglangServer], figures: list[Row]) -> None:
-    """Each round begins with an empty cache: SGLang sorts the free KV of a decode-mode server, so a full one is dearer."""
+    """Each round begins with an empty cache: SGLang sorts a decode-mode server's free KV, so a full one is dearer."""
     ratios: list[float] = []
     for number in range(ROUNDS + 1):
         wanted, seconds = asked(REQUESTS), {}
