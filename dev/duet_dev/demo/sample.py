@@ -43,9 +43,10 @@ CONVERSATION = Kind(
 TINY = Kind(
     input_tokens=((0, 8), (0.5, 150), (0.9, 500), (1, 900)),
     output_tokens=((0, 40), (0.5, 100), (1, 200)),
-    requests_per_second=((0, 0.5), (30, 0.5), (40, 2.0), (150, 2.0), (160, 0.3), (270, 0.3)),
+    requests_per_second=((0, 0.5), (30, 0.5), (40, 2.0), (150, 2.0), (160, 0.3), (450, 0.3)),
 )
-"""For engines that run on this machine's own cores: a burst that outlasts a cold start of a minute, and a lull."""
+"""For engines that run on this machine's own cores: a burst that outlasts a cold start of a minute, and a lull that
+outlasts the two cold starts for which a single burst is remembered."""
 KINDS = (CODE, CONVERSATION)
 
 
