@@ -42,3 +42,10 @@ def test_the_page_shows_rows_criteria_and_decisions() -> None:
     assert "- GPU-hours: 0.265 billed" in text
     assert "> prefill 1→2: because" in text
     assert "`make demo`, seed 7, 220 s before the report, 2 cores" in text
+
+
+def test_real_engines_have_a_page_and_a_limit_of_their_own() -> None:
+    report = REPORT | {"settings": {**REPORT["settings"], "engine": "sglang"}}  # type: ignore[dict-item]
+    text = page([report], engine="sglang")
+    assert text.startswith("# Demo with real engines")
+    assert "| gateway loop lag P99, bundled sample | 5.1 | ms | limit | 200 | 0.025 |" in text
