@@ -54,7 +54,20 @@ class Children:
             observed = await self._hand_over(await self._fresh(observed), keep_replicas=keep_replicas)
         if ownership.differs(manifest, observed, manager=FIELD_MANAGER):
             logger.info("%s: applying %s %s", key, manifest["kind"], manifest["metadata"]["name"])
-            self._world.put(await self._cluster.apply(manifest))
+            await self._apply(manifest, over=observed, uid=uid, first_replicas=first_replicas)
+
+    async def _apply(self, manifest: Manifest, *, over: Manifest, uid: str, first_replicas: int | None) -> None:
+        """Onto the very object that was looked at: another one of its name isn't ours to change, and where there is
+        none an apply would make a pool of one worker."""
+        metadata = {**manifest["metadata"], "uid": over["metadata"]["uid"]}
+        try:
+            self._world.put(await self._cluster.apply({**manifest, "metadata": metadata}))
+        except ConflictError:
+            present = await self._cluster.get(kind_of(manifest), metadata["namespace"], metadata["name"])
+            if present is None:
+                await self._create(manifest, uid=uid, first_replicas=first_replicas)
+            elif self._ours(present, uid):
+                self._world.put(present)
 
     async def _create(self, manifest: Manifest, *, uid: str, first_replicas: int | None) -> None:
         kind, metadata, spec = kind_of(manifest), manifest["metadata"], manifest.get("spec", {})
@@ -66,7 +79,7 @@ class Children:
             # It's there but not in the cache: too new, not ours, or without the labels that the watch asks for.
             present = await self._cluster.get(kind, metadata["namespace"], metadata["name"])
             if present is not None and self._ours(present, uid):
-                self._world.put(await self._cluster.apply(manifest))
+                await self._apply(manifest, over=present, uid=uid, first_replicas=first_replicas)
             return
         await self._hand_over(created, keep_replicas="replicas" in spec)
 

@@ -29,7 +29,7 @@ from duet_operator.resources.config_maps import history_config_map
 from duet_operator.resources.pools import RELOCATION_ANNOTATION, relocating
 from duet_operator.resources.strategic_merge import InvalidTemplateError
 from duet_operator.rollouts import rollout
-from duet_operator.scaling import Order, PoolScaler
+from duet_operator.scaling import Order, Outcome, PoolScaler
 from duet_operator.sight import Observer, facts
 from duet_operator.upkeep import Upkeep
 
@@ -134,7 +134,7 @@ class Controller:
         pools = {role: relocating(manifest, moves[role].note) for role, manifest in rolled.manifests.items()}
         problems = await self._upkeep.keep(deployment, rendering.plain, pools, draining=sight.draining, first=targets)
         await self._tell_of_others(duet, sight, moves, mode=deployment.spec.scaling.mode)
-        scaled = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
+        outcomes = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
         await self._advise(deployment, sight, decision)
         if not deployment.spec.gateway.enabled:
             decoding = [pod for pod in sight.pools[Role.DECODE].alive if pod.ready]
@@ -148,7 +148,9 @@ class Controller:
             applied=self._observer.template_changed(sight),
             newer_templates=rendering.newer,
             rollout=rolled,
+            held={role: moves[role].waits(outcome.held) for role, outcome in outcomes.items() if outcome.held},
         )
+        scaled = {role: outcome.scaled for role, outcome in outcomes.items() if outcome.scaled is not None}
         await self._report(duet, found, rendering=rendering, scaled=scaled)
         self._services.metrics.decided(decision.reason)
         return float(deployment.spec.scaling.interval_seconds)
@@ -198,12 +200,16 @@ class Controller:
         self, deployment: DuetDeployment, sight: Sight, targets: Counts, spec: PlanSpec, *, rollout_begins: bool
     ) -> dict[Role, Relocation]:
         observation, mode = sight.observation, deployment.spec.scaling.mode
-        rolling = observation.rollout_in_progress or rollout_begins
-        # Where the planner holds the counts as a gateway is silent, nobody leaves either.
-        seen = mode == "Manual" or (observation.complete and observation.demand is not None)
-        may_move = mode != "Recommend" and seen and not rolling
+        obstacle = ""
+        if mode == "Recommend":
+            obstacle = "in scaling.mode Recommend none is asked for"
+        elif observation.rollout_in_progress or rollout_begins:
+            obstacle = "during a roll-out none is asked for"
+        elif mode == "Auto" and (not observation.complete or observation.demand is None):
+            # Where the planner holds the counts as a gateway is silent, nobody leaves either.
+            obstacle = "while a gateway is silent none is asked for"
         nodes = self._services.nodes.leaving
-        return relocate(sight.pools, targets, nodes=nodes, observation=observation, spec=spec, may_move=may_move)
+        return relocate(sight.pools, targets, nodes=nodes, observation=observation, spec=spec, obstacle=obstacle)
 
     async def _scale(
         self,
@@ -213,10 +219,10 @@ class Controller:
         *,
         rollout_begins: bool,
         problems: list[str],
-    ) -> dict[Role, Scaled]:
+    ) -> dict[Role, Outcome]:
         """Both pools a step nearer to their targets. Decode workers start to leave when prefill has handed over."""
         handing_over = False
-        scaled: dict[Role, Scaled] = {}
+        outcomes: dict[Role, Outcome] = {}
         for role in (Role.PREFILL, Role.DECODE):
             pool = sight.pools[role]
             if pool.deployment is None:
@@ -231,10 +237,11 @@ class Controller:
                 self._memory.forget_count(role)
                 continue
             handing_over = outcome.handing_over
+            outcomes[role] = outcome
             if outcome.scaled is not None:
-                scaled[role] = replace(outcome.scaled, why=moves[role].why(pool))
+                outcomes[role] = replace(outcome, scaled=replace(outcome.scaled, why=moves[role].why(pool)))
                 self._memory.see_count(role, outcome.scaled.after, version=outcome.scaled.version)
-        return scaled
+        return outcomes
 
     def _order(
         self, deployment: DuetDeployment, sight: Sight, role: Role, move: Relocation, *, rollout_begins: bool

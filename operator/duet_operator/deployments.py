@@ -31,7 +31,7 @@ def steady(deployment: Manifest, *, replicas: int, pods: int) -> bool:
 
 
 def base_replicas(deployment: Manifest) -> int:
-    """Its count without successors that are only there until their predecessors have left their nodes."""
+    """Its count without successors that are only there until their predecessors have left."""
     replicas = int(deployment["spec"].get("replicas", 1))
     note = (deployment["metadata"].get("annotations") or {}).get(RELOCATION_ANNOTATION, "")
     base, _, most = note.partition("/")

@@ -2,8 +2,8 @@
 
 Invariant: pure, values in and actions out. A worker that may hold requests is counted out of `replicas` only after its
 engine said, in this very pass, that it's drained and empty; and no more workers leave than the target allows, so load
-that returns keeps every worker that hasn't left. What a drain needs to be taken up again by another operator lies in
-the pods' annotations and in the engines.
+that returns keeps every worker that hasn't left. While a pool should have workers, the last that serves isn't drained.
+What a drain needs to be taken up again by another operator lies in the pods' annotations and in the engines.
 
     serving --Start--> draining --(empty for the settle window)--> drained --Remove--> released --(deleted)
        ^------Cancel------'--------------Cancel-----------------------'
@@ -17,7 +17,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from duet_engine.protocol import DrainPhase
-from duet_operator.drain_actions import Action, Cancel, Remove, Renew, Replace, Start, Unmark, confirmed
+from duet_operator.drain_actions import Action, Cancel, Hold, Remove, Renew, Replace, Start, Unmark, confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,15 +37,18 @@ def decide(pool: Pool, rules: Rules) -> tuple[Action, ...]:
     leaving = 0 if pool.rollout_in_progress else max(min(len(alive), pool.replicas) - pool.target, 0)
 
     actions: list[Action] = [Renew(worker.pod) for worker in released]
-    counted_out, replaced = _by_hand(by_hand, leaving, rules, actions)
-    leaving -= len(counted_out)
+    held = _held(by_hand, rest, pool, rules)
+    actions += [Hold(worker.pod) for worker in held]
+    asked = [worker for worker in by_hand if worker not in held]
+    done, ended, replaced = _by_hand(asked, leaving, rules, actions)
+    leaving = max(leaving - len(asked), 0)
     moved, gone = _moving(moving, leaving, pool, rules, actions)
     leaving = max(leaving - len(moving), 0)
     at_once = sorted((worker for worker in rest if _holds_nothing(worker)), key=_youngest_first)[:leaving]
     leaving -= len(at_once)
     drained, overdue = _ordinary([worker for worker in rest if worker not in at_once], leaving, pool, rules, actions)
 
-    drained, at_once = [*counted_out, *moved, *drained], [*gone, *at_once]
+    drained, at_once = [*done, *moved, *drained], [*ended, *gone, *at_once]
     going = [*drained, *at_once, *overdue]
     cancelled = {action.pod.uid for action in actions if isinstance(action, Cancel)}
     stale = [worker for worker in others if worker.marked and worker not in going and worker.pod.uid not in cancelled]
@@ -86,21 +89,39 @@ def _youngest_first(worker: Worker) -> tuple[bool, float, str]:
     return (worker.pod.trouble is None, -worker.pod.created_seconds, worker.pod.name)
 
 
+def _held(by_hand: Sequence[Worker], rest: Sequence[Worker], pool: Pool, rules: Rules) -> list[Worker]:
+    """The worker that must not begin its drain by hand yet, as nobody else would serve."""
+    waiting = [worker for worker in by_hand if _serves(worker)]
+    if pool.target == 0 or any(_serves(worker) for worker in rest):
+        return []
+    return choose(waiting, count=len(waiting), pool=pool, spread=rules.spread)[-1:]
+
+
+def _serves(worker: Worker) -> bool:
+    return worker.pod.ready and not worker.draining
+
+
 def _by_hand(
     workers: Sequence[Worker], leaving: int, rules: Rules, actions: list[Action]
-) -> tuple[list[Worker], list[Worker]]:
-    """Drains that someone asked for, without a timeout. Returns who is counted out and who is replaced."""
-    counted_out: list[Worker] = []
+) -> tuple[list[Worker], list[Worker], list[Worker]]:
+    """Drains that someone asked for, without a timeout. Returns who leaves drained, who leaves at once, and who is
+    replaced as the count needs one in its place."""
+    drained: list[Worker] = []
+    at_once: list[Worker] = []
     replaced: list[Worker] = []
     for worker in workers:
-        if worker.draining and confirmed(worker.status, rules.settle_seconds):
-            wanted = len(counted_out) < leaving and not worker.pod.ready
-            (counted_out if wanted else replaced).append(worker)
-        elif _holds_nothing(worker):
-            replaced.append(worker)
-        else:
+        empty = worker.draining and confirmed(worker.status, rules.settle_seconds)
+        if not empty and not _holds_nothing(worker):
             actions.append(Renew(worker.pod) if worker.draining else Start(pod=worker.pod, reason="ByHand"))
-    return counted_out, replaced
+        elif len(drained) + len(at_once) >= leaving:
+            replaced.append(worker)
+        elif not empty:
+            at_once.append(worker)
+        elif worker.pod.ready:
+            actions.append(Renew(worker.pod))
+        else:
+            drained.append(worker)
+    return drained, at_once, replaced
 
 
 def _moving(

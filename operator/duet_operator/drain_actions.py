@@ -138,13 +138,20 @@ class Replace:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Leave it as it is for now, although somebody asked by hand for its drain: no other worker serves."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
 class Unmark:
     """Take off a deletion cost that means nothing any more."""
 
     pod: Pod
 
 
-Action = Start | Renew | Cancel | Remove | Replace | Unmark
+Action = Start | Renew | Cancel | Remove | Replace | Hold | Unmark
 
 
 def confirmed(status: DrainStatus | None, settle_seconds: float) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from duet_operator.cluster import DEPLOYMENT, POD, ClusterError
 from duet_operator.deployments import steady
-from duet_operator.drain_actions import VICTIM_COST, Cancel, Remove, Renew, Replace, Start, Unmark, confirmed
+from duet_operator.drain_actions import VICTIM_COST, Cancel, Hold, Remove, Renew, Replace, Start, Unmark, confirmed
 from duet_operator.engines import EngineError
 from duet_operator.pods import (
     DELETION_COST_ANNOTATION,
@@ -49,8 +49,8 @@ class Scaled:
     after: int
     version: str
     """The Deployment's resourceVersion from then on."""
-    why: str | None = None
-    """Where it wasn't for what the planner decided."""
+    why: tuple[str, str] | None = None
+    """In one word and in one sentence, where it wasn't for what the planner decided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class DrainExecutor:
 
     async def execute(self, actions: Sequence[Action], place: Place) -> Executed:
         """Do it all; what came of it comes back."""
-        steps = [action for action in actions if not isinstance(action, Remove)]
+        steps = [action for action in actions if not isinstance(action, Remove | Hold)]
         done = await asyncio.gather(*(self._step(action, place) for action in steps))
         scaled: Scaled | None = None
         for action in actions:

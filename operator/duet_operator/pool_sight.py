@@ -42,12 +42,12 @@ class PoolSight:
 
     @property
     def base_replicas(self) -> int:
-        """`replicas` without successors that are only there until their predecessors have left their nodes."""
+        """`replicas` without successors that are only there until their predecessors have left."""
         return self.replicas if self.deployment is None else base_replicas(self.deployment)
 
     @property
     def successors(self) -> int:
-        """Workers beyond its count, for those on nodes that are about to go."""
+        """Workers beyond its count, until those whose successors they are have left."""
         return self.replicas - self.base_replicas
 
     @cached_property

@@ -1,4 +1,5 @@
-"""Moves workers off nodes that are about to go: the successor first, then the drain.
+"""Moves workers off nodes that are about to go: the successor first, then the drain. The same for the last worker of a
+pool that somebody asked by hand to drain.
 
 Invariant: pure. A pool never has fewer workers that serve than it should because of a move: each successor is ready
 before its predecessor drains. The count without the successors stands in an annotation of the pool's Deployment before
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from duet_engine.protocol import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from duet_operator.planner.types import Counts, Observation, PlanSpec
     from duet_operator.pods import Pod
@@ -32,16 +33,27 @@ class Relocation:
     """For the Deployment's annotation; None where no successor is there, nor wanted."""
     wanted: int
     """What its count is to be in the end."""
+    obstacle: str = ""
+    """Why no successor is asked for now, where there is none."""
 
-    def why(self, pool: PoolSight) -> str | None:
-        """Why the pool's count changes now, where that's for the move."""
+    def why(self, pool: PoolSight) -> tuple[str, str] | None:
+        """Why the pool's count changes now, in one word and in one sentence, where that's for the move."""
         if self.note is None or self.wanted != pool.base_replicas:
             return None
-        return (
-            "successors for workers on nodes that are about to go"
-            if self.target > pool.replicas
-            else ("workers left nodes that are about to go, as their successors serve")
+        asked = any(pod.drain_requested for pod in pool.alive)
+        reason, workers = (
+            ("ByHand", "workers that are drained by hand")
+            if asked
+            else ("NodeLeaving", "workers on nodes that are about to go")
         )
+        if self.target > pool.replicas:
+            return reason, f"successors for {workers}"
+        return reason, f"{workers} have left, as their successors serve"
+
+    def waits(self, held: Sequence[str]) -> str:
+        """Which drains by hand wait, and what for."""
+        told = f"{', '.join(held)} drains once another worker serves"
+        return f"{told} ({self.obstacle})" if self.obstacle else told
 
 
 def relocate(
@@ -51,38 +63,53 @@ def relocate(
     nodes: Collection[str],
     observation: Observation,
     spec: PlanSpec,
-    may_move: bool,
+    obstacle: str,
 ) -> dict[Role, Relocation]:
-    """Both pools' moves. Not `may_move`: all stays as it is, as in a roll-out or where nothing may be changed."""
+    """Both pools' moves. With an `obstacle` all stays as it is, as in a roll-out or where nothing may be changed."""
     spare = _spare_gpus(targets, observation, spec)
     moves: dict[Role, Relocation] = {}
     for role in (Role.DECODE, Role.PREFILL):
         pool, target, gpus = pools[role], targets.of(role), spec.pool(role).gpus_per_replica
-        if not may_move:
-            moves[role] = _stay(pool, target)
+        if obstacle:
+            moves[role] = _stay(pool, target, obstacle)
             continue
-        there = [pod for pod in pool.alive if pod.node in nodes]
+        there = _movers(pool, nodes, target=target)
         successors = len(there) if spare is None else min(len(there), max(spare, 0) // gpus)
+        missing = "" if successors else f"scaling.maxGPUs {spec.max_gpus} has no room for one more"
         room = observation.pool(role).room
-        if room is not None:
-            successors = min(successors, max(room - target, 0))
+        if room is not None and room - target < successors:
+            successors, missing = max(room - target, 0), "the cluster has no place for one more"
         if spare is not None:
             spare -= successors * gpus
-        moves[role] = _move(pool, there, target=target, successors=successors)
+        moves[role] = _move(pool, there, target=target, successors=successors, obstacle=missing)
     return moves
 
 
-def _stay(pool: PoolSight, target: int) -> Relocation:
+def _movers(pool: PoolSight, nodes: Collection[str], *, target: int) -> list[Pod]:
+    """Workers that leave when others serve in their place."""
+    there = [pod for pod in pool.alive if pod.node in nodes]
+    elsewhere = [pod for pod in pool.alive if pod not in there]
+    by_hand = [pod for pod in elsewhere if pod.drain_requested and pod.may_hold_requests]
+    if target > 0 and not any(_serves(pod) for pod in elsewhere if not pod.drain_requested):
+        # One is enough: once it serves, the others drain and are replaced.
+        there += by_hand[:1]
+    return there
+
+
+def _serves(pod: Pod) -> bool:
+    return pod.ready and pod.draining_since_seconds is None
+
+
+def _stay(pool: PoolSight, target: int, obstacle: str) -> Relocation:
     """Nothing begins, and successors that are there already are kept."""
     if pool.base_replicas == pool.replicas or target >= pool.replicas:
-        return Relocation(wanted=target, target=target)
+        return Relocation(wanted=target, target=target, obstacle=obstacle)
     note = f"{max(target, pool.base_replicas)}/{pool.replicas}"
-    return Relocation(wanted=target, target=pool.replicas, note=note)
+    return Relocation(wanted=target, target=pool.replicas, note=note, obstacle=obstacle)
 
 
-def _move(pool: PoolSight, there: list[Pod], *, target: int, successors: int) -> Relocation:
-    elsewhere = [pod for pod in pool.alive if pod not in there]
-    serving = sum(pod.ready and pod.draining_since_seconds is None for pod in elsewhere)
+def _move(pool: PoolSight, there: list[Pod], *, target: int, successors: int, obstacle: str) -> Relocation:
+    serving = sum(_serves(pod) for pod in pool.alive if pod not in there)
     replaced = min(max(serving + len(there) - target, 0), len(there))
     leaving = sorted(there, key=_nearest_to_gone)[:replaced]
     most = max(target + successors, pool.replicas)
@@ -91,6 +118,7 @@ def _move(pool: PoolSight, there: list[Pod], *, target: int, successors: int) ->
         target=max(target + successors - replaced, target),
         leaving=frozenset(pod.uid for pod in leaving),
         note=f"{target}/{most}" if most > target and (successors or pool.base_replicas < pool.replicas) else None,
+        obstacle=obstacle,
     )
 
 

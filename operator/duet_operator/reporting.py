@@ -145,7 +145,7 @@ def _action(role: Role, change: Scaled, facts: Facts, now: datetime) -> ScaleAct
         # The planner decided something else, and its words would contradict what was done.
         reason, message = "ManualMode", f"the spec asks for {facts.targets.of(role)}"
     if change.why is not None:
-        reason, message = "NodeLeaving", change.why
+        reason, message = change.why
     return ScaleAction(
         time=now,
         pool="prefill" if prefill else "decode",

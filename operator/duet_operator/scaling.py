@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from duet_operator.cluster import ConflictError
 from duet_operator.drain import decide
-from duet_operator.drain_actions import Pool, Rules, Worker
+from duet_operator.drain_actions import Hold, Pool, Rules, Worker
 from duet_operator.drain_executor import DrainExecutor, Place, Scaled
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Outcome:
     scaled: Scaled | None = None
     handing_over: bool = False
     """Some worker is draining and still has work that others wait for."""
+    held: tuple[str, ...] = ()
+    """Names of the pods whose drain by hand waits until another worker serves."""
 
 
 def rules(spec: DuetSpec, *, now_seconds: float, settle_seconds: float) -> Rules:
@@ -111,7 +113,8 @@ class PoolScaler:
         except ConflictError as error:
             logger.info("%s/%s changes in the next pass: %s", order.namespace, order.deployment, error)
         leaving = [worker for worker in workers if worker.draining or worker.pod.uid in started]
-        return Outcome(scaled, any(_hands_over(worker, order.rules) for worker in leaving))
+        handing_over = any(_hands_over(worker, order.rules) for worker in leaving)
+        return Outcome(scaled, handing_over, tuple(each.pod.name for each in actions if isinstance(each, Hold)))
 
     async def _workers(self, order: Order) -> tuple[Worker, ...]:
         """The pool's pods with how their drains stand."""

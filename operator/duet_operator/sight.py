@@ -192,6 +192,7 @@ def facts(
     applied: bool,
     newer_templates: bool,
     rollout: Rollout,
+    held: Mapping[Role, str],
 ) -> Facts:
     """What the report needs of the pass."""
     signals, mode = sight.signals, deployment.spec.scaling.mode
@@ -205,6 +206,7 @@ def facts(
         late_gateways=signals.late,
         pending={role.value: told for role in sight.pools if (told := _pending(sight, role, mode))},
         successors={role.value: pool.successors for role, pool in sight.pools.items() if pool.successors},
+        held={role.value: told for role, told in held.items()},
         rollout_stuck=_stuck(deployment, sight),
         rollout_held=rollout.held,
         rollout_told=_rolling(sight),

@@ -13,7 +13,7 @@ from duet_dev.cluster import Cluster
 from duet_engine.authentication import DeniedError, TokenVerifier
 from duet_engine.protocol import Trust, token_audience
 from duet_operator import ownership
-from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, FIELD_MANAGER, ConflictError
+from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, FIELD_MANAGER, ClusterError, ConflictError
 from duet_operator.kubernetes_cluster import KubernetesCluster, connect
 from duet_operator.metrics import Metrics
 from duet_operator.resources.config_maps import trust_config_map
@@ -118,6 +118,30 @@ async def test_a_count_changes_only_from_the_expected_one(port: KubernetesCluste
     await port.patch_scale(DEPLOYMENT, namespace, "web", expected=None, replicas=1)
     observed = await port.get(DEPLOYMENT, namespace, "web")
     assert observed is not None and observed["spec"]["replicas"] == 1
+
+
+async def test_what_was_meant_for_another_object_of_the_name_is_refused(
+    port: KubernetesCluster, namespace: str
+) -> None:
+    manifest = ownership.stamped(deployment(namespace, environment={}))
+    created = await create(port, manifest, replicas=2)
+    other = "0a4f6f5e-6a0f-4a52-9d65-3c5a1f9b7c11"
+    meant = {**manifest, "metadata": {**manifest["metadata"], "uid": other}}
+    for write in (
+        port.delete(DEPLOYMENT, namespace, "web", uid=other),
+        port.patch(DEPLOYMENT, namespace, "web", {"metadata": {"uid": other, "annotations": {"a": "b"}}}),
+        port.apply(meant),
+    ):
+        with pytest.raises(ClusterError) as caught:
+            await write
+        assert caught.value.status in (409, 422)
+    assert await port.get(DEPLOYMENT, namespace, "web") == created
+    own = {**meant, "metadata": {**meant["metadata"], "uid": created["metadata"]["uid"]}}
+    assert not ownership.differs(manifest, await port.apply(own), manager=FIELD_MANAGER)
+    await port.delete(DEPLOYMENT, namespace, "web", uid=created["metadata"]["uid"])
+    assert await port.get(DEPLOYMENT, namespace, "web") is None
+    with pytest.raises(ConflictError, match="uid mismatch"):
+        await port.apply(own)
 
 
 async def test_tokens_of_the_cluster_are_verified_with_the_keys_that_it_tells(

@@ -14,7 +14,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from duet_operator.cluster import DEPLOYMENT, FIELD_MANAGER, KINDS, POD, ConflictError, Kind, Listing, NotFoundError
+from duet_operator.cluster import (
+    DEPLOYMENT,
+    FIELD_MANAGER,
+    KINDS,
+    POD,
+    ClusterError,
+    ConflictError,
+    Kind,
+    Listing,
+    NotFoundError,
+)
 from duet_operator.pods import DELETION_COST_ANNOTATION
 
 Manifest = dict[str, Any]
@@ -70,7 +80,9 @@ class FakeCluster:
 
     async def apply(self, manifest: Manifest) -> Manifest:
         self._note("apply", manifest)
-        present = self.objects.get(_key(manifest))
+        present, uid = self.objects.get(_key(manifest)), manifest["metadata"].get("uid")
+        if uid is not None and (present is None or uid != present["metadata"]["uid"]):
+            raise ConflictError("apply", status=409, reason="Conflict", message="uid mismatch")
         if present is None:
             return self.put(manifest, manager=FIELD_MANAGER, operation="Apply")
         fields = _fields(_owned_part(manifest))
@@ -94,7 +106,7 @@ class FakeCluster:
         metadata = changes.get("metadata", {})
         self._check_version(present, metadata)
         if metadata.get("uid", present["metadata"]["uid"]) != present["metadata"]["uid"]:
-            raise ConflictError("patch", status=409, reason="Conflict", message="the UID in the precondition differs")
+            raise ClusterError("patch", status=422, reason="Invalid", message="metadata.uid: field is immutable")
         return self.edit(kind, namespace, name, changes, manager=FIELD_MANAGER)
 
     async def patch_scale(

@@ -74,7 +74,7 @@ class PoolState:
     pending_too_long: int = 0
     """Unschedulable, refused by quota or crash-looping past the deadline: no capacity, and no more is asked for."""
     surge: int = 0
-    """Pods beyond `replicas` that a rollout may add, and successors of workers on nodes that are about to go."""
+    """Pods beyond `replicas` that a rollout may add, and successors of workers that are to leave."""
     room: int | None = None
     """Most replicas that the cluster had a place for when more were asked for lately; None: no bound is known."""
     queued_prefill_tokens: int = 0

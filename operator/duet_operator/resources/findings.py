@@ -36,7 +36,9 @@ class Facts:
     pending: Mapping[str, str] = field(default_factory=dict)
     """Pool -> why its pods are past the pending deadline."""
     successors: Mapping[str, int] = field(default_factory=dict)
-    """Pool -> workers beyond its count, for those on nodes that are about to go."""
+    """Pool -> workers beyond its count, until those whose successors they are have left."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """Pool -> which drain by hand waits, and what for."""
     rollout_stuck: str | None = None
     """Why a rollout doesn't get on, and what to do."""
     rollout_held: str | None = None
@@ -156,10 +158,12 @@ def _busy(facts: Facts, role: Role) -> str:
             (pool.starting, "starting"),
             (pool.draining, "draining"),
             (pool.replacing, "waiting for the GPU of a leaving one"),
-            (moving, "more until others have left nodes that are about to go"),
+            (moving, "more until those whose successors they are have left"),
         )
         if count
     ]
+    if role.value in facts.held:
+        going_on.append(facts.held[role.value])
     if pool.replicas == target:
         return ", ".join((f"{role.value} stays {target}", *going_on)) if going_on else ""
     return ", ".join((f"{role.value} {pool.replicas}→{target}", *going_on))
@@ -198,7 +202,7 @@ def _kept_successors(facts: Facts) -> str:
         return ""
     kept = ", ".join(f"{pool} {count}" for pool, count in sorted(facts.successors.items()))
     return (
-        f"; a move off nodes that are about to go stands still, with workers too many ({kept}):"
+        f"; a move to successors stands still, with workers too many ({kept}):"
         " set scaling.mode to Auto or Manual to end it, or the count yourself"
     )
 

@@ -31,7 +31,7 @@ GRACE_BEYOND_DRAIN_SECONDS = 45
 """SGLang needs up to 23 s to stop after SIGTERM; the rest is for the drain's own end."""
 KEPT_REVISIONS = 3
 RELOCATION_ANNOTATION = "duetserve.io/relocating"
-"""On a pool's Deployment while workers move off nodes that are about to go: `3/4` is three wanted, four for now."""
+"""On a pool's Deployment while workers wait for their successors to serve: `3/4` is three wanted, four for now."""
 LIVE_ITL_KEY = "itlMilliseconds"
 
 

@@ -594,31 +594,16 @@ async def test_decode_workers_begin_to_leave_when_prefill_workers_have_handed_ov
 
 async def test_a_prefill_worker_that_never_answers_holds_up_no_decode_worker() -> None:
     bench = Bench()
-    bench.planner.prefill, bench.planner.decode = 1, 2
+    bench.planner.prefill, bench.planner.decode = 2, 2
     await settled(bench)
     for pod in bench.pods("decode"):
         bench.engines.by_uid[pod.uid] = VirtualEngine(Drain(worker=pod.name), started=True, requests=1)
-    (hung,) = bench.pods("prefill")
+    hung, _ = bench.pods("prefill")
     bench.engines.unreachable.add(hung.uid)
     bench.cluster.edit(POD, KEY.namespace, hung.name, {"metadata": {"annotations": {DRAIN_ANNOTATION: "true"}}})
     bench.planner.decode = 1
     await bench.run_pass()
     assert len([pod for pod in bench.pods("decode") if pod.draining_since_seconds is not None]) == 1
-
-
-async def test_a_pod_may_be_drained_by_hand() -> None:
-    bench = Bench()
-    await settled(bench)
-    pod = bench.pods("decode")[0]
-    bench.engines.by_uid[pod.uid] = VirtualEngine(Drain(worker=pod.name), started=True, requests=0)
-    bench.cluster.edit(POD, KEY.namespace, pod.name, {"metadata": {"annotations": {DRAIN_ANNOTATION: "true"}}})
-    for _ in range(4):
-        await bench.run_pass()
-        bench.engines.now += 3
-    assert bench.replicas("decode") == 1
-    assert bench.pods("decode") == []
-    bench.cluster.control()
-    assert len(bench.pods("decode")) == 1
 
 
 # --- memory ---
@@ -651,6 +636,17 @@ async def test_the_memory_of_another_object_of_this_name_is_left_alone() -> None
     bench.controller = bench.new_controller()
     await bench.run_pass()
     assert bench.planner.memory == PlannerMemory()
+
+
+async def test_a_child_on_its_way_out_is_not_changed_and_is_made_anew() -> None:
+    bench = Bench()
+    await settled(bench)
+    leaving = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    bench.cluster.edit(SERVICE, KEY.namespace, "served", leaving)
+    bench.change_spec(gateway={"service": {"annotations": {"new": "yes"}}})
+    assert "Service" not in {kind for _, kind, _ in await bench.run_pass()}
+    bench.cluster.remove(SERVICE, KEY.namespace, "served")
+    assert ("create", "Service", "served") in await bench.run_pass()
 
 
 async def test_a_pool_on_its_way_out_is_not_scaled() -> None:

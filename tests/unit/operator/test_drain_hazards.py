@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from tests.support.virtual_pool import KEY, NAME, SETTLE_SECONDS, VirtualEngines, VirtualPool
@@ -125,6 +126,26 @@ async def test_nobody_leaves_while_a_new_template_that_the_cache_lacks_is_rolled
     pool.cluster.set_status(DEPLOYMENT, KEY.namespace, NAME, **told)
     await pool.operate(2)
     assert (pool.replicas, marked(pool)) == (3, []), "two templates' pods are there"
+
+
+async def test_nobody_leaves_when_a_roll_out_begins_between_the_last_look_and_the_lower_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = await with_drained_victim()
+    pool.deaf = True
+    look = pool.cluster.get
+
+    async def then_begins(kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        seen = await look(kind, namespace, name)
+        if kind is DEPLOYMENT:
+            new = {"spec": {"template": {"metadata": {"labels": {"new": "1"}}}}}
+            pool.cluster.edit(DEPLOYMENT, KEY.namespace, NAME, new)
+        return seen
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool.cluster, "get", then_begins)
+        await pool.operate(2)
+    assert pool.replicas == 3
 
 
 async def test_a_count_that_was_lowered_is_known_before_the_watch_tells() -> None:

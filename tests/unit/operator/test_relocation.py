@@ -131,7 +131,7 @@ async def test_a_worker_stays_until_its_successor_serves() -> None:
     assert (cluster.bench.replicas("decode"), cluster.note) == (4, "2/4")
     assert cluster.bench.condition("Progressing")[1:] == (
         "Scaling",
-        "decode stays 2, 2 starting, 2 more until others have left nodes that are about to go",
+        "decode stays 2, 2 starting, 2 more until those whose successors they are have left",
     )
     assert len(cluster.serving_on(OLD_NODE)) == 2
     assert not [pod for pod in cluster.bench.pods("decode") if pod.draining_since_seconds is not None]
