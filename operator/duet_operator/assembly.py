@@ -45,14 +45,13 @@ class ClusterLeaseStore:
     async def read(self) -> dict[str, Any] | None:
         return await self._cluster.get(LEASE, self._namespace, self._name)
 
-    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> None:
+    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> dict[str, Any]:
         metadata = {"name": self._name, "namespace": self._namespace}
         manifest = {"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": metadata, "spec": spec}
         if over is None:
-            await self._cluster.create(manifest)
-        else:
-            version = over["metadata"]["resourceVersion"]
-            await self._cluster.replace({**manifest, "metadata": {**metadata, "resourceVersion": version}})
+            return await self._cluster.create(manifest)
+        version = over["metadata"]["resourceVersion"]
+        return await self._cluster.replace({**manifest, "metadata": {**metadata, "resourceVersion": version}})
 
 
 def _now() -> datetime:

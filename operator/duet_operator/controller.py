@@ -287,7 +287,7 @@ class Controller:
     async def _advise(self, deployment: DuetDeployment, sight: Sight, decision: Decision) -> None:
         """Tell the gateways that answer what only the operator knows."""
         performance = self._performance(self._memory.profiles)
-        classes = self._gate.plan(deployment.spec, sight.observation, performance, sight.signals.class_demands)
+        classes = await self._gate.plan(deployment.spec, sight.observation, performance, sight.signals.class_demands)
         plan = routing_plan(
             decision,
             gateways=sight.signals.gateways,

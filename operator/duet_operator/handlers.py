@@ -27,19 +27,19 @@ WATCHED = (DUET, *CHILD_KINDS)
 
 
 def registry(
-    world: World, *, on_listing: Callable[[], None], nodes: Nodes | None = None, kubeconfig: str | None = None
+    world: World, *, on_listing: Callable[[str], None], nodes: Nodes | None = None, kubeconfig: str | None = None
 ) -> kopf.OperatorRegistry:
     """Handlers that put every event into `world`, and those of nodes into `nodes` where they may be watched.
 
-    `on_listing` is called for each object that a watch lists when it begins or begins anew: what was deleted in between
-    is in no list and has no event.
+    `on_listing` is called with its kind for each object that a watch lists when it begins or begins anew: what was
+    deleted in between is in no list and has no event.
     """
     handlers = kopf.OperatorRegistry()
 
     async def seen(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - Kopf's keywords
         body = dict(event["object"])
         if event["type"] is None:
-            on_listing()
+            on_listing(str(body["kind"]))
         if event["type"] == "DELETED":
             world.remove(body)
         else:

@@ -24,10 +24,10 @@ class LeaseLostError(Exception):
 
 
 class LeaseStore(Protocol):
-    """Where the Lease lies. `write` must fail unless it creates the Lease or replaces the one that was read."""
+    """Where the Lease lies. `write` must fail unless it creates the Lease or replaces the one that is given."""
 
     async def read(self) -> dict[str, Any] | None: ...
-    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> None: ...
+    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> dict[str, Any]: ...
 
 
 class LeaseGate:
@@ -41,6 +41,7 @@ class LeaseGate:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._deadline: float | None = None
+        self._written: dict[str, Any] | None = None
         self._seen: tuple[str, float] = ("", clock())
         self.held = asyncio.Event()
 
@@ -57,37 +58,35 @@ class LeaseGate:
             await self.renew()
             if self._deadline is not None:
                 self.check()
-            await asyncio.sleep(self._lease_seconds / 6)
+            in_trouble = self._deadline is not None and self._written is None
+            await asyncio.sleep(self._lease_seconds / (30 if in_trouble else 6))
 
     async def renew(self) -> None:
-        """Try once. Any error is "not renewed"."""
-        started = self._clock()
+        """Try once. Any error is "not renewed". A holder writes over what it wrote last: one request, not two."""
+        started, known, self._written = self._clock(), self._written, None
         try:
             async with asyncio.timeout(self._lease_seconds / 3):
-                renewed = await self._take(started)
+                self._written = await self._take(started, known or await self._store.read())
         except Exception as error:
             logger.warning("the Lease wasn't renewed: %s", error or type(error).__name__)
-            return
-        if renewed:
+        if self._written is not None:
             self._deadline = started + self._lease_seconds * 2 / 3
             self.held.set()
 
-    async def _take(self, now: float) -> bool:
-        lease = await self._store.read()
+    async def _take(self, now: float, lease: dict[str, Any] | None) -> dict[str, Any] | None:
         present = (lease or {}).get("spec") or {}
         mine = present.get("holderIdentity") == self._identity
         if lease is not None and present.get("holderIdentity") and not mine:
             if (version := lease["metadata"]["resourceVersion"]) != self._seen[0]:
                 self._seen = (version, now)
             if self._deadline is not None or now - self._seen[1] < (present.get("leaseDurationSeconds") or 0):
-                return False
+                return None
         written = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         since = present.get("acquireTime", written) if mine else written
         changes = present.get("leaseTransitions", 0) + (not mine)
         spec = {"holderIdentity": self._identity, "leaseDurationSeconds": round(self._lease_seconds)}
         spec |= {"acquireTime": since, "renewTime": written, "leaseTransitions": changes}
-        await self._store.write(spec, over=lease)
-        return True
+        return await self._store.write(spec, over=lease)
 
     async def release(self) -> None:
         """Let another operator in at once; called when nothing will be written any more."""

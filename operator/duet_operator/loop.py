@@ -7,7 +7,6 @@ before everything watched was listed once. A lost Lease ends the loop, and nothi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ from duet_operator.resources.labels import MANAGED_BY
 from duet_operator.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from duet_operator.metrics import Metrics
     from duet_operator.settings import Settings
@@ -42,14 +41,15 @@ if TYPE_CHECKING:
 OWN_SELECTOR = f"{MANAGED_BY}=duet-operator"
 CHILD_KINDS = (
     DEPLOYMENT,
-    POD,
     SERVICE,
     SERVICE_ACCOUNT,
     ROLE_BINDING,
     CONFIG_MAP,
     NETWORK_POLICY,
     DISRUPTION_BUDGET,
+    POD,
 )
+"""Pods last: their watch has begun by then, and the longest of all lists needn't be read again for that."""
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 60.0
 LONGEST_PASS_SECONDS = 120.0
@@ -76,6 +76,8 @@ class ControlLoop:
         self._controllers: dict[Key, tuple[str, Controller]] = {}
         self._turns = Turns(services.settings.concurrent_passes)
         self._failure: asyncio.Future[None] | None = None
+        self._unsure: set[str] = set()
+        """Kinds whose watch began anew since they were listed last."""
         self._listing_wanted = asyncio.Event()
         self.synchronised = asyncio.Event()
 
@@ -91,8 +93,9 @@ class ControlLoop:
     def _metrics(self) -> Metrics:
         return self._services.metrics
 
-    def list_soon(self) -> None:
-        """A watch began anew, so something may have been missed."""
+    def list_soon(self, kind: str) -> None:
+        """The watch of a kind began anew, so something of it may have been missed."""
+        self._unsure.add(kind)
         self._listing_wanted.set()
 
     # --- running ---
@@ -125,23 +128,29 @@ class ControlLoop:
             logger.warning("not all memories could be saved within %g s", SAVE_AT_EXIT_SECONDS)
 
     async def _relist_for_ever(self) -> None:
-        await self._relist_at_last()
+        everything = (*CHILD_KINDS, DUET)
+        await self._relist_at_last(everything)
         self.synchronised.set()
         for key in self._world.duets():
             self._wake(key)
+        due = time.monotonic() + self._settings.relist_seconds
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._listing_wanted.wait(), self._settings.relist_seconds)
+            try:
+                await asyncio.wait_for(self._listing_wanted.wait(), max(due - time.monotonic(), 0.0))
                 await asyncio.sleep(GATHER_LISTINGS_SECONDS)
-            self._listing_wanted.clear()
-            await self._relist_at_last()
+            except TimeoutError:
+                due = time.monotonic() + self._settings.relist_seconds
+                await self._relist_at_last(everything)
+            else:
+                self._listing_wanted.clear()
+                await self._relist_at_last([kind for kind in everything if kind.name in self._unsure])
 
-    async def _relist_at_last(self) -> None:
-        """List everything, again and again until it succeeds: what a watch missed stays unseen until then."""
+    async def _relist_at_last(self, kinds: Sequence[Kind]) -> None:
+        """List them, again and again until it succeeds: what a watch missed stays unseen until then."""
         delay = FIRST_BACKOFF_SECONDS
         while True:
             try:
-                await self._relist()
+                await self._relist(kinds)
             except ClusterError as error:
                 logger.warning("not everything could be listed: %s", error)
             except Exception:
@@ -152,8 +161,10 @@ class ControlLoop:
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_BACKOFF_SECONDS)
 
-    async def _relist(self) -> None:
-        for kind in (*CHILD_KINDS, DUET):
+    async def _relist(self, kinds: Sequence[Kind]) -> None:
+        for kind in kinds:
+            # What a watch listed before this has no gap; its sign after this may be one.
+            self._unsure.discard(kind.name)
             for namespace in self._settings.namespaces or (None,):
                 await self._relist_kind(kind, namespace)
         self._metrics.cached(self._world.counts())

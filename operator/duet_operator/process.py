@@ -188,7 +188,7 @@ class Process:
         while True:
             try:
                 for namespace in namespaces:
-                    await self._cluster.list(DUET, namespace=namespace)
+                    await self._cluster.document(f"{DUET.path(namespace)}?limit=1")
             except ClusterError as error:
                 logger.warning("waiting until DuetDeployments can be read: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)

@@ -41,6 +41,8 @@ CHUNK_CANDIDATES_TOKENS: tuple[int, ...] = Knobs.model_fields["chunk_candidates_
 DEFLECTION_SHARE = 0.7
 """Share of the decode workers' headroom that is planned with; the rest covers batches that aren't equally large."""
 MOST_REPLICAS = 4096
+REMEMBERED_RATES = 256
+"""Of one fleet; with other lengths of requests it's another one."""
 
 
 def fewest(enough: Callable[[int], bool], *, most: int) -> int:
@@ -89,7 +91,7 @@ class Fleet:
         """Whether one request alone on a decode worker meets the ITL objective."""
         return self._lone_step_seconds <= ITL_SHARE * self.objective.itl_seconds
 
-    @property
+    @cached_property
     def _lone_step_seconds(self) -> float:
         return self._decode_step_seconds(1)
 
@@ -119,14 +121,18 @@ class Fleet:
         slots = decode_replicas * self.decode_batch
         tail = RESIDENT_TAIL * sqrt(1 + self._load_variation)
         resident = ((sqrt(tail**2 + 4 * slots) - tail) / 2) ** 2
-        return resident / self._decode_step_seconds(self.decode_batch)
+        return resident / self._full_step_seconds
+
+    @cached_property
+    def _full_step_seconds(self) -> float:
+        return self._decode_step_seconds(self.decode_batch)
 
     @cached_property
     def _load_variation(self) -> float:
         """Squared coefficient of variation of what one resident request adds to a step: its context varies, its row
         doesn't."""
         batch, seconds = self.decode_batch, self.decode.steps.step_seconds
-        added = self._decode_step_seconds(batch) - self._lone_step_seconds
+        added = self._full_step_seconds - self._lone_step_seconds
         if batch == 1 or added <= 0:
             return 0.0
         rows = seconds(StepBatch.decode(batch, batch)) - seconds(StepBatch.decode(1, 1))
@@ -241,9 +247,24 @@ class Fleet:
         """
         if not self.deflection or decode_replicas <= 0:
             return 0.0
-        headroom = self.headroom(load.output_tokens / decode_replicas)
+        key, known = (decode_replicas, load.output_tokens), self._deflected_rates
+        if key not in known:
+            if len(known) >= REMEMBERED_RATES:
+                known.clear()
+            known[key] = self._deflected_rate(*key)
+        rate, in_time_share = known[key]
+        return min(rate, in_time_share * load.input_tokens)
+
+    @cached_property
+    def _deflected_rates(self) -> dict[tuple[int, float], tuple[float, float]]:
+        """By the number of workers and their output: a plan asks for the same few again and again."""
+        return {}
+
+    def _deflected_rate(self, decode_replicas: int, output_tokens: float) -> tuple[float, float]:
+        """Uncached input tokens/s that so many take beside their output, and the share of them that may be theirs."""
+        headroom = self.headroom(output_tokens / decode_replicas)
         if headroom <= 0:
-            return 0.0
+            return 0.0, 0.0
         in_time_share, limit = self._deflected_classes(headroom)
         busy = utilisation(
             servers=decode_replicas,
@@ -251,7 +272,7 @@ class Fleet:
             limit=limit,
             variation=self.lengths.squared_variation,
         )
-        return min(decode_replicas * headroom * min(busy, DEFLECTION_SHARE), in_time_share * load.input_tokens)
+        return decode_replicas * headroom * min(busy, DEFLECTION_SHARE), in_time_share
 
     def _deflected_classes(self, headroom: float) -> tuple[float, WaitLimit]:
         """Share of prompt tokens that needn't stay with the prefill pool, and how long prompts may wait."""

@@ -6,6 +6,7 @@ Invariant: a larger pool may be at least as busy, a more patient traffic too, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import erf, exp, pi, sqrt
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ class Patience:
     objective_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WaitLimit:
     """How long classes of prompts may wait, and the share of them that may wait longer."""
 
@@ -36,7 +37,7 @@ class WaitLimit:
     """Weight and seconds of each class that can wait at all; weights add up to 1 where all can wait long enough."""
     miss_share: float
 
-    @property
+    @cached_property
     def judged_share(self) -> float:
         """Weight of the prompts that can wait at all."""
         return sum(weight for weight, _ in self.slacks)

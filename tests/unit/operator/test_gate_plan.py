@@ -32,49 +32,49 @@ def by_class(voice: float, batch: float) -> dict[str, Demand]:
     return {"voice": demand(voice), "batch": demand(batch)}
 
 
-def test_nothing_is_planned_while_nobody_waits_or_there_is_enough() -> None:
+async def test_nothing_is_planned_while_nobody_waits_or_there_is_enough() -> None:
     planner = GatePlanner()
-    assert planner.plan(spec(), seen(1000.0, waiting=0), SLICES, by_class(500.0, 500.0)) == ()
-    assert planner.plan(spec(), seen(0.2), SLICES, by_class(0.1, 0.1)) == ()
+    assert await planner.plan(spec(), seen(1000.0, waiting=0), SLICES, by_class(500.0, 500.0)) == ()
+    assert await planner.plan(spec(), seen(0.2), SLICES, by_class(0.1, 0.1)) == ()
     without = spec(**{"spec.slo.classes": []})
-    assert planner.plan(without, seen(50.0), SLICES, {"default": demand(50.0)}) == (), "nobody to put in order"
+    assert await planner.plan(without, seen(50.0), SLICES, {"default": demand(50.0)}) == (), "nobody to put in order"
 
 
 @pytest.mark.parametrize("signs", [{"waiting": 5}, {"waiting": 0, "rejected": 1.0}])
-def test_when_demand_exceeds_capacity_the_lower_class_is_shed(signs: dict[str, Any]) -> None:
-    plan = {each.name: each for each in GatePlanner().plan(spec(), seen(50.0, **signs), SLICES, by_class(0.5, 50.0))}
+async def test_when_demand_exceeds_capacity_the_lower_class_is_shed(signs: dict[str, Any]) -> None:
+    plan = {
+        each.name: each for each in await GatePlanner().plan(spec(), seen(50.0, **signs), SLICES, by_class(0.5, 50.0))
+    }
     assert plan["voice"].shed_per_second == 0 and plan["voice"].admitted_per_second == pytest.approx(0.5)
     assert plan["batch"].shed_per_second > 0 and plan["batch"].admitted_per_second > 0
 
 
-def test_the_gate_stays_on_until_there_is_clearly_enough() -> None:
+async def test_the_gate_stays_on_until_there_is_clearly_enough() -> None:
     planner, demands = GatePlanner(), by_class(0.5, 50.0)
-    assert planner.plan(spec(), seen(50.0), SLICES, demands)
-    just_enough = next(
-        rate / 10
-        for rate in range(500, 0, -1)
-        if not GatePlanner().plan(spec(), seen(rate / 10), SLICES, {"batch": demand(rate / 10)})
-    )
+    assert await planner.plan(spec(), seen(50.0), SLICES, demands)
+    just_enough = 50.0
+    while await GatePlanner().plan(spec(), seen(just_enough), SLICES, {"batch": demand(just_enough)}):
+        just_enough -= 0.1
     nearly = {"batch": demand(just_enough)}
-    assert planner.plan(spec(), seen(just_enough, waiting=0), SLICES, nearly), "it was on"
-    assert planner.plan(spec(), seen(0.1, waiting=0), SLICES, {"batch": demand(0.1)}) == ()
-    assert planner.plan(spec(), seen(just_enough), SLICES, nearly) == (), "it is off"
+    assert await planner.plan(spec(), seen(just_enough, waiting=0), SLICES, nearly), "it was on"
+    assert await planner.plan(spec(), seen(0.1, waiting=0), SLICES, {"batch": demand(0.1)}) == ()
+    assert await planner.plan(spec(), seen(just_enough), SLICES, nearly) == (), "it is off"
 
 
 @pytest.mark.parametrize("policy", ["LeastTTFT", "RoundRobin"])
-def test_without_a_gate_there_is_no_plan_for_it(policy: str) -> None:
+async def test_without_a_gate_there_is_no_plan_for_it(policy: str) -> None:
     planner = GatePlanner()
-    assert planner.plan(spec(**{"spec.routing.policy": policy}), seen(50.0), SLICES, by_class(0.5, 50.0)) == ()
+    assert await planner.plan(spec(**{"spec.routing.policy": policy}), seen(50.0), SLICES, by_class(0.5, 50.0)) == ()
 
 
-def test_the_printed_gate_is_always_on() -> None:
-    found = GatePlanner().plan(
+async def test_the_printed_gate_is_always_on() -> None:
+    found = await GatePlanner().plan(
         spec(**{"spec.routing.policy": "GateAndRoute"}), seen(0.2, waiting=0), SLICES, by_class(0.1, 0.1)
     )
     assert {each.name for each in found} == {"voice", "batch"} and not any(each.shed_per_second for each in found)
 
 
-def test_demand_is_told_by_class() -> None:
+async def test_demand_is_told_by_class() -> None:
     demands = ClassDemands(fine_seconds=60.0)
     windows = {"window_seconds": 10.0, "lengths_seconds": 10.0}
     everybody = demand(1.0)

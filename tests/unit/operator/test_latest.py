@@ -1,8 +1,12 @@
 """What is remembered of a pure function: nothing old ever comes back for new inputs."""
 
 import pytest
+from tests.support.manifests import deployment
 
+from duet_operator.api.v1alpha1 import DuetStatus, ResolvedStatus, RolloutSpec
 from duet_operator.latest import Latest
+from duet_operator.reading import Reading
+from duet_operator.resources.rendering import Defaults
 
 
 class Counted:
@@ -43,3 +47,16 @@ def test_an_error_is_not_remembered() -> None:
             latest(-1)
     assert counted.calls == 3
     assert latest(1) is kept
+
+
+def test_children_are_made_anew_only_where_more_than_reports_changed() -> None:
+    before = deployment()
+    reading, defaults = Reading(), Defaults(operator_version="1", engine_image="e:1", gateway_image="g:1")
+    told = before.model_copy(update={"status": DuetStatus(observed_generation=3)})
+    made = reading.render(before, {}, defaults)
+    assert reading.render(told, {}, defaults) is made
+    kept = ResolvedStatus(engine_image="e:0", gateway_image="g:0")
+    pinned = before.model_copy(update={"status": DuetStatus(resolved=kept)})
+    assert reading.render(pinned, {}, defaults).images.engine == "e:0"
+    other = before.model_copy(update={"spec": before.spec.model_copy(update={"rollout": RolloutSpec(max_surge=2)})})
+    assert reading.render(other, {}, defaults) is not made

@@ -1,5 +1,6 @@
 """The Lease gate: one holder at a time, whoever is slow, paused, partitioned or gone."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -26,13 +27,15 @@ class Store:
         self.lease: dict[str, Any] | None = None
         self.version = 0
         self.broken = False
+        self.reads = 0
 
     async def read(self) -> dict[str, Any] | None:
         if self.broken:
             raise ConnectionError("no route to the API server")
+        self.reads += 1
         return self.lease
 
-    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> None:
+    async def write(self, spec: dict[str, Any], *, over: dict[str, Any] | None) -> dict[str, Any]:
         if self.broken:
             raise ConnectionError("no route to the API server")
         seen = None if over is None else over["metadata"]["resourceVersion"]
@@ -41,6 +44,7 @@ class Store:
             raise RuntimeError("409 Conflict")
         self.version += 1
         self.lease = {"metadata": {"resourceVersion": str(self.version)}, "spec": spec}
+        return self.lease
 
 
 @pytest.fixture
@@ -81,6 +85,40 @@ async def test_renewal_holds_it_for_ever(store: Store, clock: Clock) -> None:
         assert (may_write(one), may_write(two)) == (True, False)
         clock.now += 5.0
     assert store.lease is not None and store.lease["spec"]["leaseTransitions"] == 1
+
+
+async def test_a_holder_renews_by_one_request_and_looks_again_after_any_trouble(store: Store, clock: Clock) -> None:
+    """Where the API server takes seconds to answer, two of them would be too long for the time that a try has."""
+    one = gate(store, clock, "one")
+    for _ in range(5):
+        await one.renew()
+        clock.now += 2.5
+    assert (store.reads, store.version) == (1, 5)
+    assert store.lease is not None
+    store.lease = {**store.lease, "metadata": {"resourceVersion": "edited"}}
+    await one.renew()
+    assert (store.reads, store.version) == (1, 5)
+    await one.renew()
+    assert (store.reads, store.version) == (2, 6)
+    assert may_write(one)
+
+
+async def test_a_holder_in_trouble_tries_again_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until its time is over there is room for one try after a slow one, and a standby needn't hurry."""
+    clock = Clock()
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock.now += seconds
+        store.broken = clock.now > 1003.0
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(LeaseLostError):
+        await gate(store, clock, "one").run()
+    assert pauses[:2] == [2.5, 2.5]
+    assert set(pauses[2:]) == {0.5}
+    assert clock.now - 1000.0 == pytest.approx(12.5, abs=0.6)
 
 
 async def test_a_dead_holder_is_followed_after_its_lease_and_never_before(store: Store, clock: Clock) -> None:

@@ -12,7 +12,7 @@ from tests.support.operator_bench import KEY, Bench
 
 from duet_operator.cluster import CONFIG_MAP, DEPLOYMENT, DUET, SERVICE, ClusterError, Kind, Listing
 from duet_operator.lease import LeaseLostError
-from duet_operator.loop import ControlLoop
+from duet_operator.loop import CHILD_KINDS, ControlLoop
 from duet_operator.planner.types import Decision, PlannerMemory
 from duet_operator.settings import Settings
 
@@ -232,9 +232,31 @@ async def test_a_watch_that_begins_anew_has_its_gap_filled(monkeypatch: pytest.M
         await until(lambda: made(bench, KEY.name))
         bench.cluster.subscribers.clear()
         bench.cluster.remove(DEPLOYMENT, KEY.namespace, "served-prefill")
-        loop.list_soon()
+        loop.list_soon(DEPLOYMENT.name)
         await until(lambda: ("create", "Deployment", "served-prefill") in bench.cluster.writes[-12:])
         await until(lambda: ("Deployment", KEY.namespace, "served-prefill") in bench.cluster.objects)
+
+
+async def test_only_what_a_watch_may_have_missed_is_listed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch that had listed before the first list has no gap; one that lists after it may have."""
+    monkeypatch.setattr("duet_operator.loop.GATHER_LISTINGS_SECONDS", 0.01)
+    bench = Bench(LONG_INTERVAL, settings=SETTINGS)
+    real_list, listed = bench.cluster.list, list[str]()
+
+    async def counting(kind: Kind, **options: Any) -> Listing:
+        listed.append(kind.name)
+        if kind is DEPLOYMENT:
+            loop.list_soon(SERVICE.name)  # It is listed next.
+        return await real_list(kind, **options)
+
+    bench.cluster.list = counting  # type: ignore[method-assign]
+    async with looping(bench) as loop:
+        await until(lambda: made(bench, KEY.name))
+        assert sorted(listed) == sorted({kind.name for kind in (*CHILD_KINDS, DUET)})
+        loop.list_soon(CONFIG_MAP.name)
+        await until(lambda: len(listed) > len(CHILD_KINDS) + 1)
+        await asyncio.sleep(0.05)
+    assert listed[len(CHILD_KINDS) + 1 :] == [CONFIG_MAP.name]
 
 
 async def test_what_a_watch_never_told_is_found_by_the_next_list() -> None:
@@ -266,7 +288,7 @@ async def test_a_list_that_fails_is_tried_again_without_another_sign(monkeypatch
         bench.cluster.subscribers.clear()
         bench.cluster.remove(DEPLOYMENT, KEY.namespace, "served-prefill")
         errors += [ArithmeticError("a defect"), ClusterError("list", status=0, reason="Unreachable", message="")]
-        loop.list_soon()
+        loop.list_soon(DEPLOYMENT.name)
         await until(lambda: ("Deployment", KEY.namespace, "served-prefill") in bench.cluster.objects)
 
 
