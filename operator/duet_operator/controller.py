@@ -135,10 +135,7 @@ class Controller:
         problems = await self._upkeep.keep(deployment, rendering.plain, pools, draining=sight.draining, first=targets)
         await self._tell_of_others(duet, sight, moves, mode=deployment.spec.scaling.mode)
         outcomes = await self._scale(deployment, sight, moves, rollout_begins=rolled.begins, problems=problems)
-        await self._advise(deployment, sight, decision)
-        if not deployment.spec.gateway.enabled:
-            decoding = [pod for pod in sight.pools[Role.DECODE].alive if pod.ready]
-            await self._services.knobs.push(decoding, knobs_of(duet), now_seconds=sight.observation.now_seconds)
+        await self._advise(duet, deployment, sight, decision)
         found = facts(
             deployment,
             sight,
@@ -284,8 +281,12 @@ class Controller:
             )
             await self._services.reporter.warn(duet, reason=FOREIGN_SCALE, subject=role.value, note=note)
 
-    async def _advise(self, deployment: DuetDeployment, sight: Sight, decision: Decision) -> None:
-        """Tell the gateways that answer what only the operator knows."""
+    async def _advise(self, duet: Manifest, deployment: DuetDeployment, sight: Sight, decision: Decision) -> None:
+        """Tell the gateways that answer what only the operator knows; without any, the engines what gateways would."""
+        if not deployment.spec.gateway.enabled:
+            decoding = [pod for pod in sight.pools[Role.DECODE].alive if pod.ready]
+            await self._services.knobs.push(decoding, knobs_of(duet), now_seconds=sight.observation.now_seconds)
+            return
         performance = self._performance(self._memory.profiles)
         classes = await self._gate.plan(deployment.spec, sight.observation, performance, sight.signals.class_demands)
         plan = routing_plan(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duet_engine.protocol import Role
+from duet_operator.planner.reasons import ActionReason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,15 +37,15 @@ class Relocation:
     obstacle: str = ""
     """Why no successor is asked for now, where there is none."""
 
-    def why(self, pool: PoolSight) -> tuple[str, str] | None:
+    def why(self, pool: PoolSight) -> tuple[ActionReason, str] | None:
         """Why the pool's count changes now, in one word and in one sentence, where that's for the move."""
         if self.note is None or self.wanted != pool.base_replicas:
             return None
         asked = any(pod.drain_requested for pod in pool.alive)
         reason, workers = (
-            ("ByHand", "workers that are drained by hand")
+            (ActionReason.BY_HAND, "workers that are drained by hand")
             if asked
-            else ("NodeLeaving", "workers on nodes that are about to go")
+            else (ActionReason.NODE_LEAVING, "workers on nodes that are about to go")
         )
         if self.target > pool.replicas:
             return reason, f"successors for {workers}"

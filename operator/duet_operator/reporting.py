@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from duet_engine.protocol import Role
 from duet_operator.api.v1alpha1 import API_VERSION, KIND, DuetStatus, ScaleAction
 from duet_operator.cluster import DUET, Cluster, ClusterError
-from duet_operator.planner.reasons import Reason
+from duet_operator.planner.reasons import ActionReason, Reason
 from duet_operator.resources.conditions import ConditionReason, conditions, transitions
 from duet_operator.resources.findings import Facts, rejected
 from duet_operator.resources.status import resolved, status
@@ -143,7 +143,7 @@ def _action(role: Role, change: Scaled, facts: Facts, now: datetime) -> ScaleAct
     reason, message = (decision.prefill if prefill else decision.decode).reason, decision.message
     if facts.deployment.spec.scaling.mode == "Manual":
         # The planner decided something else, and its words would contradict what was done.
-        reason, message = "ManualMode", f"the spec asks for {facts.targets.of(role)}"
+        reason, message = ActionReason.MANUAL_MODE, f"the spec asks for {facts.targets.of(role)}"
     if change.why is not None:
         reason, message = change.why
     return ScaleAction(

@@ -1,4 +1,4 @@
-"""Pools that follow the load: they grow when it steps up, and shrink without losing a request when it goes."""
+"""Pools that follow the load: they grow when it steps up, shrink without losing a request, and sleep where they may."""
 
 import re
 from itertools import pairwise
@@ -7,7 +7,7 @@ import pytest
 from tests.support.duet_objects import Document
 from tests.support.operator_release import OperatorRelease
 from tests.support.recorder import WORKER_ROLES, Recorder
-from tests.support.serving import CHANGE_SECONDS, PROMPT_TOKENS, Serving, counts, status
+from tests.support.serving import CHANGE_SECONDS, PROMPT_TOKENS, Serving, condition, counts, explained, status
 from tests.support.waiting import until
 
 from duet_engine.protocol import DEMAND_PATH, GatewayDemand
@@ -26,6 +26,8 @@ LONG_ANSWER_TOKENS = 400
 """Twenty seconds of decode: longer than it takes to notice a lull, so that answers are under way when drains begin."""
 FEW = 0.25
 """Requests per second with long answers: one for each of five workers at a time, which need four at most."""
+LEAST_IDLE_SECONDS = 10
+"""The API takes no less."""
 
 
 async def test_a_load_step_grows_both_pools_and_is_explained(serving: Serving, operator: OperatorRelease) -> None:
@@ -115,3 +117,24 @@ async def test_growing_and_shrinking_lose_no_request(serving: Serving) -> None:
     assert sum(worker.work_at_drain for worker in left) > 0, "no drain began with a request under way"
     # Who was still starting held nothing, and needs no drain.
     assert {worker.name for worker in recorder.lost if worker.has_been_ready} <= {worker.name for worker in left}
+
+
+async def test_an_idle_object_has_no_worker_and_the_next_request_waits_for_one(serving: Serving) -> None:
+    minima = {"spec.pools.prefill.minReplicas": 0, "spec.pools.decode.minReplicas": 0}
+    await serving.apply_and_wait(minima)
+    async with serving.load((PROMPT_TOKENS, 20)) as load:
+        load.send(1)
+        await load.ended(1, seconds=CHANGE_SECONDS)
+        await serving.change({"scaling": {"idleSeconds": LEAST_IDLE_SECONDS}})
+        asleep = await serving.until("nobody is wanted", lambda found: explained(found, "Ready")[0] == "Idle")
+        assert condition(asleep, "Ready") == "True"
+
+        async def nobody() -> bool:
+            return not [pod for role in WORKER_ROLES for pod in await serving.pods(role)]
+
+        await until("no worker is left", nobody, seconds=CHANGE_SECONDS)
+        load.send(1)
+        await load.ended(1, seconds=CHANGE_SECONDS)
+    assert load.failures == []
+    woken = [step for step in status(await serving.object())["history"] if step["fromReplicas"] == 0]
+    assert "decode" in {step["pool"] for step in woken}

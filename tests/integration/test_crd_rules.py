@@ -261,6 +261,14 @@ def test_the_smallest_useful_object_is_accepted(server: CrdServer, group: str) -
     assert verdict.accepted, verdict.message
 
 
+@pytest.mark.parametrize("policy", ["Auto", "GateAndRoute", "LeastTTFT", "RoundRobin"])
+def test_an_object_that_may_sleep_and_that_gates_is_accepted_now(server: CrdServer, policy: str) -> None:
+    sleeping = {"spec.pools.decode.minReplicas": 0, "spec.scaling.idleSeconds": 10}
+    hold = {"maxRequests": 1, "maxBytes": 1, "timeoutSeconds": 120}
+    verdict = server.verdict(patched(minimal(), sleeping | {"spec.gateway.hold": hold, "spec.routing.policy": policy}))
+    assert verdict.accepted, verdict.message
+
+
 @pytest.mark.parametrize(("name", "accepted"), [("a", True), ("a-1", True), ("1a", False), ("a.b", False)])
 def test_a_name_is_one_that_a_service_may_bear(server: CrdServer, name: str, accepted: bool) -> None:
     assert server.verdict(minimal(name=name)).accepted is accepted

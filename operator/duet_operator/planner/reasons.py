@@ -1,6 +1,6 @@
-"""The closed list of reasons for a decision; `docs/scaling.md` says of each what to do.
+"""The closed lists of reasons for a decision and for a change of a count; `docs/scaling.md` says of each what to do.
 
-Invariant: every reason that a decision names stands here.
+Invariant: every reason that a decision or the history names stands here.
 """
 
 from __future__ import annotations
@@ -33,3 +33,11 @@ class Reason(StrEnum):
 
 CEILINGS = frozenset({Reason.MAX_REPLICAS, Reason.MAX_GPUS, Reason.PENDING_PODS})
 """Reasons for which a pool is smaller than demand asks for."""
+
+
+class ActionReason(StrEnum):
+    """Why a count changed where it wasn't for what the planner decided."""
+
+    MANUAL_MODE = "ManualMode"
+    NODE_LEAVING = "NodeLeaving"
+    BY_HAND = "ByHand"

@@ -74,8 +74,8 @@ def carries(load: Load, fleet: Fleet, counts: Counts) -> bool:
     """Whether this size carries the load."""
     if fleet.output_capacity(counts.decode) < load.output_tokens:
         return False
-    taken = fleet.deflectable(counts.decode, load)
-    return fleet.input_capacity(counts.prefill) + taken >= load.input_tokens
+    left = load.input_tokens - fleet.input_capacity(counts.prefill)
+    return left <= 0 or fleet.deflectable(counts.decode, load) >= left
 
 
 def _candidates(load: Load, fleet: Fleet, limits: Limits) -> Iterator[Counts]:

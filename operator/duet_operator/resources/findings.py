@@ -261,6 +261,6 @@ def _gateway_saturated(facts: Facts) -> Finding:
     told = "; ".join(f"{pod}: {1000 * seconds:.0f} ms" for pod, seconds in sorted(late.items())[:3])
     message = (
         f"{len(late)} of {facts.gateways_ready} gateway pods run late, at P99 by more than 20 ms ({told}): raise"
-        " gateway.replicas, or give them more CPU by gateway.template"
+        f" gateway.replicas above {facts.deployment.spec.gateway.replicas}, or give each more CPU by gateway.template"
     )
     return Finding("GatewaySaturated", "True", ConditionReason.LOOP_LATE, message)

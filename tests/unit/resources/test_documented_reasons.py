@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from duet_operator.api.v1alpha1 import ConditionType
-from duet_operator.planner.reasons import Reason
+from duet_operator.planner.reasons import ActionReason, Reason
 from duet_operator.resources.conditions import ConditionReason
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -20,7 +20,7 @@ def words(column: int, table: str) -> set[str]:
 
 
 def test_reasons_of_decisions() -> None:
-    assert words(1, DECISIONS) == {reason.value for reason in Reason}
+    assert words(1, DECISIONS) == {reason.value for reason in (*Reason, *ActionReason)}
 
 
 def test_conditions_and_their_reasons() -> None:
