@@ -44,6 +44,8 @@ REFUSED: Mapping[str, str] = {
     "--pipeline-parallel-size": "not tried with Duet's plugin; use spec.engine.tensorParallelSize",
     "--pp-size": "not tried with Duet's plugin; use spec.engine.tensorParallelSize",
     "--enable-pdmux": "SGLang can't combine it with separate prefill and decode; use spec.multiplexing",
+    "--pdmux-config-path": "it is of SGLang's own multiplexing; use spec.multiplexing",
+    "--sm-group-num": "it is of SGLang's own multiplexing; use spec.multiplexing",
     "--ssl-keyfile": "probes and gateways speak plain HTTP inside the cluster; use a service mesh",
 }
 REFUSED_VARIABLES: Mapping[str, str] = {
