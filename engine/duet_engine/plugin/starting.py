@@ -20,7 +20,7 @@ LOG_FORMATS = ("json", "text")
 ADDRESS_VARIABLES = ("SGLANG_HOST_IP", "HOST_IP")
 """By which SGLang is told under which address other engines reach it for KV."""
 PLUGIN_GROUP = "sglang.srt.plugins"
-PROBES = {"SGLANG_FAILED_SESSION_PROBE_INTERVAL_S": "2", "SGLANG_FAILED_SESSION_PROBE_MAX_INTERVAL_S": "20"}
+PROBES = {"SGLANG_FAILED_SESSION_PROBE_INTERVAL_S": "0.5", "SGLANG_FAILED_SESSION_PROBE_MAX_INTERVAL_S": "20"}
 """After one broken transfer a prefill worker sends a decode worker nothing until a probe has reached it. SGLang's first
 probe is after 30 s, and all that time requests fail for this pair."""
 
