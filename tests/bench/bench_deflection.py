@@ -1,13 +1,15 @@
 """Deflection on live engines: two prefill and two decode workers under bursts, by gateway, and what the simulator says.
 
-Run: `python tests/bench/bench_deflection.py`; four minutes on a quiet machine. Writes deflection.json and deflection.md
-in docs/results. The engines are simulated ones, with the step times of a seventh of an H100, as processes of their own.
-The same seeded requests go through this gateway with deflection, without it, and through the two Rust routers of
-bench_gateway.py. The simulator plays the first two.
+Run: `python tests/bench/bench_deflection.py`; four minutes on a quiet machine. Writes deflection.json and
+deflection.md in docs/results; with `--seconds N`, a shorter load, it only prints. The engines are simulated ones,
+with the step times of a seventh of an H100, as processes of their own. The same seeded requests go through this
+gateway with deflection, without it, and through the two Rust routers of bench_gateway.py. The simulator plays the
+first two.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -62,8 +64,8 @@ class Seen:
     deflected: float
 
 
-def coming() -> list[Request]:
-    course = Rate.bursts(RATE, seconds=SECONDS, factor=3.0, every_seconds=20.0, lasting_seconds=8.0)
+def coming(seconds: float) -> list[Request]:
+    course = Rate.bursts(RATE, seconds=seconds, factor=3.0, every_seconds=20.0, lasting_seconds=8.0)
     traffic = Traffic(rate=course, input_tokens=LogNormal(1800.0, 0.8), output_tokens=Exponential(50.0), variation=1.0)
     return list(traffic.requests(SEED))
 
@@ -115,21 +117,21 @@ def engines(folder: Path) -> Iterator[tuple[Fleet, list[Any]]]:
         yield processes, found
 
 
-async def through_own(processes: Fleet, workers: list[Any], mode: str) -> Seen:
+async def through_own(processes: Fleet, workers: list[Any], mode: str, requests: list[Request]) -> Seen:
     slo = {"ttftMilliseconds": 1000 * OBJECTIVE.ttft_seconds, "itlMilliseconds": 1000 * OBJECTIVE.itl_seconds}
     gateway = processes.gateway(workers, config={"slo": slo, "deflection": {"mode": mode}})
     async with aiohttp.ClientSession() as session:
         await all_usable(session, gateway, len(workers))
-    return await played(gateway.url, coming())
+    return await played(gateway.url, requests)
 
 
-def through_peer(folder: Path, name: str, workers: list[Any]) -> Seen:
+def through_peer(folder: Path, name: str, workers: list[Any], requests: list[Request]) -> Seen:
     arguments = ["--pd-disaggregation"]
     for worker in workers:
         port = [str(worker.bootstrap_port)] if worker.role == "prefill" else []
         arguments += [f"--{worker.role}", worker.url, *port]
     with gateway_peers.router(folder, name, arguments) as server:
-        return asyncio.run(played(server.url, coming()))
+        return asyncio.run(played(server.url, requests))
 
 
 # --- simulated ---
@@ -156,7 +158,7 @@ def pool(info: WorkerInfo, role: Role, *, deflects: bool) -> Pool:
     )
 
 
-def in_simulator(prefill: WorkerInfo, decode: WorkerInfo, mode: str) -> Seen:
+def in_simulator(prefill: WorkerInfo, decode: WorkerInfo, mode: str, requests: list[Request]) -> Seen:
     deflects = mode != "Off"
     result = simulate(
         Scenario(
@@ -167,7 +169,7 @@ def in_simulator(prefill: WorkerInfo, decode: WorkerInfo, mode: str) -> Seen:
             noise=NO_NOISE,
             seed=SEED,
         ),
-        coming(),
+        requests,
     )
     return Seen(
         result.ttft_percentile(50), result.ttft_percentile(95), result.attainment or 0.0, result.deflected_share
@@ -175,17 +177,23 @@ def in_simulator(prefill: WorkerInfo, decode: WorkerInfo, mode: str) -> Seen:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    seconds = parser.parse_args().seconds
+    requests = coming(seconds)
+    gateway_peers.prepare()
     seen: dict[str, Seen] = {}
     for name in (*OWN, *PEERS):
         with tempfile.TemporaryDirectory() as home, engines(Path(home)) as (processes, workers):
             if name in OWN:
-                seen[name] = asyncio.run(through_own(processes, workers, OWN[name]))
+                seen[name] = asyncio.run(through_own(processes, workers, OWN[name], requests))
                 infos = [asyncio.run(info_of(worker)) for worker in workers]
-                seen[f"{name}, simulated"] = in_simulator(infos[0], infos[2], OWN[name])
+                seen[f"{name}, simulated"] = in_simulator(infos[0], infos[2], OWN[name], requests)
             else:
-                seen[name] = through_peer(Path(home), name, workers)
+                seen[name] = through_peer(Path(home), name, workers, requests)
         print(name, seen[name], seen.get(f"{name}, simulated"), flush=True)
-    write_results(rows_of(seen), name="deflection", title="Deflection on live engines", command=COMMAND, seed=SEED)
+    if seconds == SECONDS:
+        write_results(rows_of(seen), name="deflection", title="Deflection on live engines", command=COMMAND, seed=SEED)
 
 
 def rows_of(seen: dict[str, Seen]) -> list[Row]:

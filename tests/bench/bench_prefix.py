@@ -1,14 +1,16 @@
 """What knowing prefixes is worth: Mooncake's conversation trace in the simulator, by who decides where a prompt goes.
 
-Run: `python tests/bench/bench_prefix.py`; some minutes. Writes prefix.json and prefix.md in docs/results. Needs a trace
+Run: `python tests/bench/bench_prefix.py [--speed 0.5]`; some minutes. Writes prefix.json and prefix.md in docs/results. Needs a trace
 beside the repository (../shared/traces/mooncake); 37 % of its prompt tokens occurred before. Every fleet is the same,
-all engines keep prefixes, and nothing is deflected, so that the choice of the prefill worker is all. Cache-aware is
-sglang-router's policy: the worker with the longest match where that is over half of the prompt, the least loaded where
-it isn't, or where loads differ by more than 32 requests and a factor of 1.1, by queues as the gateway knows them.
+all engines keep prefixes, and nothing is deflected, so that the choice of the prefill worker is all. Cache-aware is what
+sglang-router 0.3.2 and smg 1.13.0 do by default: the worker with the longest match where that is over 0.3 of the prompt,
+the least loaded where it isn't, or where loads differ by more than 64 requests and a factor of 1.5, by queues as the
+gateway knows them, and with Duet's own index.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,14 +40,15 @@ TRACE = ROOT.parent / "shared" / "traces" / "mooncake" / "conversation_trace.jso
 COMMAND = "python tests/bench/bench_prefix.py"
 SEED = 1
 TRACE_SECONDS = 1500.0
-SPEEDS = (1.3,)
+SPEEDS = (0.5, 1.3)
+"""Light load, and one under which nobody holds the objective for all."""
 PREFILL, DECODE = 4, 2
 OBJECTIVE = Objective(ttft_seconds=2.0, itl_seconds=0.05, ttft_unloaded_ratio=2.0)
 CACHE_THRESHOLD, BALANCE_ABSOLUTE, BALANCE_RELATIVE = 0.3, 64, 1.5
 
 
 class CacheAware:
-    """As sglang-router's `cache_aware`, for the prefill pool; decode by least load."""
+    """As the Rust routers' `cache_aware`, for the prefill pool; decode by least load."""
 
     def __init__(self) -> None:
         self._least = LeastLoaded()
@@ -134,7 +137,9 @@ def figures(speed: float) -> list[Row]:
 def main() -> None:
     if not TRACE.exists():
         sys.exit(f"{TRACE.name} isn't there: put Mooncake's conversation trace into ../shared/traces/mooncake")
-    rows = [each for speed in SPEEDS for each in figures(speed)]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--speed", type=float, action="append", help="Only this pace; other rows stay.")
+    rows = [each for speed in parser.parse_args().speed or SPEEDS for each in figures(speed)]
     title = f"Prefixes: {PREFILL} prefill and {DECODE} decode workers under Mooncake's conversation trace"
     write_results(rows, name="prefix", title=title, command=COMMAND, seed=SEED)
 

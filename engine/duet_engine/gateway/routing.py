@@ -228,7 +228,7 @@ class Dispatcher:
         decode_tokens = prompt.at(decode.key).tokens if prefill is None else prompt.tokens
         computing = prefill or decode
         if computing.keeps_prefixes:
-            self._prefixes.add(computing.key, waiter.request.prefix_blocks)
+            self._expect_prefix(computing, waiter)
         assignment = Assignment(
             route=route,
             decode=decode,
@@ -244,6 +244,13 @@ class Dispatcher:
             underway=self._underway,
         )
         waiter.future.set_result(assignment)
+
+    def _expect_prefix(self, worker: Worker, waiter: _Waiter) -> None:
+        """What it computes now it will likely hold."""
+        blocks = waiter.request.prefix_blocks
+        assert worker.profile is not None
+        room_blocks = worker.profile.kv_capacity_tokens * len(blocks) / max(waiter.prompt.tokens, 1)
+        self._prefixes.add(worker.key, blocks, room_blocks=room_blocks)
 
     def _expire(self, fleet: Fleet, now: float, *, head_reason: HoldReason | None) -> None:
         """`head_reason` is the pass's own, when it had one."""

@@ -222,7 +222,8 @@ class Gateway:
     def _expect_prefix(self, worker: PrefillWorker | DecodingWorker, flight: Flight) -> None:
         """What it computes now it will likely hold."""
         if flight.block_hashes and worker.pool.limits.prefix_cache:
-            self._prefixes.add(worker.name, flight.block_hashes)
+            room_blocks = worker.pool.kv_capacity_tokens / BLOCK_TOKENS
+            self._prefixes.add(worker.name, flight.block_hashes, room_blocks=room_blocks)
 
     def _deliver(self, flight: Flight) -> None:
         prefill, decode = flight.prefill, flight.decode

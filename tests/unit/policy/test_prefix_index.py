@@ -96,6 +96,37 @@ def test_what_was_used_lately_outlives_what_was_not() -> None:
     assert index.match([10]) == {}
 
 
+def test_what_a_cache_has_no_room_for_any_more_is_given_up() -> None:
+    index = PrefixIndex()
+    index.add("a", [1, 2], room_blocks=8)
+    for block in range(10, 40):
+        index.add("a", [block], room_blocks=8)
+        index.add("b", [block], room_blocks=1000)
+    assert index.match([1, 2]) == {}
+    assert index.match([39]) == {"a": 1, "b": 1}
+    assert index.match([10]) == {"b": 1}
+    held = sum("a" in index.match([block]) for block in range(10, 40))
+    assert 5 <= held <= 8
+
+
+def test_what_is_used_again_stays_whole() -> None:
+    index = PrefixIndex()
+    for block in range(10, 100):
+        index.add("a", [1, 2, block], room_blocks=8)
+        assert index.match([1, 2, block]) == {"a": 3}
+    assert index.match([1, 2, 10]) == {"a": 2}
+
+
+def test_bits_that_were_given_up_are_used_again_by_nobody_who_could_be_taken_for_another() -> None:
+    index = PrefixIndex(most_blocks=12)
+    for round_ in range(200):
+        index.add("a", [round_], room_blocks=4)
+        index.add("b", [1000 + round_], room_blocks=4)
+        assert index.match([round_]) == {"a": 1} and index.match([1000 + round_]) == {"b": 1}
+        assert all(set(index.match([each])) <= {"a"} for each in range(round_))
+    assert index._highest.bit_length() < 40, "else every look-up would cost more each time"
+
+
 def test_equal_blocks_behind_different_beginnings_differ() -> None:
     index = PrefixIndex()
     index.add("a", text_blocks(b"x" * 512 + b"y" * 512))
