@@ -1,11 +1,11 @@
 """What knowing prefixes is worth: Mooncake's conversation trace in the simulator, by who decides where a prompt goes.
 
-Run: `python tests/bench/bench_prefix.py [--speed 0.5]`; some minutes. Writes prefix.json and prefix.md in docs/results. Needs a trace
-beside the repository (../shared/traces/mooncake); 37 % of its prompt tokens occurred before. Every fleet is the same,
-all engines keep prefixes, and nothing is deflected, so that the choice of the prefill worker is all. Cache-aware is what
-sglang-router 0.3.2 and smg 1.13.0 do by default: the worker with the longest match where that is over 0.3 of the prompt,
-the least loaded where it isn't, or where loads differ by more than 64 requests and a factor of 1.5, by queues as the
-gateway knows them, and with Duet's own index.
+Run: `python tests/bench/bench_prefix.py [--speed 0.5]`; some minutes. Writes prefix.json and prefix.md in
+docs/results. Needs a trace beside the repository (../shared/traces/mooncake); 37 % of its prompt tokens occurred
+before. Every fleet is the same, all engines keep prefixes, and nothing is deflected, so that the choice of the
+prefill worker is all. Cache-aware is what sglang-router 0.3.2 and smg 1.13.0 do by default: the worker with the
+longest match where that is over 0.3 of the prompt, the least loaded where it isn't, or where loads differ by more
+than 64 requests and a factor of 1.5, by queues as the gateway knows them, and with Duet's own index.
 """
 
 from __future__ import annotations
