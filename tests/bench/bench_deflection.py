@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "dev"))
 
 from tests.bench import gateway_peers  # noqa: E402
 from tests.support.bench_rows import Row, row, write_results  # noqa: E402
-from tests.support.fleet import Fleet, all_usable, completion, fleet  # noqa: E402
+from tests.support.fleet import MODEL, Fleet, all_usable, completion, fleet  # noqa: E402
 
 from duet_dev.demo.client import Ask, send  # noqa: E402
 from duet_dev.demo.records import Record  # noqa: E402
@@ -47,8 +47,10 @@ from duet_engine.slo import Objective, judge  # noqa: E402
 COMMAND = "python tests/bench/bench_deflection.py"
 SEED = 3
 SECONDS = 40.0
-RATE = 6.0
+RATE = 6.5
 """Requests a second; three times as many for 8 s of each 20."""
+ENGINE = ("--gpu", "h100-1g.20gb", "--model", "Qwen/Qwen3-4B", "--served-name", MODEL)
+"""A seventh of a GPU: so slow that two cores can play it, and that bursts pass what two prefill workers can do."""
 OBJECTIVE = Objective(ttft_seconds=1.0, itl_seconds=0.05)
 OWN = {"Duet": "Auto", "Duet, deflection off": "Off"}
 PEERS = ("smg", "sglang-router")
@@ -113,7 +115,8 @@ async def played(url: str, requests: list[Request]) -> Seen:
 def engines(folder: Path) -> Iterator[tuple[Fleet, list[Any]]]:
     """Anew for each gateway, so that no cache helps the later ones."""
     with fleet(folder) as processes:
-        found = [processes.engine(role, name=f"{role}-{index}") for role in ("prefill", "decode") for index in range(2)]
+        roles = ("prefill", "prefill", "decode", "decode")
+        found = [processes.engine(role, *ENGINE, name=f"{role}-{index}") for index, role in enumerate(roles)]
         yield processes, found
 
 
