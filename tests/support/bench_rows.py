@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+MACHINE_END = " cores.\n"
 COLUMNS = ("figure", "value", "unit", "peer", "peer_value", "ratio")
 
 Row = dict[str, object]
@@ -34,6 +35,9 @@ def merged(rows: list[Row], *, name: str, command: str, seed: int | None) -> lis
 
 
 def write_page(rows: list[Row], *, name: str, title: str) -> None:
+    """The table, the commands and the machine; what somebody wrote below them stays."""
+    path = RESULTS / f"{name}.md"
+    below = path.read_text().partition(MACHINE_END)[2] if path.exists() else ""
     lines = [f"# {title}", "", f"| {' | '.join(COLUMNS).replace('_', ' ')} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join('-' if each[key] is None else str(each[key]) for key in COLUMNS)} |" for each in rows]
     commands = dict.fromkeys(
@@ -43,6 +47,6 @@ def write_page(rows: list[Row], *, name: str, title: str) -> None:
         "",
         *(f"- {line}" for line in commands),
         "",
-        f"Python {platform.python_version()}, {os.cpu_count()} cores.",
+        f"Python {platform.python_version()}, {os.cpu_count()}",
     ]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + MACHINE_END + below)
