@@ -6,7 +6,8 @@ remembered windows would have found too few workers if the load had only been fo
 would have left no more of the requests short than the attainment goal allows.
 
 Invariant: no load that can be followed (steady, noisy, or moving slowly against a cold start) keeps anything; nothing
-more is kept than some remembered window asked for, nor longer than a burst's return may be expected from what was seen.
+more is kept than some remembered window asked for (and room above it while few were seen), nor longer than a burst's
+return may be expected from what was seen; and a further sample of calm never raises it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from duet_operator.planner.load import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from duet_operator.planner.types import DemandSample
 
@@ -47,7 +49,7 @@ class Bursts:
 
 
 def expected_bursts(
-    windows: Sequence[DemandSample],
+    samples: Sequence[DemandSample],
     *,
     now_seconds: float,
     window_seconds: float,
@@ -55,47 +57,74 @@ def expected_bursts(
     kept_seconds: float,
     miss_share: float,
 ) -> Bursts:
-    """The load to keep room for. `windows` are that long and don't overlap; workers come `lead_seconds` after they are
-    asked for, and stay for `kept_seconds` after they were last needed."""
-    prompts = _surprises(
-        windows, [each.uncached_input_tokens_per_second for each in windows], lead_seconds, kept_seconds
-    )
-    requests = _surprises(windows, [each.requests_per_second for each in windows], lead_seconds, kept_seconds)
-    total = sum(each.requests_per_second for each in windows)
-    surprising = [
-        (one or other) and window.requests_per_second * window_seconds >= FEWEST_REQUESTS
-        for window, one, other in zip(windows, prompts, requests, strict=True)
-    ]
-    short = [window for window, surprises in zip(windows, surprising, strict=True) if surprises]
-    share = sum(each.requests_per_second for each in short) / total if total else 0.0
-    if share <= miss_share:
+    """The load to keep room for. Each of the `samples` tells of so long a window before it; workers come `lead_seconds`
+    after they are asked for, and stay for `kept_seconds` after they were last needed."""
+    requests = _requests(samples, window_seconds)
+    surprising = _surprising(samples, window_seconds, lead_seconds=lead_seconds, kept_seconds=kept_seconds)
+    short = [index for index, surprises in enumerate(surprising) if surprises]
+    total, came_short = sum(requests), sum(requests[index] for index in short)
+    if came_short <= miss_share * total:
         return Bursts()
-    allowed = miss_share * total
-    level_requests = _level(short, [each.requests_per_second for each in short], allowed)
-    gaps = _gaps(windows, surprising, shortest_seconds=lead_seconds + window_seconds)
+
+    def level(rate: Callable[[DemandSample], float]) -> float:
+        """The least rate above which the short windows hold no more requests than the goal may miss."""
+        left = miss_share * total
+        for value, held in sorted(((rate(samples[index]), requests[index]) for index in short), reverse=True):
+            left -= held
+            if left < 0:
+                return value
+        return 0.0
+
+    highest = Load(
+        requests=level(lambda sample: sample.requests_per_second),
+        input_tokens=level(lambda sample: sample.uncached_input_tokens_per_second),
+        output_tokens=level(lambda sample: sample.output_tokens_per_second),
+    )
+    gaps = _gaps(samples, surprising, shortest_seconds=lead_seconds + window_seconds)
     memory_seconds = max(FIRST_RETURN_STARTS * lead_seconds, RETURN_GAPS * max(gaps, default=0.0))
     # A small burst is no sign that a large one returns.
-    alike = [each.time_seconds for each in short if FOLLOWED_RATIO * each.requests_per_second >= level_requests]
-    if now_seconds - alike[-1] > memory_seconds:
+    alike = [index for index in short if FOLLOWED_RATIO * samples[index].requests_per_second >= highest.requests]
+    if now_seconds - samples[alike[-1]].time_seconds > memory_seconds:
         return Bursts()
     seen = len(gaps) + 1
-    level = Load(
-        requests=level_requests,
-        input_tokens=_level(short, [each.uncached_input_tokens_per_second for each in short], allowed),
-        output_tokens=_level(short, [each.output_tokens_per_second for each in short], allowed),
-    )
     room = UNSEEN_HEIGHT / (seen + 1) if seen > 1 else 0.0
-    return Bursts(load=level.scaled(1 + room), seen=seen, share=share)
+    return Bursts(load=highest.scaled(1 + room), seen=seen, share=came_short / total)
+
+
+def _requests(samples: Sequence[DemandSample], window_seconds: float) -> list[float]:
+    """How many requests each sample tells of that the one before it didn't: passes come oftener than windows end."""
+    since = [later.time_seconds - earlier.time_seconds for earlier, later in pairwise(samples)]
+    return [
+        sample.requests_per_second * min(seconds, window_seconds)
+        for sample, seconds in zip(samples, (window_seconds, *since), strict=False)
+    ]
+
+
+def _surprising(
+    samples: Sequence[DemandSample], window_seconds: float, *, lead_seconds: float, kept_seconds: float
+) -> list[bool]:
+    """Which samples would have found too few workers if the load had only been followed."""
+    prompts, requests = (
+        _surprises(samples, values, lead_seconds, kept_seconds)
+        for values in (
+            [sample.uncached_input_tokens_per_second for sample in samples],
+            [sample.requests_per_second for sample in samples],
+        )
+    )
+    return [
+        (one or other) and sample.requests_per_second * window_seconds >= FEWEST_REQUESTS
+        for sample, one, other in zip(samples, prompts, requests, strict=True)
+    ]
 
 
 def _surprises(
-    windows: Sequence[DemandSample], values: Sequence[float], lead_seconds: float, kept_seconds: float
+    samples: Sequence[DemandSample], values: Sequence[float], lead_seconds: float, kept_seconds: float
 ) -> list[bool]:
-    """Which windows ask for more than was asked for between a lead before them and the time since which workers stay.
+    """Which of them ask for more than was asked for between a lead before them and the time since which workers stay.
 
     What nothing was known of a lead before isn't judged: a first load is no burst.
     """
-    times = [each.time_seconds for each in windows]
+    times = [each.time_seconds for each in samples]
     highest: deque[int] = deque()
     found, known = [], 0
     for index, time in enumerate(times):
@@ -112,28 +141,16 @@ def _surprises(
     return found
 
 
-def _gaps(windows: Sequence[DemandSample], surprising: Sequence[bool], *, shortest_seconds: float) -> list[float]:
+def _gaps(samples: Sequence[DemandSample], surprising: Sequence[bool], *, shortest_seconds: float) -> list[float]:
     """From burst to burst: a new one comes after a lull, and not closer to the last than a lead and a window."""
     gaps: list[float] = []
     last: DemandSample | None = None
     lull = False
-    for window, surprises in zip(windows, surprising, strict=True):
+    for sample, surprises in zip(samples, surprising, strict=True):
         if surprises:
-            if last and lull and (gap := window.time_seconds - last.time_seconds) > shortest_seconds:
+            if last and lull and (gap := sample.time_seconds - last.time_seconds) > shortest_seconds:
                 gaps.append(gap)
-            last, lull = window, False
+            last, lull = sample, False
         elif last:
-            lull = lull or FOLLOWED_RATIO * window.requests_per_second < last.requests_per_second
+            lull = lull or FOLLOWED_RATIO * sample.requests_per_second < last.requests_per_second
     return gaps
-
-
-def _level(windows: Sequence[DemandSample], values: Sequence[float], allowed: float) -> float:
-    """The least rate above which windows hold no more requests than allowed."""
-    left = allowed
-    for value, requests in sorted(
-        zip(values, (each.requests_per_second for each in windows), strict=True), reverse=True
-    ):
-        left -= requests
-        if left < 0:
-            return value
-    return 0.0

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from duet_operator.planner.load import Load
     from duet_operator.planner.types import Counts, PlanSpec, PoolBounds, PoolState
 
+LEAST_TOKENS = 0.5
+"""A second: less would read as 0. Answers are still expected, and prompts may wait, where no request is to come."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolAccount:
@@ -122,7 +125,7 @@ def _arrow(before: int, after: int) -> str:
 def _decode_numbers(account: Account) -> str:
     basis = "cold start p90" if account.cold_start_measured else "assumed cold start"
     horizon = f"{account.horizon_seconds:.0f} s ({basis})"
-    if account.load.requests <= 0:
+    if account.load.requests <= 0 and account.load.output_tokens < LEAST_TOKENS:
         return f"no requests expected in {horizon}"
     replicas = max(account.counts.decode, 1)
     return (
@@ -134,7 +137,7 @@ def _decode_numbers(account: Account) -> str:
 
 def _prefill_numbers(account: Account, *, changed: bool) -> str:
     load, fleet, counts = account.load, account.fleet, account.counts
-    if load.requests <= 0:
+    if load.requests <= 0 and load.input_tokens < LEAST_TOKENS:
         return "no prompts expected"
     own = fleet.input_capacity(counts.prefill)
     capacity = own + fleet.deflectable(counts.decode, load)

@@ -55,9 +55,7 @@ def forecast(samples: Sequence[DemandSample], *, horizon_seconds: float, window_
     )
 
 
-def spaced(
-    samples: Sequence[DemandSample], window_seconds: float, *, most: int | None = TREND_WINDOWS
-) -> list[DemandSample]:
+def spaced(samples: Sequence[DemandSample], window_seconds: float) -> list[DemandSample]:
     """The newest sample and those before it that don't share a window with a later one: overlapping windows would make
     noise look like a trend."""
     chosen: list[DemandSample] = []
@@ -65,7 +63,7 @@ def spaced(
         gap_seconds = chosen[-1].time_seconds - sample.time_seconds if chosen else float("inf")
         if gap_seconds > 0 and gap_seconds >= SAME_WINDOW_SHARE * window_seconds:
             chosen.append(sample)
-        if len(chosen) == most:
+        if len(chosen) == TREND_WINDOWS:
             break
     chosen.reverse()
     return chosen

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from duet_operator.planner.bursts import Bursts, expected_bursts
 from duet_operator.planner.correction import corrected
-from duet_operator.planner.forecast import forecast, spaced
+from duet_operator.planner.forecast import forecast
 from duet_operator.planner.load import Load
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def look_ahead(
     horizon = (observation.cold_start_p90_seconds or spec.cold_start_guess_seconds) + spec.interval_seconds
     expected = forecast(memory.samples, horizon_seconds=horizon, window_seconds=demand.window_seconds)
     bursts = expected_bursts(
-        spaced(memory.samples, demand.window_seconds, most=None),
+        memory.samples,
         now_seconds=observation.now_seconds,
         window_seconds=demand.window_seconds,
         lead_seconds=horizon,

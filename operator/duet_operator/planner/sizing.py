@@ -114,9 +114,16 @@ def _fewest_decode(load: Load, fleet: Fleet) -> int:
 
 
 def _best_effort(load: Load, fleet: Fleet, limits: Limits) -> Counts:
-    """Each pool as large as its own work asks, without help from the other, inside the bounds and the budget."""
+    """Each pool as large as its own work asks inside the bounds and the budget, and with the room that is left decode
+    workers for the prompts that the prefill pool can't take."""
     wanted = Counts(_fewest_prefill(load.input_tokens, fleet), _fewest_decode(load, fleet))
-    return within_budget(wanted.at_least(limits.lowest).at_most(limits.highest), limits)
+    own = within_budget(wanted.at_least(limits.lowest).at_most(limits.highest), limits)
+    most = limits.highest.decode
+    if limits.max_gpus is not None:
+        most = min(most, own.decode + max(limits.max_gpus - limits.gpus_of(own), 0) // limits.gpus.decode)
+    taken = min(load.input_tokens - fleet.input_capacity(own.prefill), fleet.deflectable(most, load))
+    helping = fewest(lambda replicas: fleet.deflectable(replicas, load) >= taken, most=most)
+    return Counts(own.prefill, min(max(own.decode, helping), most))
 
 
 def within_budget(counts: Counts, limits: Limits) -> Counts:

@@ -129,6 +129,55 @@ def test_never_more_than_half_above_what_was_seen_and_less_for_a_lower_goal(rate
         assert 0.0 <= lower <= value <= 1.5 * seen
 
 
+@untimed
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=80),
+    st.sampled_from([2.0, 5.0, WINDOW, 20.0]),
+    st.floats(0.9, 0.999),
+)
+def test_calm_never_raises_what_is_kept(rates: list[float], interval_seconds: float, goal: float) -> None:
+    """Whatever moment of it the present one is, and however often it is looked at: else a pool grew after a burst."""
+    calm = min(rates)
+    seen = [
+        DemandSample(START + interval_seconds * index, rate, 1000.0 * rate, 100.0 * rate)
+        for index, rate in enumerate([*rates, *[calm] * 10])
+    ]
+    found = [
+        expected_bursts(
+            seen[:count],
+            now_seconds=seen[count - 1].time_seconds,
+            window_seconds=WINDOW,
+            lead_seconds=LEAD,
+            kept_seconds=KEPT,
+            miss_share=1 - goal,
+        ).load
+        for count in range(len(rates), len(seen) + 1)
+    ]
+    for before, after in pairwise(found):
+        assert after.requests <= before.requests
+        assert after.input_tokens <= before.input_tokens
+        assert after.output_tokens <= before.output_tokens
+
+
+def test_looking_oftener_counts_no_request_twice() -> None:
+    """The share that the goal may miss is one of requests, not of looks."""
+    rates = LULL + BURST + MOMENT
+    often = [
+        DemandSample(START + WINDOW / 3 * index, rate, 1000.0 * rate, 100.0 * rate)
+        for index, rate in enumerate(rate for rate in rates for _ in range(3))
+    ]
+    looked = expected_bursts(
+        often,
+        now_seconds=often[-1].time_seconds,
+        window_seconds=WINDOW,
+        lead_seconds=LEAD,
+        kept_seconds=KEPT,
+        miss_share=0.01,
+    )
+    assert looked.load == kept(rates).load
+    assert looked.share == pytest.approx(kept(rates).share, rel=0.05)
+
+
 # --- in the loop ---
 
 

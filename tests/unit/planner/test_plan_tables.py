@@ -363,6 +363,14 @@ def test_message_names_what_limits_a_pool() -> None:
     assert "7 needed but 2 pods are pending past the deadline" in decision.message
 
 
+def test_message_tells_of_answers_that_go_on_when_no_request_is_to_come() -> None:
+    decision = decide(seen(1, 1, demand=demand(0.0, output_tokens_per_second=400.0)), spec=spec())
+    assert "no requests expected" not in decision.message
+    assert " output tok/s expected" in decision.message
+    assert "no prompts expected" in decision.message
+    assert "no requests expected" in decide(seen(1, 1, demand=demand(0.0)), spec=spec()).message
+
+
 def test_held_message_says_why() -> None:
     decision = decide(seen(2, 3, demand=None, complete=False), spec=spec())
     assert decision.message == "decode stays 3, prefill stays 2: no gateway answered, so nothing changes."

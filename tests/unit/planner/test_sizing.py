@@ -75,6 +75,24 @@ def test_no_size_within_the_limits_costs_less(
         assert found.counts.at_most(limits.highest) == found.counts
 
 
+def test_past_what_the_bounds_carry_decode_workers_still_take_prompts() -> None:
+    """Else more load would get fewer workers."""
+    workers = fleet(deflection=True, whole=True, input_tokens=2000, output_tokens=100)
+    limits = Limits(lowest=Counts(0, 1), highest=Counts(2, MOST), gpus=Counts(1, 1), cost=Counts(1, 1))
+    found = [
+        size(
+            Load(requests=rate, input_tokens=2000.0 * rate, output_tokens=100.0 * rate),
+            fleet=workers,
+            limits=limits,
+            present=Counts(1, 1),
+        )
+        for rate in range(1, 120)
+    ]
+    costs = [limits.cost_of(each.counts) for each in found]
+    assert {each.feasible for each in found} == {True, False}
+    assert costs == sorted(costs)
+
+
 def test_equally_cheap_sizes_keep_what_is_there() -> None:
     """Noise mustn't trade one pool for the other."""
     workers = fleet(deflection=True, whole=True, input_tokens=1000, output_tokens=200)
