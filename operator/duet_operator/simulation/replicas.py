@@ -5,7 +5,7 @@ Invariant: both come from the one performance model; where they differ, the diff
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from duet_engine.perf.catalog import MAX_RUNNING_REQUESTS, chunked_prefill_tokens
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duet_engine.perf.efficiencies import Calibrated
+    from duet_engine.perf.hardware import Gpu
     from duet_engine.perf.interface import FloatArray, StepTimes
 
 GIB = 1024**3
@@ -34,9 +35,12 @@ class Hardware:
     model: str
     gpu: str
     ranks: int = 1
+    mps_percent: int = 100
+    """Share of each GPU, of which others use the rest."""
 
     def __str__(self) -> str:
-        return f"{self.ranks} x {self.gpu}" if self.ranks > 1 else self.gpu
+        gpu = self.gpu if self.mps_percent == 100 else f"{self.mps_percent} % of {self.gpu}"
+        return f"{self.ranks} x {gpu}" if self.ranks > 1 else gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ def replica(hardware: Hardware, knowledge: Knowledge) -> Replica:
         ValueError: for a model or GPU that isn't known, or weights that don't fit.
         OSError: when a config.json can't be read.
     """
-    gpu, shape = find_gpu(hardware.gpu), find_shape(hardware.model)
+    gpu, shape = _part(find_gpu(hardware.gpu), hardware.mps_percent), find_shape(hardware.model)
     roofline = Roofline(
         shape,
         gpu,
@@ -106,7 +110,16 @@ def replica(hardware: Hardware, knowledge: Knowledge) -> Replica:
             f"{hardware.ranks} x {gpu.name} ({gpu.memory_bytes / GIB:.0f} GiB each); take a larger GPU, more tensor "
             "parallelism or a smaller model"
         )
-    return Replica(Hardware(hardware.model, gpu.name, hardware.ranks), roofline)
+    return Replica(replace(hardware, gpu=gpu.name), roofline)
+
+
+def _part(gpu: Gpu, mps_percent: int) -> Gpu:
+    """An MPS share beside others as busy: of memory and bandwidth, which MPS doesn't divide, it gets as much."""
+    if mps_percent == 100:
+        return gpu
+    fair = mps_percent / 100
+    part = gpu.with_mps(mps_percent, memory_bytes=fair * gpu.memory_bytes)
+    return replace(part, memory_bytes_per_second=fair * gpu.memory_bytes_per_second)
 
 
 def shape_room(context_length: int) -> int:

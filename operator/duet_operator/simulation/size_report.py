@@ -75,8 +75,8 @@ def print_report(console: Console, report: Report) -> None:
         console.print(_trials(report))
     console.print(_questions(report))
     console.print(
-        "By the sizing law of the live planner, not simulated. GPUs of a MIG row are slices. A red objective is "
-        "missed by a request alone. Basis: the weakest of the step times that the row uses.",
+        "By the sizing law of the live planner, not simulated. GPUs of a MIG or MPS row are shares. A red "
+        "objective is missed by a request alone. Basis: the weakest of the step times that the row uses.",
         style="dim",
     )
 

@@ -1,4 +1,5 @@
-"""The what-if table: the same load more and less, other objectives, other GPUs and slices, other tensor parallelism.
+"""The what-if table: the same load more and less, other objectives, other GPUs, MIG slices and MPS
+shares, other tensor parallelism.
 
 Invariant: every row is the sizing law's answer to a study that differs in the one thing that it names; combinations
 that can't run (weights that don't fit, heads that don't divide) are left out, not guessed.
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 LOAD_FACTORS = (0.5, 0.8, 1.2, 1.5, 2.0)
 OBJECTIVE_FACTORS = (0.5, 2.0)
 RANKS = (1, 2, 4, 8)
+MPS_PERCENTS = (50, 25)
+"""As many workers as there is room for share a GPU evenly."""
 NO_GPU = "cpu"
 """The entry for machines without one."""
 WHOLE_SLICE = "7g"
@@ -63,7 +66,7 @@ def _objectives(study: Study, summary: LoadSummary) -> Iterator[Row]:
 
 
 def _hardwares(study: Study, summary: LoadSummary, knowledge: Knowledge) -> Iterator[Row]:
-    """Each GPU and slice with the fewest ranks that fit, then the present GPU with others."""
+    """Each GPU and slice with the fewest ranks that fit, then shares of the present GPU, then others of it together."""
     own = study.decode.hardware
     for name, gpu in gpus().items():
         if name == own.gpu or gpu.architecture == NO_GPU or (gpu.mig and f"-{WHOLE_SLICE}." in name):
@@ -72,15 +75,21 @@ def _hardwares(study: Study, summary: LoadSummary, knowledge: Knowledge) -> Iter
         found = next((each for each in fitting if each is not None), None)
         if found is not None:
             yield Row("GPU", str(found.hardware), answer(_on(study, found), summary))
+    if gpus()[own.gpu].mig:
+        return
+    for percent in MPS_PERCENTS:
+        found = _made(own.model, own.gpu, own.ranks, knowledge, mps_percent=percent)
+        if found is not None:
+            yield Row("MPS", str(found.hardware), answer(_on(study, found), summary))
     for ranks in RANKS:
-        found = None if ranks == own.ranks or gpus()[own.gpu].mig else _made(own.model, own.gpu, ranks, knowledge)
+        found = None if ranks == own.ranks else _made(own.model, own.gpu, ranks, knowledge)
         if found is not None:
             yield Row("TP", str(found.hardware), answer(_on(study, found), summary))
 
 
-def _made(model: str, gpu: str, ranks: int, knowledge: Knowledge) -> Replica | None:
+def _made(model: str, gpu: str, ranks: int, knowledge: Knowledge, *, mps_percent: int = 100) -> Replica | None:
     try:
-        return replica(Hardware(model, gpu, ranks), knowledge)
+        return replica(Hardware(model, gpu, ranks, mps_percent), knowledge)
     except ValueError:
         return None
 

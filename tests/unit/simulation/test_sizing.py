@@ -62,6 +62,10 @@ def test_what_if_changes_one_thing_a_row() -> None:
     assert {"h100-sxm", "h200-sxm", "b200-sxm", "l40s", "mi300x", "h100-3g.40gb"} <= gpus.keys()
     assert not {"a100-sxm", "cpu", "4 x cpu"} & gpus.keys()
     assert gpus["l40s"].basis in ("data-sheet", "assumed")
+    shares = {row.what: row.answer for row in found if row.group == "MPS"}
+    assert shares.keys() == {"50 % of a100-sxm", "25 % of a100-sxm"}
+    assert shares["25 % of a100-sxm"].gpus >= shares["50 % of a100-sxm"].gpus > found[0].answer.gpus
+    assert all(each.basis in ("data-sheet", "assumed") for each in shares.values())
     assert {row.what for row in found if row.group == "TP"} == {"2 x a100-sxm", "4 x a100-sxm", "8 x a100-sxm"}
 
 
