@@ -70,65 +70,80 @@ class Gateway:
         self._demand = Demand()
         self._credentials = _credentials(settings)
         self._knobs = KnobPusher(session, self._live_now, credentials=self._credentials)
-        processes = settings.membership.count
         self._gate = Gate(
-            plan=self._plan, live=self._live_now, demand=self._demand, workers=self.workers, processes=processes
-        )
-        self._dispatcher = Dispatcher(
-            self.workers,
+            plan=self._plan,
             live=self._live_now,
-            limits=settings.limits,
-            window_seconds=self._window_seconds,
-            gate=self._gate.current,
-            processes=processes,
+            demand=self._demand,
+            workers=self.workers,
+            processes=settings.membership.count,
         )
-        self._gate.waiting = self._dispatcher.waiting_by_class
+        self._dispatcher = self._made_dispatcher()
         self._upstream = Upstream(
             limits=settings.limits,
             gateway_id=instance_id,
             changed=self._dispatcher.wake,
             credentials=self._credentials,
         )
-        tokens = TokenEstimator()
+        self._tokens = TokenEstimator()
         self._tracer = tracer(session, os.environ, instance=instance_id)
         callers, self._tls = _callers(settings, self._live_now), _tls(settings)
-        self._inference = Inference(
-            Relay(self._upstream, self._dispatcher, settings.limits),
-            callers=callers,
-            demand=self._demand,
-            tokens=tokens,
-            lag=self._lag,
-            limits=settings.limits,
-            live=self._live_now,
-            tracer=self._tracer,
-        )
-        public = PublicServer(
-            self._inference, callers=callers, live=self._live_now, unready_reason=self._unready_reason
-        )
-        self._listener = Listener(
-            public.handle, check=public.check, limits=settings.limits, draining=lambda: self._draining
-        )
-        reporter = Reporter(
-            name=settings.name,
-            instance_id=instance_id,
-            demand=self._demand,
-            dispatcher=self._dispatcher,
-            workers=self.workers,
-            lag=self._lag,
-            tokens=tokens,
-            inference=self._inference,
-            accept_waits=self._listener.accept_waits,
-            live=self._live_now,
-        )
+        self._inference = self._made_inference(callers)
+        self._listener = self._made_listener(callers)
         self._group = Group(
             settings.membership,
             instance_id=instance_id,
-            own_report=reporter.report,
+            own_report=self._made_reporter(instance_id).report,
             plan=self._plan,
             unready_reason=self._unready_reason,
         )
         self._admin = AdminServer(self._group, plan=self._plan, trust_file=settings.trust_file)
         self._admin_runner: web.AppRunner | None = None
+
+    def _made_dispatcher(self) -> Dispatcher:
+        dispatcher = Dispatcher(
+            self.workers,
+            live=self._live_now,
+            limits=self._settings.limits,
+            window_seconds=self._window_seconds,
+            gate=self._gate.current,
+            processes=self._settings.membership.count,
+        )
+        self._gate.waiting = dispatcher.waiting_by_class
+        return dispatcher
+
+    def _made_inference(self, callers: Callers) -> Inference:
+        limits = self._settings.limits
+        return Inference(
+            Relay(self._upstream, self._dispatcher, limits),
+            callers=callers,
+            demand=self._demand,
+            tokens=self._tokens,
+            lag=self._lag,
+            limits=limits,
+            live=self._live_now,
+            tracer=self._tracer,
+        )
+
+    def _made_listener(self, callers: Callers) -> Listener:
+        public = PublicServer(
+            self._inference, callers=callers, live=self._live_now, unready_reason=self._unready_reason
+        )
+        limits = self._settings.limits
+        return Listener(public.handle, check=public.check, limits=limits, draining=lambda: self._draining)
+
+    def _made_reporter(self, instance_id: str) -> Reporter:
+        return Reporter(
+            name=self._settings.name,
+            instance_id=instance_id,
+            demand=self._demand,
+            dispatcher=self._dispatcher,
+            workers=self.workers,
+            lag=self._lag,
+            tokens=self._tokens,
+            inference=self._inference,
+            accept_waits=self._listener.accept_waits,
+            live=self._live_now,
+        )
 
     async def start(
         self, discovery: Discovery, objects: AsyncIterator[Mapping[str, dict[str, Any]]] | None = None

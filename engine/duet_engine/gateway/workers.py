@@ -197,24 +197,19 @@ class Worker:
             )
         done_at, unconfirmed_seconds, queued_tokens = self._ahead
         ahead_seconds = (done_at - now if done_at > now else 0.0) + unconfirmed_seconds
-        view = self._prefill_view
-        if view is not None:
-            if (
-                view.ahead_seconds != ahead_seconds
-            ):  # nobody keeps it beyond a pass, and a new one takes ten times as long
-                object.__setattr__(view, "ahead_seconds", ahead_seconds)
-        else:
+        if self._prefill_view is None:
             assert self.profile and self.steps
-            view = self._prefill_view = PrefillWorker(
+            self._prefill_view = PrefillWorker(
                 key=self.key,
                 revision=self.revision,
                 steps=self.steps,
                 chunk_tokens=self.profile.chunked_prefill_tokens,
-                ahead_seconds=ahead_seconds,
                 queued_tokens=queued_tokens,
                 dispatches=self._sequence,
             )
-        return view
+        # In place: nobody keeps a view of a prefill worker beyond a pass, and a new one takes ten times as long.
+        object.__setattr__(self._prefill_view, "ahead_seconds", ahead_seconds)
+        return self._prefill_view
 
     def decode_view(self) -> DecodeWorker:
         """As a decode or unified worker; only for usable ones."""
