@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 from tests.support.bench_rows import Row, row
+from tests.support.sglang_scheduler import play_all
 from tests.support.sglang_servers import SglangServer, Wanted, ask, generate, get, post, running_servers
-
-from duet_engine.protocol import WorkerState
-from duet_engine.step_log import StepLogEntry, read_step_log
 
 pytestmark = [pytest.mark.engine, pytest.mark.engine_full, pytest.mark.slow, pytest.mark.timeout(900)]
 ROUNDS, REQUESTS, AT_ONCE = 5, 64, 16
@@ -25,7 +23,7 @@ OPTIONS = (
     *("--enable-mixed-chunk", "--chunked-prefill-size", "512"),
     *("--max-total-tokens", "65536", "--num-reserved-decode-tokens", "64"),
 )
-ENDLESS = {"generation": 1, "itl_milliseconds": 600_000, "chunk_candidates_tokens": [512, 256, 128]}
+ALL_THE_TIME = {"itl_milliseconds": 600_000, "chunk_candidates_tokens": [512, 256, 128]}
 """With all the time in the world every chunk is as large as an ordinary server's."""
 EQUAL_FLAGS = (
     *("chunked_prefill_size", "enable_mixed_chunk", "disable_radix_cache", "max_prefill_tokens", "page_size"),
@@ -41,13 +39,11 @@ def servers(engine_logs: Path) -> Iterator[dict[str, SglangServer]]:
     logs = engine_logs / "null"
     logs.mkdir()
     wanted = {
-        name: Wanted(
-            role, OPTIONS, environment={"DUET_STEP_LOG": f"{logs}/{name}.steps", "DUET_DEFLECTED_REQUESTS_LIMIT": "512"}
-        )
+        name: Wanted(role, OPTIONS, environment={"DUET_DEFLECTED_REQUESTS_LIMIT": "512"})
         for name, role in (("null", "unified"), ("decode", "decode"))
     }
     with running_servers(logs, wanted) as started:
-        assert ask(started["decode"], "PUT", "/duet/knobs", ENDLESS)[0] == 200
+        assert ask(started["decode"], "PUT", "/duet/knobs", {"generation": 1, **ALL_THE_TIME})[0] == 200
         yield started
 
 
@@ -62,53 +58,25 @@ def answer(server: SglangServer, one: tuple[list[int], int]) -> Any:
     return generate(server, one[0], tokens=one[1], **fields)["output_ids"]
 
 
-def until_queued(server: SglangServer, count: int) -> None:
-    deadline = time.monotonic() + 30
-    while (work := WorkerState.read(get(server, "/duet/state")[1]).work).total < count or work.running:
-        assert time.monotonic() < deadline, f"{count} requests should wait: {work}"
-        time.sleep(0.01)
-
-
-def steps_of(server: SglangServer, logs: Path, name: str, wanted: list[tuple[list[int], int]]) -> list[StepLogEntry]:
-    """The steps of requests that all wait, in this order, before the first of them runs."""
-    post(server, "/flush_cache")
-    log = logs / f"{name}.steps"
-    before = len(log.read_text().splitlines())
-    post(server, "/pause_generation", {"mode": "in_place"})
-    with ThreadPoolExecutor(len(wanted)) as pool:
-        answers = []
-        for count, one in enumerate(wanted, 1):
-            answers.append(pool.submit(answer, server, one))
-            until_queued(server, count)
-        post(server, "/continue_generation")
-        for each in answers:
-            each.result()
-    until_queued(server, 0)
-    time.sleep(0.2)  # an idle scheduler writes what it still has
-    head, *lines = log.read_text().splitlines()
-    return list(read_step_log([head, *lines[before - 1 :]], name=name)[1])
-
-
 def test_a_decode_worker_has_what_an_ordinary_server_has(servers: dict[str, SglangServer]) -> None:
     null, decode = (json.loads(get(servers[name], "/server_info")[1]) for name in ("null", "decode"))
     assert {flag: decode[flag] for flag in EQUAL_FLAGS} == {flag: null[flag] for flag in EQUAL_FLAGS}
 
 
-def test_requests_that_all_wait_are_run_in_the_same_steps(
-    servers: dict[str, SglangServer], engine_logs: Path, figures: list[Row]
-) -> None:
-    wanted = asked(40)
+def test_requests_that_all_wait_are_run_in_the_same_steps(engine_logs: Path, figures: list[Row]) -> None:
+    """On schedulers without HTTP before them, where all of a pause's requests arrive before the first of them runs."""
+    wanted = [
+        {"rid": f"queued-{place:02d}", "ids": ids, "tokens": tokens} for place, (ids, tokens) in enumerate(asked(40))
+    ]
+    scenario = {"queued": [{"pause": "in_place"}, {"submit": wanted}, {"turns": 3, "continue": True}]}
+    options = ("--enable-mixed-chunk", "--max-total-tokens", "65536")
     null, decode = (
-        [
-            (step.kind, step.decode_rows, step.decode_context_tokens, step.prefill_rows, step.prefill_tokens)
-            for step in steps_of(servers[name], engine_logs / "null", name, wanted)
-        ]
-        for name in ("null", "decode")
+        play_all(scenario, *options, mode=mode, knobs=ALL_THE_TIME)["queued"]["steps"] for mode in ("plain", "decode")
     )
     same = sum(mine == theirs for mine, theirs in zip(decode, null, strict=False))
     figures.append(row("steps equal, all deflected, 40 requests queued", same, "steps", "null mode", len(null)))
     assert decode == null
-    assert len({kind for kind, *_ in null}) == 3, "no mixture"
+    assert {kind for kind, *_ in null} == {"EXTEND", "MIXED", "DECODE"}
 
 
 def test_throughput_is_an_ordinary_servers(servers: dict[str, SglangServer], figures: list[Row]) -> None:
