@@ -46,7 +46,7 @@ SECTIONS = (
         ("steps equal", "throughput"),
         "A decode worker that prefills everything itself, beside an ordinary server with equal flags in "
         "`/server_info`. Steps: all requests wait before the first one runs. Throughput: 64 requests, 16 at a time, on "
-        "each in turn.",
+        "each in turn, from an empty cache; single rounds show what else these cores had to do.",
     ),
     Section(
         "What residents feel of a long prompt",
@@ -57,8 +57,8 @@ SECTIONS = (
     Section(
         "What the hooks cost",
         ("all hooks", "hooks of the frame"),
-        "CPU time of the scheduler's thread in Duet's hooks, step by step on a real server, less what SGLang's own "
-        "functions inside take. [What each part takes with warm caches](plugin.md).",
+        "Time in Duet's hooks, step by step in the scheduler of a real server, less what SGLang's own functions inside "
+        "take. [What each part takes with warm caches](plugin.md).",
     ),
     Section(
         "Soak",
@@ -66,7 +66,8 @@ SECTIONS = (
         "Six callers of transferred and deflected requests; one in ten leaves, one in ten aborts. Workers are drained, "
         "settings change, and in the middle the prefill worker is killed and another one comes. Requests that failed "
         "were transfers, with SGLang's reason: after a broken one a prefill worker takes the decode worker for dead "
-        "until a probe of its own reaches it.",
+        "until a probe of its own reaches it: after 30 s in the run of 20 minutes, after half a second since. KV and "
+        "memory are looked at when all is over.",
     ),
 )
 
