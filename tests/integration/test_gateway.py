@@ -1,4 +1,4 @@
-"""The gateway before simulated engines: routes, streams, retries, cancellation, as clients see them."""
+"""The gateway before simulated engines: routes, streams, holding, cancellation, as clients see them."""
 
 import asyncio
 import io
@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.support.fleet import (
+    LONG_PROMPT,
     MODEL,
     EngineProcess,
     Fleet,
@@ -19,14 +20,13 @@ from tests.support.fleet import (
     all_usable,
     ask,
     completion,
+    default_class,
     demand,
     eventually,
     fleet,
     get_json,
+    work_of,
 )
-
-LONG_PROMPT = [7] * 12_000
-"""About 0.9 s of prefill on the simulated slice."""
 
 
 @pytest.fixture
@@ -61,16 +61,6 @@ def started_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 async def pair(started_pair: Pair, session: aiohttp.ClientSession) -> Pair:
     await all_usable(session, started_pair.gateway, 2)
     return started_pair
-
-
-async def work_of(session: aiohttp.ClientSession, engine: EngineProcess) -> int:
-    state = await get_json(session, engine.url + "/duet/state")
-    return sum(state["work"].values())
-
-
-async def default_class(session: aiohttp.ClientSession, gateway: GatewayProcess) -> dict[str, Any]:
-    found: dict[str, Any] = (await demand(session, gateway))["classes"][0]
-    return found
 
 
 def without_identity(answer_events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -171,106 +161,6 @@ async def test_deflection_off_means_the_prefill_pool_or_nothing(
         assert response.status == 503 and int(response.headers["Retry-After"]) > 0
     assert "no prefill worker is ready" in refusal["error"]["message"]
     assert (await default_class(session, gateway))["missed_total"] == {"gate": 1}
-
-
-async def test_a_refusal_is_retried_elsewhere(processes: Fleet, session: aiohttp.ClientSession) -> None:
-    """The engines take one deflected prompt at a time, which no state shows."""
-    engines = [processes.engine("decode", "--max-deflected-requests", "1") for _ in range(2)]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 2)
-    answers = await asyncio.gather(*(ask(session, gateway.url, completion(3, prompt=[1] * 800)) for _ in range(6)))
-    assert all(answer.whole for answer in answers)
-    async with session.get(gateway.admin + "/metrics") as response:
-        assert 'duet_gateway_retries_total{reason="refused-queue-full"}' in await response.text()
-    counted = await default_class(session, gateway)
-    assert (counted["completed_total"], counted["failed_total"]) == (6, 0)
-
-
-async def test_a_worker_that_falls_silent_before_the_first_token_loses_its_request_to_another(
-    processes: Fleet, session: aiohttp.ClientSession
-) -> None:
-    engines = [processes.engine("decode"), processes.engine("decode")]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 2)
-    engines[0].stop()
-    answers = await asyncio.gather(*(ask(session, gateway.url, completion(3)) for _ in range(4)))
-    assert all(answer.whole for answer in answers)
-    assert {answer.route.split()[0] for answer in answers} == {f"deflected={engines[1].name}"}
-
-
-async def test_draining_one_decode_worker_under_load_fails_nothing(
-    processes: Fleet, session: aiohttp.ClientSession
-) -> None:
-    engines = [processes.engine("prefill"), processes.engine("decode"), processes.engine("decode")]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 3)
-    tasks = []
-    for index in range(80):
-        tasks.append(asyncio.create_task(ask(session, gateway.url, completion(30, prompt=[index] * 200))))
-        if index == 30:
-            drain = {"lease_seconds": 30}
-            async with session.put(engines[1].url + "/duet/drain", json=drain) as response:
-                assert response.status == 200
-        await asyncio.sleep(0.02)
-    answers = await asyncio.gather(*tasks)
-    assert [answer for answer in answers if not answer.whole] == []
-    assert any(engines[1].name in answer.route for answer in answers[:30])
-    assert not any(engines[1].name in answer.route for answer in answers[50:])
-    assert await work_of(session, engines[1]) == 0
-
-
-async def test_a_prefill_worker_that_dies_before_the_first_token_costs_no_request(
-    processes: Fleet, session: aiohttp.ClientSession
-) -> None:
-    engines = [processes.engine("prefill"), processes.engine("prefill"), processes.engine("decode")]
-    gateway = processes.gateway(engines, config={"deflection": {"mode": "Off"}})
-    await all_usable(session, gateway, 3)
-    tasks = [asyncio.create_task(ask(session, gateway.url, completion(5, prompt=LONG_PROMPT))) for _ in range(2)]
-    await eventually(lambda: busy(session, engines[:2]), "both prefill workers to be at work")
-    engines[0].kill()
-    answers = await asyncio.gather(*tasks)
-    assert all(answer.whole for answer in answers)
-    assert {answer.route for answer in answers} == {f"prefill={engines[1].name} decode={engines[2].name}"}
-    assert await work_of(session, engines[2]) == 0
-
-
-async def busy(session: aiohttp.ClientSession, engines: list[EngineProcess]) -> bool:
-    states = [await get_json(session, engine.url + "/duet/state") for engine in engines]
-    return all(state["step"] != "idle" for state in states)
-
-
-async def test_the_only_prefill_worker_dies_and_its_request_is_deflected(
-    processes: Fleet, session: aiohttp.ClientSession
-) -> None:
-    engines = [processes.engine("prefill"), processes.engine("decode")]
-    gateway = processes.gateway(engines, config={"slo": {"ttftMilliseconds": 8000}})
-    await all_usable(session, gateway, 2)
-    task = asyncio.create_task(ask(session, gateway.url, completion(5, prompt=LONG_PROMPT)))
-    await eventually(lambda: busy(session, engines[:1]), "the prefill worker to be at work")
-    engines[0].kill()
-    answer = await task
-    assert answer.whole
-    assert answer.route == f"deflected={engines[1].name} reason=no-prefill-worker"
-
-
-async def test_a_decode_worker_that_dies_after_the_first_token_ends_in_an_error_event(
-    processes: Fleet, session: aiohttp.ClientSession
-) -> None:
-    engines = [processes.engine("prefill"), processes.engine("decode")]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 2)
-    seen = b""
-    async with session.post(gateway.url + "/v1/completions", json=completion(2000)) as response:
-        async for chunk in response.content.iter_any():
-            if not seen:
-                engines[1].kill()
-            seen += chunk
-    events = seen.split(b"\n\n")
-    assert events[-1] == b""
-    last = json.loads(events[-2].removeprefix(b"data: "))
-    assert last["error"]["code"] == 502 and engines[1].name in last["error"]["message"]
-    counted = await default_class(session, gateway)
-    assert (counted["failed_total"], counted["missed_total"]) == (1, {"engine": 1})
 
 
 @pytest.mark.parametrize("prompt", [[5] * 20, LONG_PROMPT], ids=["while it streams", "before the first token"])
@@ -416,25 +306,6 @@ async def test_client_fields_that_steer_engines_are_stripped(pair: Pair, session
     assert len(answer.events[0]["id"]) == 32
     state = await get_json(session, pair.decode.url + "/duet/state")
     assert "me" not in state["accepted"]
-
-
-async def test_a_worker_that_fails_requests_is_ejected_and_comes_back(
-    processes: Fleet, session: aiohttp.ClientSession
-) -> None:
-    engines = [processes.engine("decode", name="ill"), processes.engine("decode", name="well")]
-    gateway = processes.gateway(engines)
-    await all_usable(session, gateway, 2)
-    async with session.post(engines[0].url + "/simulate/faults", json={"fail_next_requests": 3}):
-        pass
-    answers = [await ask(session, gateway.url, completion(2)) for _ in range(12)]
-    assert all(answer.whole for answer in answers)
-    ill = next(worker for worker in (await demand(session, gateway))["workers"] if worker["worker"] == "ill")
-    assert ill["errors_total"] == 3
-
-    async def back() -> bool:
-        return (await ask(session, gateway.url, completion(2))).route.startswith("deflected=ill")
-
-    await eventually(back, "the ejected worker to get requests again")
 
 
 async def test_rolling_the_gateway_finishes_what_it_accepted(processes: Fleet, session: aiohttp.ClientSession) -> None:

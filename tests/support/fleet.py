@@ -26,6 +26,8 @@ from duet_dev.controlplane import free_ports
 
 MODEL = "Qwen/Qwen3-0.6B"
 GPU = "h100-1g.10gb"
+LONG_PROMPT = [7] * 12_000
+"""About 0.9 s of prefill on the simulated slice."""
 LISTENS = re.compile(r"listens on 127\.0\.0\.1:(\d+), bootstrap port (\d+)")
 PATIENCE_SECONDS = 30.0
 
@@ -207,6 +209,16 @@ async def get_json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
 
 async def demand(session: aiohttp.ClientSession, gateway: GatewayProcess) -> dict[str, Any]:
     return await get_json(session, gateway.admin + "/duet/demand")
+
+
+async def default_class(session: aiohttp.ClientSession, gateway: GatewayProcess) -> dict[str, Any]:
+    found: dict[str, Any] = (await demand(session, gateway))["classes"][0]
+    return found
+
+
+async def work_of(session: aiohttp.ClientSession, engine: EngineProcess) -> int:
+    state = await get_json(session, engine.url + "/duet/state")
+    return sum(state["work"].values())
 
 
 async def all_usable(session: aiohttp.ClientSession, gateway: GatewayProcess, count: int) -> None:
