@@ -58,7 +58,7 @@ SECTIONS = (
         "What the hooks cost",
         ("all hooks", "hooks of the frame"),
         "Time in Duet's hooks, step by step in the scheduler of a real server, less what SGLang's own functions inside "
-        "take. [What each part takes with warm caches](plugin.md).",
+        "take. It is more than the limit. With warm caches the frame's part takes [a few microseconds](plugin.md).",
     ),
     Section(
         "Soak",
