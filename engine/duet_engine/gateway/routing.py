@@ -8,6 +8,7 @@ holds an assignment must release it; a cancelled wait leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable
@@ -248,9 +249,8 @@ class Dispatcher:
     def _expect_prefix(self, worker: Worker, waiter: _Waiter) -> None:
         """What it computes now it will likely hold."""
         blocks = waiter.request.prefix_blocks
-        assert worker.profile is not None
-        room_blocks = worker.profile.kv_capacity_tokens * len(blocks) / max(waiter.prompt.tokens, 1)
-        self._prefixes.add(worker.key, blocks, room_blocks=room_blocks)
+        room_blocks = worker.kv_capacity_tokens * len(blocks) / max(waiter.prompt.tokens, 1)
+        self._prefixes.add(worker.key, blocks, room_blocks=room_blocks or math.inf)
 
     def _expire(self, fleet: Fleet, now: float, *, head_reason: HoldReason | None) -> None:
         """`head_reason` is the pass's own, when it had one."""

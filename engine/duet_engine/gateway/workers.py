@@ -63,6 +63,12 @@ class Worker:
         return self.member.revision or (self.state.revision if self.state else "")
 
     @property
+    def kv_capacity_tokens(self) -> int:
+        """As the running engine says, else as planned; 0 when neither is known."""
+        said = self.state.kv_capacity_tokens if self.state else 0
+        return said or (self.profile.kv_capacity_tokens if self.profile else 0)
+
+    @property
     def dispatches(self) -> int:
         """How many it has been sent."""
         return self._sequence
@@ -224,7 +230,7 @@ class Worker:
         local = [work for work in unconfirmed if work.local]
         arriving = state.work.decode_prealloc + state.work.decode_transfer
         requests = state.decode_requests + arriving
-        capacity_tokens = state.kv_capacity_tokens or self.profile.kv_capacity_tokens
+        capacity_tokens = self.kv_capacity_tokens
         claimed_tokens = sum(work.prompt_tokens + work.output_reserve_tokens for work in unconfirmed)
         unified = self.member.role is Role.UNIFIED
         return DecodeWorker(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 BLOCK_BYTES = 512
 """About a hundred tokens of text: what is shared behind the last whole block is too short to matter."""
 MOST_BLOCKS = 200_000
-"""About 20 million tokens, in 30 MB."""
+"""About 20 million tokens, in 40 MB."""
 AGES = 4
 """In so many parts of its room a worker's blocks are told apart by when they were used."""
 

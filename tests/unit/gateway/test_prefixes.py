@@ -49,7 +49,7 @@ def test_prompts_that_begin_alike_share_blocks(first: ClientRequest, second: Cli
     assert any(alike) is shared
 
 
-def worker_set(*, keeps_prefixes: bool) -> Workers:
+def worker_set(*, keeps_prefixes: bool, kv_capacity_tokens: int = 400_000) -> Workers:
     workers = Workers("g")
     roles = {"p0": Role.PREFILL, "p1": Role.PREFILL, "p2": Role.PREFILL, "d": Role.DECODE}
     come, _ = workers.update(
@@ -57,7 +57,7 @@ def worker_set(*, keeps_prefixes: bool) -> Workers:
     )
     for worker in come:
         role = worker.member.role
-        profile = documents.profile(role=role)
+        profile = documents.profile(role=role, kv_capacity_tokens=kv_capacity_tokens)
         worker.describe(
             WorkerInfo(worker=worker.name, role=role, profile=profile, prefix_cache=keeps_prefixes and role != "decode")
         )
@@ -91,6 +91,16 @@ async def test_a_conversation_stays_with_its_worker_until_that_is_gone() -> None
     dispatcher.forget(first.prefill)
     cold = await assigned(dispatcher, turn("hello ", "again "))
     assert cold.prefill is not first.prefill
+
+
+async def test_a_prefix_that_later_prompts_have_pushed_out_is_cold_again() -> None:
+    dispatcher = dispatcher_of(worker_set(keeps_prefixes=True, kv_capacity_tokens=4 * TOKENS))
+    await assigned(dispatcher, turn("hello "))
+    for number in range(24):
+        await assigned(dispatcher, turn(f"{number} is another "))
+    cold = await assigned(dispatcher, turn("hello ", "again "))
+    assert cold.prefill_work is not None
+    assert cold.prefill_work.prompt_tokens == TOKENS
 
 
 def test_an_empty_prompt_has_no_blocks() -> None:
