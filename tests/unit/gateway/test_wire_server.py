@@ -35,11 +35,11 @@ class Served:
         """Everything that is answered to these bytes until the connection closes, or falls silent."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(sent)
-        answer = b""
+        answer, patience_seconds = b"", 10.0
         try:
-            async with asyncio.timeout(0.25):
-                while piece := await reader.read(65_536):
-                    answer += piece
+            while piece := await asyncio.wait_for(reader.read(65_536), patience_seconds):
+                answer += piece
+                patience_seconds = 0.25
         except (TimeoutError, ConnectionError):
             pass
         writer.close()
