@@ -75,7 +75,7 @@ class EngineClient:
         except TimeoutError as error:
             raise EngineError(f"{pod.name}: no answer in {self._timeout.total:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise EngineError(f"{pod.name}: unreachable: {error or type(error).__name__}") from error
+            raise EngineError(f"{pod.name}: unreachable: {str(error) or type(error).__name__}") from error
         if response.status != HTTPStatus.OK:
             raise EngineError(f"{pod.name}: {method} {path} answered {response.status}: {content[:200]!r}")
         return content

@@ -68,7 +68,7 @@ class LeaseGate:
             async with asyncio.timeout(self._lease_seconds / 3):
                 self._written = await self._take(started, known or await self._store.read())
         except Exception as error:
-            logger.warning("the Lease wasn't renewed: %s", error or type(error).__name__)
+            logger.warning("the Lease wasn't renewed: %s", str(error) or type(error).__name__)
         if self._written is not None:
             self._deadline = started + self._lease_seconds * 2 / 3
             self.held.set()

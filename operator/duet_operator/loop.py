@@ -224,7 +224,7 @@ class ControlLoop:
         except LeaseLostError:
             raise
         except (ClusterError, TimeoutError) as error:
-            logger.warning("%s: pass failed: %s", controller.key, error or type(error).__name__)
+            logger.warning("%s: pass failed: %s", controller.key, str(error) or type(error).__name__)
         except Exception:
             # Anything else is a defect here, and no other object may suffer from it.
             logger.exception("%s: pass failed for the %d. time", controller.key, failures + 1)

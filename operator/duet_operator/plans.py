@@ -106,4 +106,4 @@ class PlanPusher:
                         "%s/%s took no plan: it answered %d: %s", pod.namespace, pod.name, response.status, told
                     )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            logger.info("%s/%s took no plan: %s", pod.namespace, pod.name, error or type(error).__name__)
+            logger.info("%s/%s took no plan: %s", pod.namespace, pod.name, str(error) or type(error).__name__)

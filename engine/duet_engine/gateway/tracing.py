@@ -89,7 +89,9 @@ class Tracer:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.dropped_total += len(spans)
             if not self._complained:
-                log.warning("%d spans could not be sent to %s: %s", len(spans), self._url, error or type(error))
+                log.warning(
+                    "%d spans could not be sent to %s: %s", len(spans), self._url, str(error) or type(error).__name__
+                )
                 self._complained = True
 
     def _span(

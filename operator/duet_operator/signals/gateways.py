@@ -59,7 +59,7 @@ class GatewayReader:
         except TimeoutError:
             return f"no answer in {self._timeout.total:g} s"
         except (aiohttp.ClientError, OSError) as error:
-            return f"unreachable: {error or type(error).__name__}"
+            return f"unreachable: {str(error) or type(error).__name__}"
         if _NOT_FINITE.search(body):
             return "sent a number that isn't one"
         try:

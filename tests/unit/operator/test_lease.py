@@ -149,6 +149,17 @@ async def test_any_error_is_not_renewed(store: Store, clock: Clock) -> None:
         await one.run()
 
 
+async def test_a_time_out_without_words_is_named(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def slow() -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(store, "read", slow)
+    await gate(store, clock, "one").renew()
+    assert "the Lease wasn't renewed: TimeoutError" in caplog.text
+
+
 async def test_a_paused_process_may_not_write_when_it_goes_on(store: Store, clock: Clock) -> None:
     one, two = gate(store, clock, "one"), gate(store, clock, "two")
     await one.renew()
