@@ -209,8 +209,8 @@ def rows_of(seen: dict[str, Seen]) -> list[Row]:
         if other is ours:
             continue
         rows += [
-            row(f"{figure}P50 TTFT", round(live.ttft_p50, 3), "s", name, round(other.ttft_p50, 3)),
-            row(f"{figure}P95 TTFT", round(live.ttft_p95, 3), "s", name, round(other.ttft_p95, 3)),
+            row(f"{figure}P50 TTFT", round(live.ttft_p50, 4), "s", name, round(other.ttft_p50, 4)),
+            row(f"{figure}P95 TTFT", round(live.ttft_p95, 4), "s", name, round(other.ttft_p95, 4)),
             row(f"{figure}attainment", round(100 * live.attainment, 1), "%", name, round(100 * other.attainment, 1)),
         ]
     rows.append(row("deflected prompts", round(100 * ours.deflected, 1), "%"))
